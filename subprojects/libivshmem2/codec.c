@@ -1,0 +1,303 @@
+/*
+ * libivshmem2: messages to bytes and back
+ *
+ * SPDX-License-Identifier: BSD-2-Clause
+ */
+
+#include <string.h>
+#include "libivshmem2-core.h"
+
+G_DEFINE_QUARK(ivshmem2_lib_error_quark, ivshmem2_lib_error)
+
+typedef struct MsgType {
+    uint16_t type;
+    const char *name;
+    uint8_t from;               /* Ivshmem2Side */
+    uint8_t min_fds;
+    uint8_t max_fds;
+    uint16_t payload;
+} MsgType;
+
+static const MsgType msg_types[] = {
+    { IVSHMEM2_HELLO, "HELLO", IVSHMEM2_CLIENT, 0, 0, sizeof(Ivshmem2Hello) },
+    { IVSHMEM2_STATE_CHANGED, "STATE_CHANGED", IVSHMEM2_CLIENT, 0, 0, 0 },
+    { IVSHMEM2_RING, "RING", IVSHMEM2_CLIENT, 0, 0, sizeof(Ivshmem2Target) },
+    { IVSHMEM2_GET_EVENTFD, "GET_EVENTFD", IVSHMEM2_CLIENT, 0, 0,
+      sizeof(Ivshmem2Target) },
+    { IVSHMEM2_GOODBYE, "GOODBYE", IVSHMEM2_CLIENT, 0, 0, 0 },
+    { IVSHMEM2_WELCOME, "WELCOME", IVSHMEM2_SERVER, 1, 2,
+      sizeof(Ivshmem2Welcome) },
+    { IVSHMEM2_OUTPUTS, "OUTPUTS", IVSHMEM2_SERVER, 1, IVSHMEM2_MAX_FDS,
+      sizeof(Ivshmem2Outputs) },
+    { IVSHMEM2_EVENTFDS, "EVENTFDS", IVSHMEM2_SERVER, 0, IVSHMEM2_MAX_FDS,
+      sizeof(Ivshmem2Eventfds) },
+    { IVSHMEM2_READY, "READY", IVSHMEM2_SERVER, 0, 0, 0 },
+    { IVSHMEM2_ERROR, "ERROR", IVSHMEM2_SERVER, 0, 0, sizeof(Ivshmem2Error) },
+};
+
+static const MsgType *find_type(uint16_t type)
+{
+    for (size_t i = 0; i < G_N_ELEMENTS(msg_types); i++) {
+        if (msg_types[i].type == type) {
+            return &msg_types[i];
+        }
+    }
+    return NULL;
+}
+
+const char *ivshmem2_type_name(uint16_t type)
+{
+    const MsgType *t = find_type(type);
+
+    return t ? t->name : NULL;
+}
+
+size_t ivshmem2_type_size(uint16_t type)
+{
+    const MsgType *t = find_type(type);
+
+    return sizeof(Ivshmem2Header) + (t ? t->payload : 0);
+}
+
+/* The same swap serves both directions. */
+static void swap16(uint16_t *v)
+{
+    *v = GUINT16_FROM_LE(*v);
+}
+
+static void swap32(uint32_t *v)
+{
+    *v = GUINT32_FROM_LE(*v);
+}
+
+static void swap64(uint64_t *v)
+{
+    *v = GUINT64_FROM_LE(*v);
+}
+
+static void swap_header(Ivshmem2Header *hdr)
+{
+    swap16(&hdr->type);
+    swap16(&hdr->fds);
+    swap32(&hdr->size);
+}
+
+static void swap_payload(Ivshmem2Msg *msg, uint16_t type)
+{
+    switch (type) {
+    case IVSHMEM2_HELLO:
+        swap32(&msg->hello.magic);
+        swap16(&msg->hello.version_min);
+        swap16(&msg->hello.version_max);
+        swap32(&msg->hello.features);
+        swap32(&msg->hello.vectors);
+        swap32(&msg->hello.id);
+        swap32(&msg->hello.reserved);
+        break;
+    case IVSHMEM2_WELCOME:
+        swap16(&msg->welcome.version);
+        swap16(&msg->welcome.protocol);
+        swap32(&msg->welcome.features);
+        swap32(&msg->welcome.vectors);
+        swap32(&msg->welcome.id);
+        swap32(&msg->welcome.max_peers);
+        swap32(&msg->welcome.page_size);
+        swap32(&msg->welcome.state_table_size);
+        swap32(&msg->welcome.reserved);
+        swap64(&msg->welcome.rw_size);
+        swap64(&msg->welcome.output_size);
+        break;
+    case IVSHMEM2_OUTPUTS:
+        swap32(&msg->outputs.first);
+        swap32(&msg->outputs.reserved);
+        break;
+    case IVSHMEM2_EVENTFDS:
+        swap32(&msg->eventfds.id);
+        swap32(&msg->eventfds.first);
+        break;
+    case IVSHMEM2_RING:
+    case IVSHMEM2_GET_EVENTFD:
+        swap32(&msg->target.id);
+        swap32(&msg->target.vector);
+        break;
+    case IVSHMEM2_ERROR:
+        swap32(&msg->error.code);
+        swap32(&msg->error.reserved);
+        break;
+    }
+}
+
+size_t ivshmem2_msg_encode(Ivshmem2Msg *msg)
+{
+    size_t size = ivshmem2_type_size(msg->hdr.type);
+
+    msg->hdr.size = size;
+    swap_payload(msg, msg->hdr.type);
+    swap_header(&msg->hdr);
+    return size;
+}
+
+void ivshmem2_set_text(char *dst, size_t size, const char *src)
+{
+    size_t i;
+
+    memset(dst, 0, size);
+    for (i = 0; i < size - 1 && src[i]; i++) {
+        dst[i] = g_ascii_isprint(src[i]) ? src[i] : '?';
+    }
+}
+
+void ivshmem2_decoder_init(Ivshmem2Decoder *d, Ivshmem2Side from)
+{
+    memset(d, 0, sizeof(*d));
+    d->from = from;
+}
+
+size_t ivshmem2_decoder_wants(const Ivshmem2Decoder *d)
+{
+    if (d->have < sizeof(d->msg.hdr)) {
+        return sizeof(d->msg.hdr) - d->have;
+    }
+    return d->msg.hdr.size - d->have;
+}
+
+bool ivshmem2_decoder_complete(const Ivshmem2Decoder *d)
+{
+    return d->have >= sizeof(d->msg.hdr) && d->have == d->msg.hdr.size;
+}
+
+static bool check_header(Ivshmem2Decoder *d, GError **error)
+{
+    const Ivshmem2Header *hdr = &d->msg.hdr;
+    const MsgType *t = find_type(hdr->type);
+    const char *who = d->from == IVSHMEM2_SERVER ? "server" : "client";
+
+    if (!t) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+                    "%s sent a message of unknown type 0x%x, "
+                    "is it an ivshmem2 %s?", who, hdr->type, who);
+        return false;
+    }
+    if (t->from != d->from) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+                    "%s sent %s, which is not its to send", who, t->name);
+        return false;
+    }
+    if (hdr->size != sizeof(*hdr) + t->payload) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+                    "%s sent %s with size %u instead of %zu", who, t->name,
+                    hdr->size, sizeof(*hdr) + t->payload);
+        return false;
+    }
+    if (hdr->fds < t->min_fds || hdr->fds > t->max_fds) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+                    "%s announced %u descriptors with %s, %u to %u are right",
+                    who, hdr->fds, t->name, t->min_fds, t->max_fds);
+        return false;
+    }
+    return true;
+}
+
+/* Text from the other side ends up in logs and on terminals. */
+static void sanitize_text(char *text, size_t size)
+{
+    g_autofree char *copy = g_strndup(text, size);
+
+    ivshmem2_set_text(text, size, copy);
+}
+
+static bool check_message(Ivshmem2Decoder *d, GError **error)
+{
+    Ivshmem2Msg *msg = &d->msg;
+    const char *name = ivshmem2_type_name(msg->hdr.type);
+
+    if (d->n_fds != msg->hdr.fds) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+                    "%s came with %u descriptors, but announced %u",
+                    name, d->n_fds, msg->hdr.fds);
+        return false;
+    }
+    swap_payload(msg, msg->hdr.type);
+    switch (msg->hdr.type) {
+    case IVSHMEM2_HELLO:
+        if (msg->hello.magic != IVSHMEM2_MAGIC) {
+            g_set_error(error, IVSHMEM2_LIB_ERROR,
+                        IVSHMEM2_LIB_ERROR_PROTOCOL,
+                        "HELLO has the wrong magic 0x%x", msg->hello.magic);
+            return false;
+        }
+        sanitize_text(msg->hello.name, sizeof(msg->hello.name));
+        break;
+    case IVSHMEM2_ERROR:
+        sanitize_text(msg->error.text, sizeof(msg->error.text));
+        break;
+    }
+    return true;
+}
+
+static void push_fds(Ivshmem2Decoder *d, const int *fds, size_t n_fds)
+{
+    for (size_t i = 0; i < n_fds; i++) {
+        int fd = fds[i];
+
+        if (d->n_fds < IVSHMEM2_MAX_FDS) {
+            d->fds[d->n_fds++] = fd;
+        } else {
+            ivshmem2_close(&fd);
+        }
+    }
+}
+
+int ivshmem2_decoder_push_consume(Ivshmem2Decoder *d, const void *buf,
+                                  size_t len, const int *fds, size_t n_fds,
+                                  GError **error)
+{
+    bool in_header = d->have < sizeof(d->msg.hdr);
+    bool misplaced = n_fds && d->have;
+
+    push_fds(d, fds, n_fds);
+    if (misplaced || n_fds > IVSHMEM2_MAX_FDS) {
+        g_set_error_literal(error, IVSHMEM2_LIB_ERROR,
+                            IVSHMEM2_LIB_ERROR_PROTOCOL, misplaced ?
+                            "descriptors came in the middle of a message" :
+                            "too many descriptors came with one message");
+        return -1;
+    }
+    if (len > ivshmem2_decoder_wants(d)) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT,
+                    "more bytes than the message lacks");
+        return -1;
+    }
+    memcpy((uint8_t *)&d->msg + d->have, buf, len);
+    d->have += len;
+    if (d->have < sizeof(d->msg.hdr)) {
+        return 0;
+    }
+    if (in_header) {
+        swap_header(&d->msg.hdr);
+        if (!check_header(d, error)) {
+            return -1;
+        }
+    }
+    if (!ivshmem2_decoder_complete(d)) {
+        return 0;
+    }
+    return check_message(d, error) ? 1 : -1;
+}
+
+int ivshmem2_decoder_steal_fd(Ivshmem2Decoder *d, unsigned i)
+{
+    int fd = d->fds[i];
+
+    d->fds[i] = -1;
+    return fd;
+}
+
+void ivshmem2_decoder_reset(Ivshmem2Decoder *d)
+{
+    for (unsigned i = 0; i < d->n_fds; i++) {
+        ivshmem2_close(&d->fds[i]);
+    }
+    d->n_fds = 0;
+    d->have = 0;
+}

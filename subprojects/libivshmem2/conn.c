@@ -1,0 +1,176 @@
+/*
+ * libivshmem2: messages with descriptors over a unix socket
+ *
+ * SPDX-License-Identifier: BSD-2-Clause
+ */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "libivshmem2-conn.h"
+
+typedef union FdSpace {
+    struct cmsghdr align;
+    char bytes[CMSG_SPACE(sizeof(int) * IVSHMEM2_MAX_FDS)];
+} FdSpace;
+
+void ivshmem2_conn_init_consume(Ivshmem2Conn *c, int fd, Ivshmem2Side peer)
+{
+    memset(c, 0, sizeof(*c));
+    c->fd = fd;
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    ivshmem2_decoder_init(&c->in, peer);
+}
+
+void ivshmem2_conn_clear(Ivshmem2Conn *c)
+{
+    ivshmem2_close(&c->fd);
+    ivshmem2_decoder_reset(&c->in);
+    c->out_size = 0;
+    c->out_fds = NULL;
+}
+
+/* Move descriptors out of @mh; returns how many. */
+static size_t take_fds(struct msghdr *mh, int *fds)
+{
+    size_t n = 0;
+
+    for (struct cmsghdr *cm = CMSG_FIRSTHDR(mh); cm; cm = CMSG_NXTHDR(mh, cm)) {
+        if (cm->cmsg_level == SOL_SOCKET && cm->cmsg_type == SCM_RIGHTS) {
+            size_t here = (cm->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+            /* the control buffer has room for no more than this */
+            here = MIN(here, IVSHMEM2_MAX_FDS - n);
+            memcpy(fds + n, CMSG_DATA(cm), here * sizeof(int));
+            n += here;
+        }
+    }
+    return n;
+}
+
+static int receive_some(Ivshmem2Conn *c, GError **error)
+{
+    uint8_t buf[sizeof(Ivshmem2Msg)];
+    int fds[IVSHMEM2_MAX_FDS];
+    FdSpace space;
+    struct iovec iov = {
+        .iov_base = buf,
+        .iov_len = ivshmem2_decoder_wants(&c->in),
+    };
+    struct msghdr mh = {
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
+        .msg_control = &space,
+        .msg_controllen = sizeof(space),
+    };
+    ssize_t len;
+    size_t n_fds;
+
+    do {
+        len = recvmsg(c->fd, &mh, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    } while (len < 0 && errno == EINTR);
+    if (len < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        return 0;
+    }
+    if (len < 0) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+                    "cannot receive: %s", g_strerror(errno));
+        return -1;
+    }
+    n_fds = take_fds(&mh, fds);
+    if (mh.msg_flags & MSG_CTRUNC) {
+        for (size_t i = 0; i < n_fds; i++) {
+            ivshmem2_close(&fds[i]);
+        }
+        g_set_error_literal(error, IVSHMEM2_LIB_ERROR,
+                            IVSHMEM2_LIB_ERROR_PROTOCOL,
+                            "descriptors were lost: more than fit a message, "
+                            "or more than this process may have open");
+        return -1;
+    }
+    if (len == 0) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, c->in.have ?
+                    IVSHMEM2_LIB_ERROR_PROTOCOL : IVSHMEM2_LIB_ERROR_CLOSED,
+                    "the other side closed the connection%s",
+                    c->in.have ? " in the middle of a message" : "");
+        return -1;
+    }
+    if (ivshmem2_decoder_push_consume(&c->in, buf, len, fds, n_fds,
+                                      error) < 0) {
+        return -1;
+    }
+    return 1;
+}
+
+int ivshmem2_conn_receive(Ivshmem2Conn *c, GError **error)
+{
+    int ret;
+
+    do {
+        ret = receive_some(c, error);
+    } while (ret > 0 && !ivshmem2_decoder_complete(&c->in));
+    return ret;
+}
+
+bool ivshmem2_conn_is_sending(const Ivshmem2Conn *c)
+{
+    return c->out_size;
+}
+
+int ivshmem2_conn_send(Ivshmem2Conn *c, const Ivshmem2Msg *msg,
+                       const int *fds, GError **error)
+{
+    c->out = *msg;
+    c->out_fds = msg->hdr.fds ? fds : NULL;
+    c->n_out_fds = msg->hdr.fds;
+    c->out_size = ivshmem2_msg_encode(&c->out);
+    c->out_done = 0;
+    return ivshmem2_conn_flush(c, error);
+}
+
+int ivshmem2_conn_flush(Ivshmem2Conn *c, GError **error)
+{
+    while (c->out_size) {
+        FdSpace space = { .bytes = { 0 } };
+        struct iovec iov = {
+            .iov_base = (uint8_t *)&c->out + c->out_done,
+            .iov_len = c->out_size - c->out_done,
+        };
+        struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
+        ssize_t len;
+
+        if (c->out_fds) {
+            size_t bytes = c->n_out_fds * sizeof(int);
+
+            mh.msg_control = &space;
+            mh.msg_controllen = CMSG_SPACE(bytes);
+            CMSG_FIRSTHDR(&mh)->cmsg_level = SOL_SOCKET;
+            CMSG_FIRSTHDR(&mh)->cmsg_type = SCM_RIGHTS;
+            CMSG_FIRSTHDR(&mh)->cmsg_len = CMSG_LEN(bytes);
+            memcpy(CMSG_DATA(CMSG_FIRSTHDR(&mh)), c->out_fds, bytes);
+        }
+        len = sendmsg(c->fd, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (len < 0 && errno == EINTR) {
+            continue;
+        }
+        if (len < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            return 0;
+        }
+        if (len < 0) {
+            g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+                        "cannot send: %s", g_strerror(errno));
+            return -1;
+        }
+        c->out_fds = NULL;
+        c->out_done += len;
+        if (c->out_done == c->out_size) {
+            c->out_size = 0;
+        }
+    }
+    return 1;
+}

@@ -1,0 +1,112 @@
+/*
+ * libivshmem2: descriptors that came from somebody else
+ *
+ * SPDX-License-Identifier: BSD-2-Clause
+ */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+#include "libivshmem2-core.h"
+
+void ivshmem2_close(int *fd)
+{
+    if (*fd >= 0) {
+        close(*fd);
+        *fd = -1;
+    }
+}
+
+bool ivshmem2_check_memfd(int fd, uint64_t size, bool writable,
+                          const char *what, GError **error)
+{
+    const int want = F_SEAL_SHRINK | F_SEAL_GROW;
+    int seals = fcntl(fd, F_GET_SEALS);
+    int flags = fcntl(fd, F_GETFL);
+    struct stat st;
+
+    if (seals < 0 || flags < 0 || fstat(fd, &st) < 0) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+                    "the descriptor of the %s is not a memory file", what);
+        return false;
+    }
+    if ((seals & want) != want) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+                    "the memory of the %s is not sealed against shrinking "
+                    "and growing", what);
+        return false;
+    }
+    if (st.st_size < 0 || (uint64_t)st.st_size < size) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+                    "the memory of the %s has %lld bytes, too small for %llu",
+                    what, (long long)st.st_size, (unsigned long long)size);
+        return false;
+    }
+    flags &= O_ACCMODE;
+    if (flags != O_RDWR && (writable || flags != O_RDONLY)) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+                    "the memory of the %s is not open for %s", what,
+                    writable ? "reading and writing" : "reading");
+        return false;
+    }
+    return true;
+}
+
+bool ivshmem2_check_eventfd(int fd, GError **error)
+{
+    g_autofree char *link = g_strdup_printf("/proc/self/fd/%d", fd);
+    g_autofree char *target = g_file_read_link(link, NULL);
+    struct stat st;
+
+    /* Without /proc: anonymous inodes have no type, or are regular files */
+    if (target ? strcmp(target, "anon_inode:[eventfd]") != 0
+        : fstat(fd, &st) < 0 || (st.st_mode & S_IFMT & ~S_IFREG) ||
+          fcntl(fd, F_GET_SEALS) >= 0) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+                    "a descriptor for interrupts is not an eventfd%s%s",
+                    target ? " but " : "", target ? target : "");
+        return false;
+    }
+    return true;
+}
+
+void ivshmem2_eventfd_signal(int fd)
+{
+    struct pollfd pfd = { .fd = fd, .events = POLLOUT };
+    uint64_t one = 1;
+
+    /*
+     * Without room in the counter a write would wait, and waiting for what?
+     * The target is going to be woken up anyway.
+     */
+    while (poll(&pfd, 1, 0) == 1 && (pfd.revents & POLLOUT) &&
+           write(fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+        continue;
+    }
+}
+
+uint64_t ivshmem2_eventfd_drain(int fd)
+{
+    struct pollfd pfd = { .fd = fd, .events = POLLIN };
+    uint64_t count = 0;
+    struct iovec iov = { .iov_base = &count, .iov_len = sizeof(count) };
+    ssize_t len;
+
+    do {
+        len = preadv2(fd, &iov, 1, -1, RWF_NOWAIT);
+    } while (len < 0 && errno == EINTR);
+    if (len < 0 && (errno == EOPNOTSUPP || errno == ENOSYS)) {
+        /* Linux before 5.12 */
+        if (poll(&pfd, 1, 0) == 1 && (pfd.revents & POLLIN)) {
+            len = read(fd, &count, sizeof(count));
+        }
+    }
+    return len == sizeof(count) ? count : 0;
+}

@@ -1,0 +1,1 @@
+../../../../../include/hw/misc/ivshmem2.h

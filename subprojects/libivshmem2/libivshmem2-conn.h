@@ -1,0 +1,57 @@
+/*
+ * libivshmem2 transport: messages with descriptors over a unix socket
+ *
+ * Nothing here waits.  The bounded out-queue is one message: whoever cannot
+ * send does not produce, and takes no further requests meanwhile.
+ *
+ * SPDX-License-Identifier: BSD-2-Clause
+ */
+
+#ifndef LIBIVSHMEM2_CONN_H
+#define LIBIVSHMEM2_CONN_H
+
+#include "libivshmem2-core.h"
+
+typedef struct Ivshmem2Conn {
+    int fd;                     /* owned */
+    uint32_t out_size;          /* of the message being sent, 0: none */
+    uint32_t out_done;
+    Ivshmem2Msg out;            /* wire format */
+    const int *out_fds;         /* borrowed; NULL once they are sent */
+    unsigned n_out_fds;
+    Ivshmem2Decoder in;
+} Ivshmem2Conn;
+
+/*
+ * @fd: a connected unix stream socket, set to non-blocking here.
+ * @peer: whose messages are to be received.
+ */
+void ivshmem2_conn_init_consume(Ivshmem2Conn *c, int fd, Ivshmem2Side peer);
+
+/* Close the socket and whatever was received and not stolen. */
+void ivshmem2_conn_clear(Ivshmem2Conn *c);
+
+/*
+ * Receive.  Returns 1 if c->in.msg is complete (call ivshmem2_decoder_reset()
+ * on c->in, or ivshmem2_session_receive(), before the next call); 0 if there
+ * is nothing more to read now; -1 with @error set if the connection is over:
+ * IVSHMEM2_LIB_ERROR_CLOSED where the other side closed it between messages.
+ */
+int ivshmem2_conn_receive(Ivshmem2Conn *c, GError **error);
+
+/* A message is still on its way: wait for the socket to be writable. */
+bool ivshmem2_conn_is_sending(const Ivshmem2Conn *c);
+
+/*
+ * Send @msg (host byte order; only when nothing is being sent) with
+ * msg->hdr.fds descriptors from @fds, which are borrowed until nothing is
+ * being sent any more.  Returns 1 if all is sent, 0 if
+ * ivshmem2_conn_flush() is needed, -1 with @error set on failure.
+ */
+int ivshmem2_conn_send(Ivshmem2Conn *c, const Ivshmem2Msg *msg,
+                       const int *fds, GError **error);
+
+/* Go on sending; returns as ivshmem2_conn_send(). */
+int ivshmem2_conn_flush(Ivshmem2Conn *c, GError **error);
+
+#endif /* LIBIVSHMEM2_CONN_H */

@@ -1,0 +1,714 @@
+/*
+ * libivshmem2: a client's side of the conversation, without the I/O
+ *
+ * SPDX-License-Identifier: BSD-2-Clause
+ */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "libivshmem2-core.h"
+
+/* Requests that the server has not answered yet, at most */
+#define MAX_IN_FLIGHT       64
+/* Eventfds of others that are kept, at most; the oldest one gives way */
+#define MAX_EVENTFDS        1024
+
+typedef enum Phase {
+    PHASE_OFF,                  /* no connection */
+    PHASE_HELLO,                /* HELLO is to be sent */
+    PHASE_WELCOME,              /* these wait for the message of that name */
+    PHASE_OUTPUTS,
+    PHASE_EVENTFDS,
+    PHASE_READY,                /* all said */
+} Phase;
+
+/* What waits for the server: a bit for every (ID, vector), see bit_set() */
+typedef struct Bits {
+    uint64_t *words;
+    uint64_t *summary;          /* which words are not 0 */
+    size_t n_summary;
+} Bits;
+
+struct Ivshmem2Session {
+    Ivshmem2Hello hello;
+    Ivshmem2Welcome info;
+    Phase phase;
+    bool established;           /* the first handshake is complete */
+    bool say_state;
+    bool say_goodbye;
+
+    /* owned until mapped */
+    int state_fd;
+    int rw_fd;
+    int *output_fds;
+    uint32_t n_outputs;
+
+    int *own_fds;
+    uint32_t n_own;
+    GHashTable *eventfds;       /* doorbell value of the target -> fd */
+    GQueue eventfd_keys;        /* oldest first */
+
+    Bits waiting;
+    uint32_t in_flight[MAX_IN_FLIGHT];  /* doorbell values, oldest first */
+    unsigned in_flight_start;
+    unsigned n_in_flight;
+};
+
+static bool broken(GError **error, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
+
+static bool broken(GError **error, const char *fmt, ...)
+{
+    g_autofree char *text = NULL;
+    va_list ap;
+
+    va_start(ap, fmt);
+    text = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+    g_set_error_literal(error, IVSHMEM2_LIB_ERROR,
+                        IVSHMEM2_LIB_ERROR_PROTOCOL, text);
+    return false;
+}
+
+/* Layout */
+
+bool ivshmem2_welcome_check(const Ivshmem2Welcome *w, GError **error)
+{
+    uint64_t n = w->max_peers;
+    uint64_t page = w->page_size;
+
+    if (n < IVSHMEM2_MIN_PEERS || n > IVSHMEM2_MAX_PEERS) {
+        return broken(error, "the link has %u peers at most, but %u to %u are "
+                      "possible", w->max_peers, IVSHMEM2_MIN_PEERS,
+                      IVSHMEM2_MAX_PEERS);
+    }
+    if (w->id >= n) {
+        return broken(error, "ID %u is out of range, the link has %u peers at "
+                      "most", w->id, w->max_peers);
+    }
+    if (w->features != IVSHMEM2_F_MSIX && w->features != IVSHMEM2_F_INTX) {
+        return broken(error, "interrupt features 0x%x are not exactly one of "
+                      "MSI-X and INTx", w->features);
+    }
+    if (w->vectors < 1 || w->vectors > (w->features == IVSHMEM2_F_INTX ?
+                                        1 : IVSHMEM2_MAX_VECTORS)) {
+        return broken(error, "%u vectors are not possible", w->vectors);
+    }
+    if (page < IVSHMEM2_MIN_PAGE_SIZE || page > IVSHMEM2_MAX_PAGE_SIZE ||
+        page & (page - 1)) {
+        return broken(error, "page size %u is not possible", w->page_size);
+    }
+    if (w->state_table_size % page || w->rw_size % page ||
+        w->output_size % page) {
+        return broken(error, "section sizes are not multiples of the link's "
+                      "page size %u", w->page_size);
+    }
+    if (w->state_table_size < n * sizeof(uint32_t)) {
+        return broken(error, "a State Table of %u bytes is too small for %u "
+                      "peers", w->state_table_size, w->max_peers);
+    }
+    if (w->output_size && n > IVSHMEM2_MAX_OUTPUTS) {
+        return broken(error, "output sections for %u peers, %u are possible",
+                      w->max_peers, IVSHMEM2_MAX_OUTPUTS);
+    }
+    if (w->rw_size > IVSHMEM2_MAX_SIZE ||
+        w->output_size > IVSHMEM2_MAX_SIZE / n ||
+        ivshmem2_total_size(w) > IVSHMEM2_MAX_SIZE) {
+        return broken(error, "the sections are larger than %llu bytes "
+                      "together", (unsigned long long)IVSHMEM2_MAX_SIZE);
+    }
+    return true;
+}
+
+uint64_t ivshmem2_rw_offset(const Ivshmem2Welcome *w)
+{
+    return w->state_table_size;
+}
+
+uint64_t ivshmem2_output_offset(const Ivshmem2Welcome *w, uint32_t id)
+{
+    return w->state_table_size + w->rw_size + w->output_size * id;
+}
+
+uint64_t ivshmem2_total_size(const Ivshmem2Welcome *w)
+{
+    return ivshmem2_output_offset(w, w->max_peers);
+}
+
+/* Bits */
+
+static void bits_init(Bits *b, size_t n)
+{
+    size_t n_words = (n + 63) / 64;
+
+    b->n_summary = (n_words + 63) / 64;
+    /* the system provides the pages when they are touched, not now */
+    b->words = g_new0(uint64_t, n_words);
+    b->summary = g_new0(uint64_t, b->n_summary);
+}
+
+static void bits_free(Bits *b)
+{
+    g_clear_pointer(&b->words, g_free);
+    g_clear_pointer(&b->summary, g_free);
+    b->n_summary = 0;
+}
+
+static void bit_set(Bits *b, size_t i)
+{
+    b->words[i / 64] |= UINT64_C(1) << (i % 64);
+    b->summary[i / 64 / 64] |= UINT64_C(1) << (i / 64 % 64);
+}
+
+static bool bit_take(Bits *b, size_t i)
+{
+    uint64_t mask = UINT64_C(1) << (i % 64);
+    bool was = b->words[i / 64] & mask;
+
+    b->words[i / 64] &= ~mask;
+    if (!b->words[i / 64]) {
+        b->summary[i / 64 / 64] &= ~(UINT64_C(1) << (i / 64 % 64));
+    }
+    return was;
+}
+
+/* The first bit that is set, or -1 */
+static ssize_t bits_first(const Bits *b)
+{
+    for (size_t i = 0; i < b->n_summary; i++) {
+        if (b->summary[i]) {
+            size_t word = i * 64 + __builtin_ctzll(b->summary[i]);
+
+            return word * 64 + __builtin_ctzll(b->words[word]);
+        }
+    }
+    return -1;
+}
+
+static size_t bit_of(const Ivshmem2Session *s, uint32_t id, uint32_t vector)
+{
+    return (size_t)id * s->info.vectors + vector;
+}
+
+/* As in the Doorbell register; all (ID, vector) of a link fit. */
+static uint32_t key_of(uint32_t id, uint32_t vector)
+{
+    return id << 16 | vector;
+}
+
+/* Life */
+
+Ivshmem2Session *ivshmem2_session_new(const Ivshmem2Hello *hello)
+{
+    Ivshmem2Session *s = g_new0(Ivshmem2Session, 1);
+
+    s->hello = *hello;
+    s->hello.magic = IVSHMEM2_MAGIC;
+    s->hello.version_min = IVSHMEM2_VERSION_MIN;
+    s->hello.version_max = IVSHMEM2_VERSION_MAX;
+    s->hello.reserved = 0;
+    memset(s->hello.session, 0, sizeof(s->hello.session));
+    s->state_fd = -1;
+    s->rw_fd = -1;
+    s->eventfds = g_hash_table_new(NULL, NULL);
+    g_queue_init(&s->eventfd_keys);
+    return s;
+}
+
+static void close_all(int **fds, uint32_t *n)
+{
+    for (uint32_t i = 0; i < *n; i++) {
+        ivshmem2_close(&(*fds)[i]);
+    }
+    g_clear_pointer(fds, g_free);
+    *n = 0;
+}
+
+static void drop_memory(Ivshmem2Session *s)
+{
+    ivshmem2_close(&s->state_fd);
+    ivshmem2_close(&s->rw_fd);
+    close_all(&s->output_fds, &s->n_outputs);
+}
+
+static void drop_oldest_eventfd(Ivshmem2Session *s)
+{
+    gpointer key = g_queue_pop_head(&s->eventfd_keys);
+    int fd = GPOINTER_TO_INT(g_hash_table_lookup(s->eventfds, key));
+
+    g_hash_table_remove(s->eventfds, key);
+    ivshmem2_close(&fd);
+}
+
+static void drop_all(Ivshmem2Session *s)
+{
+    drop_memory(s);
+    close_all(&s->own_fds, &s->n_own);
+    while (!g_queue_is_empty(&s->eventfd_keys)) {
+        drop_oldest_eventfd(s);
+    }
+    bits_free(&s->waiting);
+}
+
+void ivshmem2_session_free(Ivshmem2Session *s)
+{
+    if (s) {
+        drop_all(s);
+        g_hash_table_destroy(s->eventfds);
+        g_free(s);
+    }
+}
+
+void ivshmem2_session_connected(Ivshmem2Session *s)
+{
+    ivshmem2_session_disconnected(s);
+    if (s->established) {
+        s->hello.id = s->info.id;
+        memcpy(s->hello.session, s->info.session, sizeof(s->hello.session));
+    }
+    s->phase = PHASE_HELLO;
+}
+
+void ivshmem2_session_disconnected(Ivshmem2Session *s)
+{
+    if (!s->established) {
+        drop_all(s);
+        memset(&s->info, 0, sizeof(s->info));
+    }
+    /* Whether these were heard is unknown.  Twice is better than never. */
+    while (s->n_in_flight) {
+        uint32_t key = s->in_flight[s->in_flight_start];
+
+        bit_set(&s->waiting, bit_of(s, key >> 16, key & 0xffff));
+        s->in_flight_start = (s->in_flight_start + 1) % MAX_IN_FLIGHT;
+        s->n_in_flight--;
+    }
+    s->phase = PHASE_OFF;
+}
+
+bool ivshmem2_session_ready(const Ivshmem2Session *s)
+{
+    return s->phase == PHASE_READY;
+}
+
+const Ivshmem2Welcome *ivshmem2_session_info(const Ivshmem2Session *s)
+{
+    return &s->info;
+}
+
+/* What the server says */
+
+static bool handle_welcome(Ivshmem2Session *s, Ivshmem2Decoder *d,
+                           GError **error)
+{
+    const Ivshmem2Welcome *w = &d->msg.welcome;
+
+    if (w->version < s->hello.version_min ||
+        w->version > s->hello.version_max) {
+        return broken(error, "the server wants to speak version %u, "
+                      "we offered %u to %u", w->version,
+                      s->hello.version_min, s->hello.version_max);
+    }
+    if (!ivshmem2_welcome_check(w, error)) {
+        g_prefix_error(error, "WELCOME makes no sense: ");
+        return false;
+    }
+    if (s->established) {
+        /* All is in our hands already, and must be what it was. */
+        if (memcmp(w, &s->info, sizeof(*w))) {
+            return broken(error, "the resumed session is not what it was");
+        }
+        s->phase = w->output_size ? PHASE_OUTPUTS : PHASE_EVENTFDS;
+        return true;
+    }
+    if (s->hello.id != IVSHMEM2_ID_ANY && s->hello.id != w->id) {
+        return broken(error, "the server gave us ID %u instead of %u",
+                      w->id, s->hello.id);
+    }
+    if (!(w->features & s->hello.features) ||
+        (w->features == IVSHMEM2_F_MSIX && w->vectors > s->hello.vectors)) {
+        return broken(error, "the server requires %u vectors of %s, which we "
+                      "did not offer", w->vectors,
+                      w->features == IVSHMEM2_F_MSIX ? "MSI-X" : "INTx");
+    }
+    if (w->page_size % getpagesize()) {
+        return broken(error, "the link's page size %u is smaller than this "
+                      "host's page size %d", w->page_size,
+                      getpagesize());
+    }
+    if (d->n_fds != (w->rw_size ? 2 : 1)) {
+        return broken(error, "WELCOME came with %u descriptors instead of %u",
+                      d->n_fds, w->rw_size ? 2 : 1);
+    }
+    if (!ivshmem2_check_memfd(d->fds[0], w->state_table_size, true,
+                              "State Table", error) ||
+        (w->rw_size && !ivshmem2_check_memfd(d->fds[1], w->rw_size, true,
+                                             "R/W section", error))) {
+        return false;
+    }
+    s->info = *w;
+    s->state_fd = ivshmem2_decoder_steal_fd(d, 0);
+    if (w->rw_size) {
+        s->rw_fd = ivshmem2_decoder_steal_fd(d, 1);
+    }
+    s->own_fds = g_new(int, w->vectors);
+    if (w->output_size) {
+        s->output_fds = g_new(int, w->max_peers);
+    }
+    bits_init(&s->waiting, (size_t)w->max_peers * w->vectors);
+    s->phase = w->output_size ? PHASE_OUTPUTS : PHASE_EVENTFDS;
+    return true;
+}
+
+static bool handle_outputs(Ivshmem2Session *s, Ivshmem2Decoder *d,
+                           GError **error)
+{
+    uint32_t first = d->msg.outputs.first;
+
+    if (s->established) {
+        return true;
+    }
+    if (first != s->n_outputs || d->n_fds > s->info.max_peers - first) {
+        return broken(error, "OUTPUTS is about sections %u to %u, "
+                      "but %u to %u are still missing", first,
+                      first + d->n_fds - 1, s->n_outputs,
+                      s->info.max_peers - 1);
+    }
+    for (unsigned i = 0; i < d->n_fds; i++) {
+        g_autofree char *what = g_strdup_printf("output section %u",
+                                                first + i);
+
+        if (!ivshmem2_check_memfd(d->fds[i], s->info.output_size,
+                                  first + i == s->info.id, what, error)) {
+            return false;
+        }
+        s->output_fds[s->n_outputs++] = ivshmem2_decoder_steal_fd(d, i);
+    }
+    if (s->n_outputs == s->info.max_peers) {
+        s->phase = PHASE_EVENTFDS;
+    }
+    return true;
+}
+
+static void keep_eventfd(Ivshmem2Session *s, uint32_t key, int fd)
+{
+    gpointer k = GUINT_TO_POINTER(key);
+
+    if (g_hash_table_contains(s->eventfds, k)) {
+        ivshmem2_close(&fd);
+        return;
+    }
+    if (g_queue_get_length(&s->eventfd_keys) >= MAX_EVENTFDS) {
+        drop_oldest_eventfd(s);
+    }
+    g_hash_table_insert(s->eventfds, k, GINT_TO_POINTER(fd));
+    g_queue_push_tail(&s->eventfd_keys, k);
+}
+
+static bool check_eventfds(Ivshmem2Session *s, Ivshmem2Decoder *d,
+                           GError **error)
+{
+    const Ivshmem2Eventfds *e = &d->msg.eventfds;
+
+    if (e->id >= s->info.max_peers || e->first >= s->info.vectors ||
+        d->n_fds > s->info.vectors - e->first) {
+        return broken(error, "EVENTFDS is about peer %u, vectors from %u, but "
+                      "the link has %u peers with %u vectors", e->id, e->first,
+                      s->info.max_peers, s->info.vectors);
+    }
+    for (unsigned i = 0; i < d->n_fds; i++) {
+        if (!ivshmem2_check_eventfd(d->fds[i], error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* During the handshake: first all of our own, in order, then any others */
+static bool handle_pushed_eventfds(Ivshmem2Session *s, Ivshmem2Decoder *d,
+                                   GError **error)
+{
+    const Ivshmem2Eventfds *e = &d->msg.eventfds;
+
+    if (!check_eventfds(s, d, error)) {
+        return false;
+    }
+    if (s->established) {
+        return true;
+    }
+    if (s->n_own < s->info.vectors &&
+        (e->id != s->info.id || e->first != s->n_own || !d->n_fds)) {
+        return broken(error, "EVENTFDS is about peer %u, vectors from %u, but "
+                      "our own are missing from %u on", e->id, e->first,
+                      s->n_own);
+    }
+    for (unsigned i = 0; i < d->n_fds; i++) {
+        if (s->n_own < s->info.vectors) {
+            s->own_fds[s->n_own++] = ivshmem2_decoder_steal_fd(d, i);
+        } else if (e->id != s->info.id) {
+            keep_eventfd(s, key_of(e->id, e->first + i),
+                         ivshmem2_decoder_steal_fd(d, i));
+        }
+    }
+    return true;
+}
+
+/* After the handshake: the answer to our oldest request */
+static bool handle_answer(Ivshmem2Session *s, Ivshmem2Decoder *d,
+                          GError **error)
+{
+    const Ivshmem2Eventfds *e = &d->msg.eventfds;
+
+    if (!check_eventfds(s, d, error)) {
+        return false;
+    }
+    if (!s->n_in_flight || d->n_fds > 1 ||
+        s->in_flight[s->in_flight_start] != key_of(e->id, e->first)) {
+        return broken(error, "EVENTFDS for vector %u of peer %u answers "
+                      "nothing that we asked", e->first, e->id);
+    }
+    s->in_flight_start = (s->in_flight_start + 1) % MAX_IN_FLIGHT;
+    s->n_in_flight--;
+    if (d->n_fds) {
+        keep_eventfd(s, key_of(e->id, e->first),
+                     ivshmem2_decoder_steal_fd(d, 0));
+        if (bit_take(&s->waiting, bit_of(s, e->id, e->first))) {
+            ivshmem2_session_ring(s, e->id, e->first);
+        }
+    }
+    return true;
+}
+
+static bool handle_ready(Ivshmem2Session *s, GError **error)
+{
+    if (!s->established && s->n_own < s->info.vectors) {
+        return broken(error, "READY came before all %u eventfds of our own",
+                      s->info.vectors);
+    }
+    s->established = true;
+    s->phase = PHASE_READY;
+    return true;
+}
+
+static bool out_of_order(const Ivshmem2Decoder *d, GError **error)
+{
+    return broken(error, "%s came out of order",
+                  ivshmem2_type_name(d->msg.hdr.type));
+}
+
+static bool receive(Ivshmem2Session *s, Ivshmem2Decoder *d, GError **error)
+{
+    switch (d->msg.hdr.type) {
+    case IVSHMEM2_WELCOME:
+        return s->phase == PHASE_WELCOME ? handle_welcome(s, d, error)
+                                         : out_of_order(d, error);
+    case IVSHMEM2_OUTPUTS:
+        return s->phase == PHASE_OUTPUTS ? handle_outputs(s, d, error)
+                                         : out_of_order(d, error);
+    case IVSHMEM2_EVENTFDS:
+        if (s->phase == PHASE_READY) {
+            return handle_answer(s, d, error);
+        }
+        /* a resumed session does not count the sections once more */
+        if (s->phase == PHASE_OUTPUTS && s->established) {
+            s->phase = PHASE_EVENTFDS;
+        }
+        return s->phase == PHASE_EVENTFDS ?
+               handle_pushed_eventfds(s, d, error) : out_of_order(d, error);
+    case IVSHMEM2_READY:
+        return s->phase == PHASE_EVENTFDS ? handle_ready(s, error)
+                                          : out_of_order(d, error);
+    case IVSHMEM2_ERROR:
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_REFUSED,
+                    "the server says: %s", d->msg.error.text);
+        return false;
+    }
+    return out_of_order(d, error);
+}
+
+bool ivshmem2_session_receive(Ivshmem2Session *s, Ivshmem2Decoder *d,
+                              GError **error)
+{
+    bool ok = receive(s, d, error);
+
+    ivshmem2_decoder_reset(d);
+    return ok;
+}
+
+/* What we say */
+
+bool ivshmem2_session_has_next(const Ivshmem2Session *s)
+{
+    return s->phase == PHASE_HELLO ||
+           (s->phase == PHASE_READY &&
+            (s->say_state || s->say_goodbye ||
+             (s->n_in_flight < MAX_IN_FLIGHT &&
+              bits_first(&s->waiting) >= 0)));
+}
+
+static void next_ring(Ivshmem2Session *s, Ivshmem2Msg *msg)
+{
+    size_t bit = bits_first(&s->waiting);
+    uint32_t id = bit / s->info.vectors;
+    uint32_t vector = bit % s->info.vectors;
+    unsigned end = (s->in_flight_start + s->n_in_flight) % MAX_IN_FLIGHT;
+
+    bit_take(&s->waiting, bit);
+    s->in_flight[end] = key_of(id, vector);
+    s->n_in_flight++;
+    msg->hdr.type = IVSHMEM2_RING;
+    msg->target.id = id;
+    msg->target.vector = vector;
+}
+
+bool ivshmem2_session_next(Ivshmem2Session *s, Ivshmem2Msg *msg)
+{
+    if (!ivshmem2_session_has_next(s)) {
+        return false;
+    }
+    memset(msg, 0, sizeof(*msg));
+    if (s->phase == PHASE_HELLO) {
+        msg->hdr.type = IVSHMEM2_HELLO;
+        msg->hello = s->hello;
+        s->phase = PHASE_WELCOME;
+    } else if (s->say_state) {
+        msg->hdr.type = IVSHMEM2_STATE_CHANGED;
+        s->say_state = false;
+    } else if (s->say_goodbye) {
+        msg->hdr.type = IVSHMEM2_GOODBYE;
+        s->say_goodbye = false;
+    } else {
+        next_ring(s, msg);
+    }
+    return true;
+}
+
+int ivshmem2_session_own_eventfd(const Ivshmem2Session *s, uint32_t vector)
+{
+    return vector < s->n_own ? s->own_fds[vector] : -1;
+}
+
+int ivshmem2_session_eventfd(const Ivshmem2Session *s, uint32_t id,
+                             uint32_t vector)
+{
+    gpointer fd;
+
+    if (id >= s->info.max_peers || vector >= s->info.vectors) {
+        return -1;
+    }
+    if (id == s->info.id) {
+        return ivshmem2_session_own_eventfd(s, vector);
+    }
+    if (!g_hash_table_lookup_extended(s->eventfds,
+                                      GUINT_TO_POINTER(key_of(id, vector)),
+                                      NULL, &fd)) {
+        return -1;
+    }
+    return GPOINTER_TO_INT(fd);
+}
+
+Ivshmem2Ring ivshmem2_session_ring(Ivshmem2Session *s, uint32_t id,
+                                   uint32_t vector)
+{
+    int fd;
+
+    if (!s->established || id >= s->info.max_peers ||
+        vector >= s->info.vectors) {
+        return IVSHMEM2_RING_NOBODY;
+    }
+    fd = ivshmem2_session_eventfd(s, id, vector);
+    if (fd >= 0) {
+        ivshmem2_eventfd_signal(fd);
+        return IVSHMEM2_RING_SIGNALLED;
+    }
+    bit_set(&s->waiting, bit_of(s, id, vector));
+    return IVSHMEM2_RING_REQUESTED;
+}
+
+void ivshmem2_session_state_changed(Ivshmem2Session *s)
+{
+    s->say_state = true;
+}
+
+void ivshmem2_session_goodbye(Ivshmem2Session *s)
+{
+    s->say_goodbye = true;
+}
+
+/* Memory */
+
+static size_t block_size(int fd)
+{
+    struct stat st;
+
+    /* the page size of the file, e.g. of huge pages */
+    return fd >= 0 && fstat(fd, &st) == 0 ? st.st_blksize : 0;
+}
+
+static bool map_section(void *base, uint64_t offset, uint64_t size, int fd,
+                        bool writable, const char *what, GError **error)
+{
+    if (size && mmap((char *)base + offset, size,
+                     PROT_READ | (writable ? PROT_WRITE : 0),
+                     MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+                    "cannot map the %s of %llu bytes: %s", what,
+                    (unsigned long long)size, g_strerror(errno));
+        return false;
+    }
+    return true;
+}
+
+static bool map_sections(Ivshmem2Session *s, void *base, GError **error)
+{
+    const Ivshmem2Welcome *w = &s->info;
+
+    if (!map_section(base, 0, w->state_table_size, s->state_fd, true,
+                     "State Table", error) ||
+        !map_section(base, ivshmem2_rw_offset(w), w->rw_size, s->rw_fd, true,
+                     "R/W section", error)) {
+        return false;
+    }
+    for (uint32_t i = 0; i < s->n_outputs; i++) {
+        if (!map_section(base, ivshmem2_output_offset(w, i), w->output_size,
+                         s->output_fds[i], i == w->id, "output section",
+                         error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void *ivshmem2_session_map(Ivshmem2Session *s, GError **error)
+{
+    size_t size = ivshmem2_total_size(&s->info);
+    size_t align = 2 * 1024 * 1024;
+    char *area, *base;
+
+    align = MAX(align, block_size(s->rw_fd));
+    align = MAX(align, s->n_outputs ? block_size(s->output_fds[0]) : 0);
+    area = mmap(NULL, size + align, PROT_NONE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (area == MAP_FAILED) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+                    "cannot reserve %zu bytes of address space: %s", size,
+                    g_strerror(errno));
+        return NULL;
+    }
+    base = area + (align - (uintptr_t)area % align) % align;
+    if (base > area) {
+        munmap(area, base - area);
+    }
+    munmap(base + size, align - (base - area));
+    if (!map_sections(s, base, error)) {
+        munmap(base, size);
+        return NULL;
+    }
+    drop_memory(s);
+    return base;
+}
