@@ -1,0 +1,183 @@
+# What the scripts of the workbench share. To be sourced, with bash.
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# Everything we make or fetch goes here, and nothing anywhere else.
+build=${BUILD:-build}
+case $build in /*) ;; *) build=$top/$build ;; esac
+
+say()
+{
+    echo "==> $*" >&2
+}
+
+die()
+{
+    echo "${0##*/}: $*" >&2
+    exit 1
+}
+
+# The user's own Debian mirror, whatever it is. "make packages" has run by
+# now, so apt knows which of its sources is the Debian archive.
+debian_mirror()
+{
+    if [ -n "${DEBIAN_MIRROR:-}" ]; then
+        echo "$DEBIAN_MIRROR"
+        return
+    fi
+    apt-get indextargets \
+        --format '$(REPO_URI) $(ORIGIN) $(LABEL) $(CREATED_BY)' 2>/dev/null |
+        awk '$2 == "Debian" && $3 == "Debian" && $4 == "Packages" &&
+             $1 !~ /^cdrom:/ && !found { print $1; found = 1 }'
+}
+
+# private_apt SUITE COMMAND...: runs an apt tool that sees one suite of Debian
+# and nothing else. The user's sources, lists, pins and packages are neither
+# read nor changed; his proxy settings are honoured.
+private_apt()
+{
+    local suite=$1 dir=$build/debian-$1/apt mirror
+    shift
+    if [ ! -e "$dir/ready" ]; then
+        mirror=$(debian_mirror)
+        [ -n "$mirror" ] ||
+            die "apt knows no Debian mirror: run 'apt-get update'," \
+                "or set DEBIAN_MIRROR=URL"
+        say "reading the package lists of $suite"
+        rm -rf "$dir"
+        mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
+        : > "$dir/status"
+        for type in deb deb-src; do
+            echo "$type [signed-by=$debian_keyring] $mirror $suite main"
+        done > "$dir/sources.list"
+        run_private_apt "$dir" apt-get update -qq -o APT::Update::Error-Mode=any
+        touch "$dir/ready"
+    fi
+    run_private_apt "$dir" "$@"
+}
+
+debian_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+
+run_private_apt()
+{
+    local dir=$1 tool=$2
+    shift 2
+    "$tool" -o Dir::Etc::sourcelist="$dir/sources.list" \
+            -o Dir::Etc::sourceparts=/dev/null \
+            -o Dir::Etc::preferences=/dev/null \
+            -o Dir::Etc::preferencesparts=/dev/null \
+            -o Dir::State="$dir" \
+            -o Dir::State::status="$dir/status" \
+            -o Dir::Cache="$dir/cache" \
+            -o APT::Sandbox::User= \
+            -o Acquire::Languages=none \
+            -o Acquire::Retries=3 \
+            "$@"
+}
+
+# Mirrors drop superseded versions, so lists of last week may name files that
+# are gone: when a download fails, try once more with fresh lists.
+private_download()
+{
+    local suite=$1
+    private_apt "$@" && return
+    rm -f "$build/debian-$suite/apt/ready"
+    private_apt "$@"
+}
+
+# unpack_source SUITE PACKAGE DIR: DIR becomes the package's source tree,
+# Debian's patches applied.
+unpack_source()
+{
+    local suite=$1 package=$2 dir=$3 files=$3.files
+    rm -rf "$dir" "$files"
+    mkdir -p "$files"
+    say "fetching the source package $package of $suite"
+    (cd "$files" &&
+     private_download "$suite" apt-get source -qq --download-only "$package")
+    say "unpacking $(cd "$files" && echo *.dsc)"
+    dpkg-source --no-check -x "$files"/*.dsc "$files/tree" > "$dir.log" 2>&1 ||
+        die "unpacking failed, see $dir.log"
+    mv "$files/tree" "$dir"
+    rm -rf "$files" "$dir.log"
+}
+
+# unpack_packages SUITE DIR PACKAGE...: unpacks binary packages below DIR
+# without installing them, and without the packages they depend on.
+unpack_packages()
+{
+    local suite=$1 dir=$2 files=$2.files deb
+    shift 2
+    rm -rf "$dir" "$dir.new" "$files"
+    mkdir -p "$files" "$dir.new"
+    say "fetching $* of $suite"
+    (cd "$files" && private_download "$suite" apt-get download -qq "$@")
+    for deb in "$files"/*.deb; do
+        dpkg -x "$deb" "$dir.new"
+    done
+    mv "$dir.new" "$dir"
+    rm -rf "$files"
+}
+
+suite=${QEMU_SUITE:-trixie}
+
+# Where the QEMU of the user's choice lives.
+qemu_work()
+{
+    if [ -n "${QEMU_SRC:-}" ]; then
+        echo "$build/qemu-own"
+    else
+        echo "$build/qemu-$suite"
+    fi
+}
+
+# One at a time: waits for, and keeps out, others who work in this folder.
+lock()
+{
+    exec 9> "$1/lock"
+    flock 9
+}
+
+# QEMU's build wants a newer meson than Debian 12 has, and its firmware must
+# fit. Both come from the suite QEMU comes from, unpacked, not installed.
+suite_packages()
+{
+    local dir=$build/debian-$suite/debs
+    (
+        mkdir -p "$build/debian-$suite"
+        lock "$build/debian-$suite"
+        [ -d "$dir" ] ||
+            unpack_packages "$suite" "$dir" meson python3-pycotap \
+                            qemu-system-data seabios ipxe-qemu
+    )
+    echo "$dir"
+}
+
+unpacked_firmware()
+{
+    local share
+    share=$(suite_packages)/usr
+    echo "$share/share/qemu:$share/share/seabios:$share/lib/ipxe/qemu"
+}
+
+# Prints the path of a python that knows meson. It is a virtual environment,
+# so that neither PYTHONPATH nor the user's PATH plays a part in the build.
+meson_python()
+{
+    local debs env=$build/debian-$suite/python
+    debs=$(suite_packages)
+    (
+        lock "$build/debian-$suite"
+        [ ! -e "$env/bin/meson" ] || exit 0
+        rm -rf "$env"
+        /usr/bin/python3 -m venv --without-pip --system-site-packages "$env"
+        cp -a "$debs"/usr/lib/python3/dist-packages/. \
+              "$env"/lib/python3*/site-packages/
+        sed "1s,.*,#!$env/bin/python3," "$debs/usr/bin/meson" > "$env/meson"
+        chmod +x "$env/meson"
+        mv "$env/meson" "$env/bin/meson"
+    )
+    echo "$env/bin/python3"
+}
