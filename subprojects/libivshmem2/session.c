@@ -336,10 +336,10 @@ static bool handle_welcome(Ivshmem2Session *s, Ivshmem2Decoder *d,
                       "did not offer", w->vectors,
                       w->features == IVSHMEM2_F_MSIX ? "MSI-X" : "INTx");
     }
-    if (w->page_size % getpagesize()) {
+    if (w->page_size % sysconf(_SC_PAGE_SIZE)) {
         return broken(error, "the link's page size %u is smaller than this "
-                      "host's page size %d", w->page_size,
-                      getpagesize());
+                      "host's page size %ld", w->page_size,
+                      sysconf(_SC_PAGE_SIZE));
     }
     if (d->n_fds != (w->rw_size ? 2 : 1)) {
         return broken(error, "WELCOME came with %u descriptors instead of %u",
