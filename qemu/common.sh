@@ -2,6 +2,8 @@
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+shopt -s inherit_errexit
+
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # Everything we make or fetch goes here, and nothing anywhere else.
@@ -77,31 +79,38 @@ run_private_apt()
             "$@"
 }
 
-# Mirrors drop superseded versions, so lists of last week may name files that
-# are gone: when a download fails, try once more with fresh lists.
-private_download()
+# Prints the versions of a source package that a suite lists, newest first.
+source_versions()
 {
-    local suite=$1
-    private_apt "$@" && return
-    rm -f "$build/debian-$suite/apt/ready"
-    private_apt "$@"
+    private_apt "$1" apt-cache showsrc --only-source "$2" |
+        sed -n 's/^Version: //p' | sort -rV
 }
 
+# The lists are read anew each time: mirrors drop superseded versions, and
+# lists of last week may name files that are gone.
+#
 # unpack_source SUITE PACKAGE DIR: DIR becomes the package's source tree,
 # Debian's patches applied.
 unpack_source()
 {
-    local suite=$1 package=$2 dir=$3 files=$3.files
-    rm -rf "$dir" "$files"
+    local suite=$1 package=$2 dir=$3 files=$3.files version
+    rm -rf "$dir" "$files" "$build/debian-$suite/apt"
     mkdir -p "$files"
     say "fetching the source package $package of $suite"
-    (cd "$files" &&
-     private_download "$suite" apt-get source -qq --download-only "$package")
+    # A mirror may be ahead of its own lists: then the newest is gone already.
+    for version in $(source_versions "$suite" "$package"); do
+        (cd "$files" && private_apt "$suite" apt-get source -qq \
+             --download-only "$package=$version") 2> "$files.log" && break
+        say "the mirror does not have $package $version"
+        rm -f "$files"/*
+    done
+    [ -n "$(ls "$files")" ] ||
+        { cat "$files.log" >&2; die "cannot download $package of $suite"; }
     say "unpacking $(cd "$files" && echo *.dsc)"
     dpkg-source --no-check -x "$files"/*.dsc "$files/tree" > "$dir.log" 2>&1 ||
         die "unpacking failed, see $dir.log"
     mv "$files/tree" "$dir"
-    rm -rf "$files" "$dir.log"
+    rm -rf "$files" "$files.log" "$dir.log"
 }
 
 # unpack_packages SUITE DIR PACKAGE...: unpacks binary packages below DIR
@@ -110,10 +119,10 @@ unpack_packages()
 {
     local suite=$1 dir=$2 files=$2.files deb
     shift 2
-    rm -rf "$dir" "$dir.new" "$files"
+    rm -rf "$dir" "$dir.new" "$files" "$build/debian-$suite/apt"
     mkdir -p "$files" "$dir.new"
     say "fetching $* of $suite"
-    (cd "$files" && private_download "$suite" apt-get download -qq "$@")
+    (cd "$files" && private_apt "$suite" apt-get download -qq "$@")
     for deb in "$files"/*.deb; do
         dpkg -x "$deb" "$dir.new"
     done
@@ -141,15 +150,17 @@ lock()
 }
 
 # QEMU's build wants a newer meson than Debian 12 has, and its firmware must
-# fit. Both come from the suite QEMU comes from, unpacked, not installed.
-suite_packages()
+# not be older than itself. Unpacked, not installed.
+tools_suite=trixie
+
+build_packages()
 {
-    local dir=$build/debian-$suite/debs
+    local dir=$build/debian-$tools_suite
     (
-        mkdir -p "$build/debian-$suite"
-        lock "$build/debian-$suite"
-        [ -d "$dir" ] ||
-            unpack_packages "$suite" "$dir" meson python3-pycotap \
+        mkdir -p "$dir"
+        lock "$dir"
+        [ -d "$dir/debs" ] ||
+            unpack_packages "$tools_suite" "$dir/debs" meson python3-pycotap \
                             qemu-system-data seabios ipxe-qemu
     )
     echo "$dir"
@@ -158,7 +169,7 @@ suite_packages()
 unpacked_firmware()
 {
     local share
-    share=$(suite_packages)/usr
+    share=$(build_packages)/debs/usr
     echo "$share/share/qemu:$share/share/seabios:$share/lib/ipxe/qemu"
 }
 
@@ -166,10 +177,12 @@ unpacked_firmware()
 # so that neither PYTHONPATH nor the user's PATH plays a part in the build.
 meson_python()
 {
-    local debs env=$build/debian-$suite/python
-    debs=$(suite_packages)
+    local dir debs env
+    dir=$(build_packages)
+    debs=$dir/debs
+    env=$dir/python
     (
-        lock "$build/debian-$suite"
+        lock "$dir"
         [ ! -e "$env/bin/meson" ] || exit 0
         rm -rf "$env"
         /usr/bin/python3 -m venv --without-pip --system-site-packages "$env"
