@@ -1,3 +1,5 @@
+# shellcheck shell=bash
+#
 # What the scripts of the workbench share. To be sourced, with bash.
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
@@ -29,6 +31,7 @@ debian_mirror()
         echo "$DEBIAN_MIRROR"
         return
     fi
+    # shellcheck disable=SC2016 # apt's variables, not the shell's
     apt-get indextargets \
         --format '$(REPO_URI) $(ORIGIN) $(LABEL) $(CREATED_BY)' 2>/dev/null |
         awk '$2 == "Debian" && $3 == "Debian" && $4 == "Packages" &&
@@ -133,14 +136,9 @@ unpack_packages()
 suite=${QEMU_SUITE:-trixie}
 
 # Where the QEMU of the user's choice lives.
-qemu_work()
-{
-    if [ -n "${QEMU_SRC:-}" ]; then
-        echo "$build/qemu-own"
-    else
-        echo "$build/qemu-$suite"
-    fi
-}
+work=$build/qemu-$suite
+# shellcheck disable=SC2034 # used by those who source this
+[ -z "${QEMU_SRC:-}" ] || work=$build/qemu-own
 
 # One at a time: waits for, and keeps out, others who work in this folder.
 lock()
