@@ -1,0 +1,1166 @@
+/*
+ * ivshmem2: the IVSHMEM v2 PCI device (110a:4106)
+ *
+ * The device specification is docs/specs/ivshmem2.rst; comments name its
+ * chapters and, as "R5", the requirements of its conformance table.  What is
+ * spoken with the server is in subprojects/libivshmem2, shared with the
+ * server and with the programs that join a link from the host.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include "qapi/error.h"
+#include "qapi/visitor.h"
+#include "qemu/bitmap.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qemu/event_notifier.h"
+#include "qemu/host-utils.h"
+#include "qemu/log.h"
+#include "qemu/main-loop.h"
+#include "qemu/module.h"
+#include "qemu/uuid.h"
+#include "chardev/char-fe.h"
+#include "chardev/char-socket.h"
+#include "hw/misc/ivshmem2-regs.h"
+#include "hw/pci/msi.h"
+#include "hw/pci/msix.h"
+#include "hw/pci/pci_device.h"
+#include "hw/qdev-properties.h"
+#include "hw/qdev-properties-system.h"
+#include "migration/blocker.h"
+#include "system/kvm.h"
+#include "system/runstate.h"
+#include "system/system.h"
+#include "trace.h"
+#include "libivshmem2-core.h"
+
+#define TYPE_IVSHMEM2 "ivshmem2"
+OBJECT_DECLARE_SIMPLE_TYPE(Ivshmem2State, IVSHMEM2)
+
+/* The first capability: 4-byte aligned, so that it can be read as dwords */
+#define IVSHMEM2_CAP_OFFSET     0x40
+
+/*
+ * KVM looks ioeventfds up one after the other, so only what the guest really
+ * rings is worth one, and only as long as there are few.
+ */
+#define IVSHMEM2_MAX_IOEVENTFDS 32
+
+typedef struct Ivshmem2IoEventFd {
+    uint32_t doorbell;          /* the value that rings it */
+    EventNotifier notifier;
+} Ivshmem2IoEventFd;
+
+struct Ivshmem2State {
+    PCIDevice parent_obj;
+
+    /* properties */
+    CharBackend chr;
+    uint32_t wanted_id;
+    uint32_t handshake_timeout_ms;
+    OnOffAuto msix;
+    bool use_ioeventfd;
+
+    /* the link */
+    Ivshmem2Session *session;
+    Ivshmem2Decoder decoder;
+    Ivshmem2Msg out;            /* being sent, in wire format */
+    uint32_t out_size;
+    uint32_t out_done;
+    guint out_watch;
+    Error *link_error;          /* why the connection is to be closed */
+    QEMUBH *link_bh;
+    bool link_warned;
+    bool connected;             /* ready for more than the handshake */
+    Ivshmem2Welcome info;       /* constant once realized */
+
+    /* the shared memory, as mapped and as seen by the guest */
+    uint8_t *memory;
+    MemoryRegion memory_bar;
+    MemoryRegion state_table;
+    MemoryRegion rw;
+    MemoryRegion outputs_before;
+    MemoryRegion output;
+    MemoryRegion outputs_after;
+
+    /* registers */
+    MemoryRegion regs;
+    uint32_t int_control;
+    uint32_t state;
+
+    /* interrupts */
+    int epoll_fd;               /* of all own eventfds */
+    bool receiving;             /* X3: the guest wants interrupts */
+    bool polling;               /* ... and the VM is running */
+    unsigned long *pending;     /* vectors that arrived while masked */
+    Ivshmem2IoEventFd ioeventfds[IVSHMEM2_MAX_IOEVENTFDS];
+    unsigned n_ioeventfds;
+    uint64_t sent;
+    uint64_t received;
+    uint64_t dropped;
+
+    VMChangeStateEntry *vm_state_entry;
+    Error *migration_blocker;
+};
+
+static void ivshmem2_pump(Ivshmem2State *s);
+
+/*
+ * Receiving interrupts ("Interrupt Control Register", "MSI-X Capability")
+ */
+
+static bool ivshmem2_has_msix(Ivshmem2State *s)
+{
+    return s->info.features == IVSHMEM2_F_MSIX;
+}
+
+static bool ivshmem2_wants_interrupts(Ivshmem2State *s)
+{
+    PCIDevice *pdev = PCI_DEVICE(s);
+    uint16_t command = pci_get_word(pdev->config + PCI_COMMAND);
+
+    if (!(s->int_control & IVSHMEM2_INT_ENABLE)) {
+        return false;
+    }
+    if (ivshmem2_has_msix(s)) {
+        return msix_enabled(pdev) && (command & PCI_COMMAND_MASTER);
+    }
+    return !(command & PCI_COMMAND_INTX_DISABLE);
+}
+
+/* What arrived while nobody wanted it is gone for good (X3). */
+static void ivshmem2_drop_arrived(Ivshmem2State *s)
+{
+    struct epoll_event events[64];
+    uint32_t seen = 0;
+    int n;
+
+    /* One round: whoever goes on ringing does not keep us here. */
+    do {
+        n = epoll_wait(s->epoll_fd, events, ARRAY_SIZE(events), 0);
+        for (int i = 0; i < n; i++) {
+            uint32_t vector = events[i].data.u32;
+
+            s->dropped += ivshmem2_eventfd_drain(
+                ivshmem2_session_own_eventfd(s->session, vector));
+            trace_ivshmem2_interrupt_drop(s->info.id, vector);
+        }
+        seen += MAX(n, 0);
+    } while (n == ARRAY_SIZE(events) && seen < s->info.vectors);
+}
+
+static void ivshmem2_eventfds_readable(void *opaque);
+
+/*
+ * To be called whenever what it looks at may have changed.  The eventfds are
+ * not polled unless somebody wants the interrupts: a storm of doorbells costs
+ * nothing while reception is disabled.
+ */
+static void ivshmem2_update_reception(Ivshmem2State *s)
+{
+    bool receiving = ivshmem2_wants_interrupts(s);
+    bool polling = receiving && runstate_is_running();
+
+    if (receiving != s->receiving) {
+        trace_ivshmem2_reception_update(s->info.id, receiving);
+        s->receiving = receiving;
+        bitmap_zero(s->pending, s->info.vectors);
+        if (receiving) {
+            ivshmem2_drop_arrived(s);
+        }
+    }
+    if (polling != s->polling) {
+        s->polling = polling;
+        qemu_set_fd_handler(s->epoll_fd,
+                            polling ? ivshmem2_eventfds_readable : NULL,
+                            NULL, s);
+    }
+}
+
+static void ivshmem2_deliver(Ivshmem2State *s, uint32_t vector)
+{
+    PCIDevice *pdev = PCI_DEVICE(s);
+
+    if (!s->receiving) {
+        s->dropped++;
+        trace_ivshmem2_interrupt_drop(s->info.id, vector);
+        return;
+    }
+    if (ivshmem2_has_msix(s)) {
+        if (msix_is_masked(pdev, vector)) {
+            /* Kept here and not in the PBA, which always reads 0 (X3). */
+            set_bit(vector, s->pending);
+            return;
+        }
+        msix_notify(pdev, vector);
+    } else {
+        /* A pulse: nobody acknowledges it (G10). */
+        pci_irq_assert(pdev);
+        pci_irq_deassert(pdev);
+    }
+    s->received++;
+    trace_ivshmem2_interrupt_deliver(s->info.id, vector);
+
+    if (pdev->config[IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_PRIV_CONTROL] &
+        IVSHMEM2_PRIV_ONE_SHOT) {
+        s->int_control &= ~IVSHMEM2_INT_ENABLE;
+        ivshmem2_update_reception(s);
+    }
+}
+
+/* Deliver whatever has arrived. */
+static void ivshmem2_eventfds_readable(void *opaque)
+{
+    Ivshmem2State *s = opaque;
+    struct epoll_event events[64];
+    int n = epoll_wait(s->epoll_fd, events, ARRAY_SIZE(events), 0);
+
+    for (int i = 0; i < n && s->receiving; i++) {
+        uint32_t vector = events[i].data.u32;
+        int fd = ivshmem2_session_own_eventfd(s->session, vector);
+
+        if (ivshmem2_eventfd_drain(fd)) {
+            ivshmem2_deliver(s, vector);
+        }
+    }
+}
+
+/*
+ * The guest is about to disable reception.  What was rung before must not
+ * get lost only because the main loop has not come to it yet (G3).
+ */
+static void ivshmem2_flush_arrived(Ivshmem2State *s)
+{
+    if (s->polling) {
+        ivshmem2_eventfds_readable(s);
+    }
+}
+
+static int ivshmem2_vector_unmasked(PCIDevice *pdev, unsigned vector,
+                                    MSIMessage msg)
+{
+    Ivshmem2State *s = IVSHMEM2(pdev);
+
+    if (test_and_clear_bit(vector, s->pending)) {
+        ivshmem2_deliver(s, vector);
+    }
+    return 0;
+}
+
+static void ivshmem2_vector_masked(PCIDevice *pdev, unsigned vector)
+{
+    /* ivshmem2_deliver() looks at the mask when something arrives. */
+}
+
+static void ivshmem2_vm_state_changed(void *opaque, bool running,
+                                      RunState state)
+{
+    ivshmem2_update_reception(opaque);
+}
+
+/*
+ * Registers ("Register Region")
+ */
+
+static void ivshmem2_set_state(Ivshmem2State *s, uint32_t state)
+{
+    uint32_t *table = (uint32_t *)s->memory;
+
+    trace_ivshmem2_state_write(s->info.id, state);
+    if (state == s->state) {
+        return;
+    }
+    s->state = state;
+    qatomic_store_release(&table[s->info.id], cpu_to_le32(state));
+    ivshmem2_session_state_changed(s->session);
+    ivshmem2_pump(s);
+}
+
+/* Let KVM ring from now on what the guest has rung. */
+static void ivshmem2_add_ioeventfd(Ivshmem2State *s, uint32_t doorbell, int fd)
+{
+    Ivshmem2IoEventFd *io = &s->ioeventfds[s->n_ioeventfds];
+    int own_fd;
+
+    if (!s->use_ioeventfd || !kvm_enabled() ||
+        s->n_ioeventfds == IVSHMEM2_MAX_IOEVENTFDS) {
+        return;
+    }
+    /* The session may close its descriptor when it holds too many. */
+    own_fd = qemu_dup(fd);
+    if (own_fd < 0) {
+        return;
+    }
+    event_notifier_init_fd(&io->notifier, own_fd);
+    io->doorbell = doorbell;
+    s->n_ioeventfds++;
+    memory_region_add_eventfd(&s->regs, IVSHMEM2_REG_DOORBELL, 4, true,
+                              doorbell, &io->notifier);
+    trace_ivshmem2_ioeventfd_add(s->info.id, doorbell);
+}
+
+static void ivshmem2_del_ioeventfds(Ivshmem2State *s)
+{
+    while (s->n_ioeventfds) {
+        Ivshmem2IoEventFd *io = &s->ioeventfds[--s->n_ioeventfds];
+
+        memory_region_del_eventfd(&s->regs, IVSHMEM2_REG_DOORBELL, 4, true,
+                                  io->doorbell, &io->notifier);
+        event_notifier_cleanup(&io->notifier);
+    }
+}
+
+static void ivshmem2_ring(Ivshmem2State *s, uint32_t doorbell)
+{
+    uint32_t target = doorbell >> IVSHMEM2_DOORBELL_TARGET_SHIFT;
+    uint32_t vector = doorbell & IVSHMEM2_DOORBELL_VECTOR;
+    Ivshmem2Ring how;
+
+    /* R7: what the CPU wrote before is to be seen before the interrupt */
+    smp_mb();
+    how = ivshmem2_session_ring(s->session, target, vector);
+    trace_ivshmem2_doorbell_ring(s->info.id, target, vector, how);
+    switch (how) {
+    case IVSHMEM2_RING_NOBODY:
+        qemu_log_mask(LOG_GUEST_ERROR, "ivshmem2: doorbell 0x%08x: the link "
+                      "has no peer %u with vector %u\n", doorbell, target,
+                      vector);
+        return;
+    case IVSHMEM2_RING_SIGNALLED:
+        ivshmem2_add_ioeventfd(s, doorbell,
+                               ivshmem2_session_eventfd(s->session, target,
+                                                        vector));
+        break;
+    case IVSHMEM2_RING_REQUESTED:
+        ivshmem2_pump(s);
+        break;
+    }
+    s->sent++;
+}
+
+/* R2: aligned 32-bit accesses only */
+static bool ivshmem2_access_ok(hwaddr addr, unsigned size, const char *what)
+{
+    if (size == 4 && addr % 4 == 0) {
+        return true;
+    }
+    qemu_log_mask(LOG_GUEST_ERROR, "ivshmem2: %u-byte %s at offset 0x%"
+                  HWADDR_PRIx " of the registers\n", size, what, addr);
+    return false;
+}
+
+static uint64_t ivshmem2_regs_read(void *opaque, hwaddr addr, unsigned size)
+{
+    Ivshmem2State *s = opaque;
+    uint32_t value = 0;
+
+    if (!ivshmem2_access_ok(addr, size, "read")) {
+        return 0;
+    }
+    switch (addr) {
+    case IVSHMEM2_REG_ID:
+        value = s->info.id;
+        break;
+    case IVSHMEM2_REG_MAX_PEERS:
+        value = s->info.max_peers;
+        break;
+    case IVSHMEM2_REG_INT_CONTROL:
+        value = s->int_control;
+        break;
+    case IVSHMEM2_REG_DOORBELL:
+        break;
+    case IVSHMEM2_REG_STATE:
+        value = s->state;
+        break;
+    default:
+        qemu_log_mask(LOG_GUEST_ERROR, "ivshmem2: read at offset 0x%"
+                      HWADDR_PRIx ", where no register is\n", addr);
+        break;
+    }
+    trace_ivshmem2_register_read(s->info.id, addr, value);
+    return value;
+}
+
+static void ivshmem2_write_int_control(Ivshmem2State *s, uint32_t value)
+{
+    if (value & ~IVSHMEM2_INT_ENABLE) {
+        qemu_log_mask(LOG_GUEST_ERROR, "ivshmem2: reserved bits in 0x%08x "
+                      "written to Interrupt Control\n", value);
+    }
+    if (!(value & IVSHMEM2_INT_ENABLE)) {
+        ivshmem2_flush_arrived(s);
+    }
+    s->int_control = value & IVSHMEM2_INT_ENABLE;
+    ivshmem2_update_reception(s);
+}
+
+static void ivshmem2_regs_write(void *opaque, hwaddr addr, uint64_t value,
+                                unsigned size)
+{
+    Ivshmem2State *s = opaque;
+
+    if (!ivshmem2_access_ok(addr, size, "write")) {
+        return;
+    }
+    trace_ivshmem2_register_write(s->info.id, addr, value);
+    switch (addr) {
+    case IVSHMEM2_REG_INT_CONTROL:
+        ivshmem2_write_int_control(s, value);
+        break;
+    case IVSHMEM2_REG_DOORBELL:
+        ivshmem2_ring(s, value);
+        break;
+    case IVSHMEM2_REG_STATE:
+        ivshmem2_set_state(s, value);
+        break;
+    default:
+        qemu_log_mask(LOG_GUEST_ERROR, "ivshmem2: write of 0x%08x at offset "
+                      "0x%" HWADDR_PRIx ", where nothing can be written\n",
+                      (uint32_t)value, addr);
+        break;
+    }
+}
+
+/* Every access comes here, so that none of them raises an abort. */
+static const MemoryRegionOps ivshmem2_regs_ops = {
+    .read = ivshmem2_regs_read,
+    .write = ivshmem2_regs_write,
+    .endianness = DEVICE_LITTLE_ENDIAN,
+    .valid = {
+        .min_access_size = 1,
+        .max_access_size = 8,
+        .unaligned = true,
+    },
+    .impl = {
+        .min_access_size = 1,
+        .max_access_size = 8,
+        .unaligned = true,
+    },
+};
+
+/* L6: what lies past the last section */
+static uint64_t ivshmem2_nothing_read(void *opaque, hwaddr addr, unsigned size)
+{
+    qemu_log_mask(LOG_GUEST_ERROR, "ivshmem2: %u-byte read at offset 0x%"
+                  HWADDR_PRIx ", past the last section\n", size, addr);
+    return 0;
+}
+
+static void ivshmem2_nothing_write(void *opaque, hwaddr addr, uint64_t value,
+                                   unsigned size)
+{
+    qemu_log_mask(LOG_GUEST_ERROR, "ivshmem2: %u-byte write at offset 0x%"
+                  HWADDR_PRIx ", past the last section\n", size, addr);
+}
+
+static const MemoryRegionOps ivshmem2_nothing_ops = {
+    .read = ivshmem2_nothing_read,
+    .write = ivshmem2_nothing_write,
+    .endianness = DEVICE_LITTLE_ENDIAN,
+    .valid = {
+        .min_access_size = 1,
+        .max_access_size = 8,
+        .unaligned = true,
+    },
+    .impl = {
+        .min_access_size = 1,
+        .max_access_size = 8,
+        .unaligned = true,
+    },
+};
+
+/*
+ * Talking with the server
+ */
+
+static gboolean ivshmem2_can_write(void *unused, GIOCondition cond,
+                                   void *opaque)
+{
+    Ivshmem2State *s = opaque;
+
+    s->out_watch = 0;
+    ivshmem2_pump(s);
+    return G_SOURCE_REMOVE;
+}
+
+static void ivshmem2_drop_watch(Ivshmem2State *s)
+{
+    if (s->out_watch) {
+        /* it may be in another context than the default one */
+        GMainContext *context = s->chr.chr->gcontext;
+        GSource *source = g_main_context_find_source_by_id(context,
+                                                           s->out_watch);
+
+        if (source) {
+            g_source_destroy(source);
+        }
+        s->out_watch = 0;
+    }
+}
+
+/*
+ * Send what there is to say as far as the socket takes it, without waiting.
+ * What the guest can trigger is kept as state in the session (a flag, a bit
+ * for each target), so nothing grows while the server is slow.
+ */
+static void ivshmem2_pump(Ivshmem2State *s)
+{
+    int ret;
+
+    while (s->connected && !s->out_watch) {
+        if (s->out_done == s->out_size) {
+            if (!ivshmem2_session_next(s->session, &s->out)) {
+                return;
+            }
+            trace_ivshmem2_message_send(s->info.id, s->out.hdr.type);
+            s->out_size = ivshmem2_msg_encode(&s->out);
+            s->out_done = 0;
+        }
+        ret = qemu_chr_fe_write(&s->chr, (uint8_t *)&s->out + s->out_done,
+                                s->out_size - s->out_done);
+        if (ret > 0) {
+            s->out_done += ret;
+        } else if (s->connected) {
+            s->out_watch = qemu_chr_fe_add_watch(&s->chr, G_IO_OUT | G_IO_HUP,
+                                                 ivshmem2_can_write, s);
+            if (!s->out_watch) {
+                return;
+            }
+        }
+    }
+}
+
+/* A handshake is complete; not the first one if the device is realized. */
+static void ivshmem2_ready(Ivshmem2State *s)
+{
+    uint32_t *table = (uint32_t *)s->memory;
+
+    s->link_warned = false;
+    if (table) {
+        /* The server zeroed the entry of a peer that it believed gone. */
+        qatomic_store_release(&table[s->info.id], cpu_to_le32(s->state));
+        if (s->state) {
+            ivshmem2_session_state_changed(s->session);
+        }
+        info_report("ivshmem2: peer %u is connected with its server again",
+                    s->info.id);
+    }
+}
+
+static int ivshmem2_chr_can_read(void *opaque)
+{
+    Ivshmem2State *s = opaque;
+
+    /* never more than this message lacks, and none after an error */
+    return s->link_error ? 0 : ivshmem2_decoder_wants(&s->decoder);
+}
+
+static void ivshmem2_link_failed(Ivshmem2State *s, GError *err)
+{
+    if (!s->link_error) {
+        error_setg(&s->link_error, "%s", err->message);
+    }
+    /* The caller is the chardev, which must not lose its socket meanwhile. */
+    qemu_bh_schedule(s->link_bh);
+}
+
+static void ivshmem2_chr_read(void *opaque, const uint8_t *buf, int size)
+{
+    Ivshmem2State *s = opaque;
+    g_autoptr(GError) err = NULL;
+    int fds[IVSHMEM2_MAX_FDS];
+    int n = qemu_chr_fe_get_msgfds(&s->chr, fds, ARRAY_SIZE(fds));
+    bool was_ready = ivshmem2_session_ready(s->session);
+
+    n = ivshmem2_decoder_push_consume(&s->decoder, buf, size, fds, MAX(n, 0),
+                                      &err);
+    if (n > 0) {
+        trace_ivshmem2_message_receive(s->info.id, s->decoder.msg.hdr.type);
+        ivshmem2_session_receive(s->session, &s->decoder, &err);
+    }
+    if (err) {
+        ivshmem2_link_failed(s, err);
+        return;
+    }
+    if (!was_ready && ivshmem2_session_ready(s->session)) {
+        ivshmem2_ready(s);
+    }
+    ivshmem2_pump(s);
+}
+
+static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
+{
+    Ivshmem2State *s = opaque;
+
+    switch (event) {
+    case CHR_EVENT_OPENED:
+        ivshmem2_decoder_reset(&s->decoder);
+        ivshmem2_session_connected(s->session);
+        s->out_size = 0;
+        s->out_done = 0;
+        s->connected = true;
+        ivshmem2_pump(s);
+        break;
+    case CHR_EVENT_CLOSED:
+        s->connected = false;
+        ivshmem2_drop_watch(s);
+        ivshmem2_session_disconnected(s->session);
+        ivshmem2_decoder_reset(&s->decoder);
+        if (!s->link_error) {
+            error_setg(&s->link_error, "the server closed the connection");
+        }
+        qemu_bh_schedule(s->link_bh);
+        break;
+    default:
+        break;
+    }
+    trace_ivshmem2_link_event(s->info.id, event);
+}
+
+/*
+ * The connection is over, the device is not: memory, doorbells to peers whose
+ * eventfds it holds, and interrupts go on.
+ */
+static void ivshmem2_link_bh(void *opaque)
+{
+    Ivshmem2State *s = opaque;
+
+    if (s->link_error) {
+        if (!s->link_warned) {
+            s->link_warned = true;
+            warn_report("ivshmem2: peer %u goes on without its server: %s",
+                        s->info.id, error_get_pretty(s->link_error));
+        }
+        error_free(s->link_error);
+        s->link_error = NULL;
+    }
+    if (s->connected && !ivshmem2_session_ready(s->session)) {
+        qemu_chr_fe_disconnect(&s->chr);
+    }
+}
+
+/*
+ * Joining the link
+ */
+
+static bool ivshmem2_check_chardev(Ivshmem2State *s, Error **errp)
+{
+    ERRP_GUARD();
+    Chardev *chr = qemu_chr_fe_get_driver(&s->chr);
+    SocketChardev *sock;
+
+    if (!chr) {
+        error_setg(errp, "You must specify a 'chardev'");
+        return false;
+    }
+    sock = (SocketChardev *)object_dynamic_cast(OBJECT(chr),
+                                                TYPE_CHARDEV_SOCKET);
+    if (!sock || (sock->addr->type != SOCKET_ADDRESS_TYPE_UNIX &&
+                  sock->addr->type != SOCKET_ADDRESS_TYPE_FD) ||
+        !qemu_chr_has_feature(chr, QEMU_CHAR_FEATURE_GCONTEXT)) {
+        error_setg(errp, "chardev '%s' is not a unix socket", chr->label);
+        error_append_hint(errp, "Use -chardev socket,id=%s,path=PATH with the "
+                          "socket of an ivshmem2-server.\n", chr->label);
+        return false;
+    }
+    if (sock->is_listen) {
+        error_setg(errp, "chardev '%s' listens, but it is the device that "
+                   "connects to its server", chr->label);
+        error_append_hint(errp, "Leave out 'server=on'.\n");
+        return false;
+    }
+    return true;
+}
+
+static int64_t ivshmem2_ms_left(int64_t deadline)
+{
+    return MAX(deadline - g_get_monotonic_time() / 1000, 0);
+}
+
+/* With reconnect-ms, wait for the server to appear, but not for ever. */
+static bool ivshmem2_connect(Ivshmem2State *s, int64_t deadline, Error **errp)
+{
+    SocketChardev *sock = SOCKET_CHARDEV(qemu_chr_fe_get_driver(&s->chr));
+    int64_t reconnect_ms = sock->reconnect_time_ms;
+
+    for (;;) {
+        Error *err = NULL;
+        int ret;
+
+        /* one attempt, where the chardev would try until it succeeds */
+        sock->reconnect_time_ms = 0;
+        ret = qemu_chr_fe_wait_connected(&s->chr, &err);
+        sock->reconnect_time_ms = reconnect_ms;
+        if (ret == 0) {
+            return true;
+        }
+        if (!reconnect_ms || !ivshmem2_ms_left(deadline)) {
+            error_propagate_prepend(errp, err, "no connection with the "
+                                    "ivshmem2-server: ");
+            return false;
+        }
+        error_free(err);
+        g_usleep(MIN(reconnect_ms, ivshmem2_ms_left(deadline)) * 1000);
+    }
+}
+
+static gboolean ivshmem2_timed_out(void *opaque)
+{
+    bool *timed_out = opaque;
+
+    *timed_out = true;
+    return G_SOURCE_REMOVE;
+}
+
+static void ivshmem2_set_handlers(Ivshmem2State *s, GMainContext *context,
+                                  bool sync)
+{
+    ivshmem2_drop_watch(s);
+    qemu_chr_fe_set_handlers_full(&s->chr, ivshmem2_chr_can_read,
+                                  ivshmem2_chr_read, ivshmem2_chr_event, NULL,
+                                  s, context, true, sync);
+}
+
+/*
+ * Wait for the handshake in a context of its own, where nothing else of QEMU
+ * happens meanwhile, and no longer than the user allows.
+ */
+static bool ivshmem2_handshake(Ivshmem2State *s, int64_t deadline,
+                               Error **errp)
+{
+    ERRP_GUARD();
+    GMainContext *context = g_main_context_new();
+    GSource *timer = g_timeout_source_new(ivshmem2_ms_left(deadline));
+    bool timed_out = false;
+
+    g_source_set_callback(timer, ivshmem2_timed_out, &timed_out, NULL);
+    g_source_attach(timer, context);
+    ivshmem2_set_handlers(s, context, true);
+    while (!timed_out && !s->link_error &&
+           !ivshmem2_session_ready(s->session)) {
+        g_main_context_iteration(context, true);
+    }
+    if (s->link_error) {
+        error_propagate_prepend(errp, s->link_error, "handshake with the "
+                                "ivshmem2-server failed: ");
+        s->link_error = NULL;
+    } else if (timed_out) {
+        error_setg(errp, "handshake with the ivshmem2-server failed: it is "
+                   "not complete after %u ms", s->handshake_timeout_ms);
+        error_append_hint(errp, "The property handshake-timeout-ms sets how "
+                          "long the device waits.\n");
+    }
+    qemu_bh_cancel(s->link_bh);
+    ivshmem2_set_handlers(s, NULL, false);
+    g_source_destroy(timer);
+    g_source_unref(timer);
+    g_main_context_unref(context);
+    return ivshmem2_session_ready(s->session);
+}
+
+static void ivshmem2_say_hello(Ivshmem2State *s)
+{
+    const char *name = qemu_get_vm_name() ?: DEVICE(s)->id;
+    Ivshmem2Hello hello = {
+        .features = 0,
+        .vectors = IVSHMEM2_MAX_VECTORS,
+        .id = s->wanted_id,
+    };
+
+    if (s->msix != ON_OFF_AUTO_OFF && msi_nonbroken) {
+        hello.features |= IVSHMEM2_F_MSIX;
+    }
+    if (s->msix != ON_OFF_AUTO_ON) {
+        hello.features |= IVSHMEM2_F_INTX;
+    }
+    if (qemu_uuid_set) {
+        memcpy(hello.vm_uuid, qemu_uuid.data, sizeof(hello.vm_uuid));
+    }
+    ivshmem2_set_text(hello.name, sizeof(hello.name), name ?: "");
+    s->session = ivshmem2_session_new(&hello);
+    ivshmem2_decoder_init(&s->decoder, IVSHMEM2_SERVER);
+}
+
+static bool ivshmem2_join(Ivshmem2State *s, Error **errp)
+{
+    int64_t deadline = g_get_monotonic_time() / 1000 + s->handshake_timeout_ms;
+    g_autoptr(GError) err = NULL;
+
+    if (!ivshmem2_check_chardev(s, errp)) {
+        return false;
+    }
+    if (s->msix == ON_OFF_AUTO_ON && !msi_nonbroken) {
+        error_setg(errp, "msix=on, but this machine has no MSI-X");
+        return false;
+    }
+    ivshmem2_say_hello(s);
+    if (!ivshmem2_connect(s, deadline, errp) ||
+        !ivshmem2_handshake(s, deadline, errp)) {
+        return false;
+    }
+    s->memory = ivshmem2_session_map(s->session, &err);
+    if (!s->memory) {
+        error_setg(errp, "%s", err->message);
+        return false;
+    }
+    s->info = *ivshmem2_session_info(s->session);
+    return true;
+}
+
+/* Undo ivshmem2_join(), also half of it; the memory stays until the end. */
+static void ivshmem2_leave(Ivshmem2State *s)
+{
+    if (s->session) {
+        s->connected = false;
+        qemu_chr_fe_disconnect(&s->chr);
+        ivshmem2_drop_watch(s);
+        qemu_chr_fe_set_handlers(&s->chr, NULL, NULL, NULL, NULL, NULL, NULL,
+                                 true);
+        ivshmem2_decoder_reset(&s->decoder);
+        ivshmem2_session_free(s->session);
+        s->session = NULL;
+    }
+    qemu_bh_cancel(s->link_bh);
+    error_free(s->link_error);
+    s->link_error = NULL;
+}
+
+/*
+ * PCI function ("Configuration Space Registers")
+ */
+
+static void ivshmem2_write_config(PCIDevice *pdev, uint32_t address,
+                                  uint32_t value, int len)
+{
+    Ivshmem2State *s = IVSHMEM2(pdev);
+
+    ivshmem2_flush_arrived(s);
+    pci_default_write_config(pdev, address, value, len);
+    ivshmem2_update_reception(s);
+}
+
+static bool ivshmem2_init_capabilities(Ivshmem2State *s, Error **errp)
+{
+    PCIDevice *pdev = PCI_DEVICE(s);
+    uint8_t *cap = pdev->config + IVSHMEM2_CAP_OFFSET;
+
+    if (pci_add_capability(pdev, PCI_CAP_ID_VNDR, IVSHMEM2_CAP_OFFSET,
+                           IVSHMEM2_CAP_SIZE, errp) < 0) {
+        return false;
+    }
+    cap[IVSHMEM2_CAP_LENGTH] = IVSHMEM2_CAP_SIZE;
+    pdev->wmask[IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_PRIV_CONTROL] =
+        IVSHMEM2_PRIV_ONE_SHOT;
+    pci_set_long(cap + IVSHMEM2_CAP_STATE_TABLE_SIZE,
+                 s->info.state_table_size);
+    pci_set_quad(cap + IVSHMEM2_CAP_RW_SIZE, s->info.rw_size);
+    pci_set_quad(cap + IVSHMEM2_CAP_OUTPUT_SIZE, s->info.output_size);
+
+    if (!ivshmem2_has_msix(s)) {
+        pci_config_set_interrupt_pin(pdev->config, 1);
+        return true;
+    }
+    if (msix_init_exclusive_bar(pdev, s->info.vectors, IVSHMEM2_BAR_MSIX,
+                                errp) < 0) {
+        return false;
+    }
+    for (uint32_t i = 0; i < s->info.vectors; i++) {
+        msix_vector_use(pdev, i);
+    }
+    msix_set_vector_notifiers(pdev, ivshmem2_vector_unmasked,
+                              ivshmem2_vector_masked, NULL);
+    return true;
+}
+
+static void ivshmem2_init_config(Ivshmem2State *s)
+{
+    PCIDevice *pdev = PCI_DEVICE(s);
+
+    pci_config_set_class(pdev->config, IVSHMEM2_PCI_BASE_CLASS << 8 |
+                         s->info.protocol >> 8);
+    pci_config_set_prog_interface(pdev->config, s->info.protocol & 0xff);
+    pci_set_word(pdev->wmask + PCI_COMMAND, PCI_COMMAND_MEMORY |
+                 PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE);
+}
+
+static void ivshmem2_init_section(Ivshmem2State *s, MemoryRegion *mr,
+                                  const char *name, uint64_t offset,
+                                  uint64_t size, bool writable)
+{
+    if (size) {
+        memory_region_init_ram_ptr(mr, OBJECT(s), name, size,
+                                   s->memory + offset);
+        memory_region_set_readonly(mr, !writable);
+        memory_region_add_subregion(&s->memory_bar, offset, mr);
+    }
+}
+
+static void ivshmem2_init_bars(Ivshmem2State *s)
+{
+    PCIDevice *pdev = PCI_DEVICE(s);
+    const Ivshmem2Welcome *w = &s->info;
+    uint64_t outputs = ivshmem2_output_offset(w, 0);
+    uint64_t own = ivshmem2_output_offset(w, w->id);
+    uint64_t after = own + w->output_size;
+    uint64_t end = ivshmem2_total_size(w);
+
+    /* R1: a page of its own, so that it can be handed to user space */
+    memory_region_init_io(&s->regs, OBJECT(s), &ivshmem2_regs_ops, s,
+                          "ivshmem2-regs", w->page_size);
+    pci_register_bar(pdev, IVSHMEM2_BAR_REGS, PCI_BASE_ADDRESS_SPACE_MEMORY,
+                     &s->regs);
+
+    memory_region_init_io(&s->memory_bar, OBJECT(s), &ivshmem2_nothing_ops, s,
+                          "ivshmem2-memory", pow2ceil(end));
+    ivshmem2_init_section(s, &s->state_table, "ivshmem2-state-table",
+                          0, w->state_table_size, false);
+    ivshmem2_init_section(s, &s->rw, "ivshmem2-rw",
+                          ivshmem2_rw_offset(w), w->rw_size, true);
+    ivshmem2_init_section(s, &s->outputs_before, "ivshmem2-outputs-before",
+                          outputs, own - outputs, false);
+    ivshmem2_init_section(s, &s->output, "ivshmem2-output",
+                          own, w->output_size, true);
+    ivshmem2_init_section(s, &s->outputs_after, "ivshmem2-outputs-after",
+                          after, end - after, false);
+    pci_register_bar(pdev, IVSHMEM2_BAR_MEMORY,
+                     PCI_BASE_ADDRESS_SPACE_MEMORY |
+                     PCI_BASE_ADDRESS_MEM_PREFETCH |
+                     PCI_BASE_ADDRESS_MEM_TYPE_64, &s->memory_bar);
+}
+
+static bool ivshmem2_init_interrupts(Ivshmem2State *s, Error **errp)
+{
+    s->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (s->epoll_fd < 0) {
+        error_setg_errno(errp, errno, "cannot create an epoll descriptor");
+        return false;
+    }
+    for (uint32_t i = 0; i < s->info.vectors; i++) {
+        int fd = ivshmem2_session_own_eventfd(s->session, i);
+        struct epoll_event event = { .events = EPOLLIN, .data.u32 = i };
+
+        if (epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
+            error_setg_errno(errp, errno, "cannot poll the eventfd of "
+                             "vector %u", i);
+            return false;
+        }
+    }
+    s->pending = bitmap_new(s->info.vectors);
+    return true;
+}
+
+/* Undo ivshmem2_realize(), also half of it: PCI core does not. */
+static void ivshmem2_unrealize(Ivshmem2State *s)
+{
+    PCIDevice *pdev = PCI_DEVICE(s);
+
+    g_clear_pointer(&s->vm_state_entry, qemu_del_vm_change_state_handler);
+    if (s->polling) {
+        qemu_set_fd_handler(s->epoll_fd, NULL, NULL, NULL);
+        s->polling = false;
+    }
+    s->receiving = false;
+    if (msix_present(pdev)) {
+        if (pdev->msix_vector_use_notifier) {
+            msix_unset_vector_notifiers(pdev);
+        }
+        msix_uninit_exclusive_bar(pdev);
+    }
+    ivshmem2_del_ioeventfds(s);
+    ivshmem2_leave(s);
+    ivshmem2_close(&s->epoll_fd);
+    g_clear_pointer(&s->pending, g_free);
+    g_clear_pointer(&s->link_bh, qemu_bh_delete);
+    migrate_del_blocker(&s->migration_blocker);
+}
+
+static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
+{
+    ERRP_GUARD();
+    Ivshmem2State *s = IVSHMEM2(pdev);
+
+    error_setg(&s->migration_blocker, "ivshmem2 devices cannot be migrated: "
+               "unplug the device, migrate, and plug it in again");
+    if (migrate_add_blocker(&s->migration_blocker, errp) < 0) {
+        return;
+    }
+    s->link_bh = qemu_bh_new_guarded(ivshmem2_link_bh, s,
+                                     &DEVICE(s)->mem_reentrancy_guard);
+    if (!ivshmem2_join(s, errp) || !ivshmem2_init_interrupts(s, errp) ||
+        !ivshmem2_init_capabilities(s, errp)) {
+        ivshmem2_unrealize(s);
+        return;
+    }
+    ivshmem2_init_config(s);
+    ivshmem2_init_bars(s);
+    s->vm_state_entry =
+        qemu_add_vm_change_state_handler(ivshmem2_vm_state_changed, s);
+    trace_ivshmem2_device_realize(s->info.id, s->info.max_peers,
+                                  s->info.vectors);
+}
+
+static void ivshmem2_exit(PCIDevice *pdev)
+{
+    Ivshmem2State *s = IVSHMEM2(pdev);
+
+    s->int_control = 0;
+    ivshmem2_update_reception(s);
+    ivshmem2_set_state(s, 0);
+    /* From here on nobody listens to the eventfds. */
+    ivshmem2_session_goodbye(s->session);
+    ivshmem2_pump(s);
+    trace_ivshmem2_device_exit(s->info.id);
+    ivshmem2_unrealize(s);
+}
+
+/* G6: no interrupts first, then the state */
+static void ivshmem2_reset_hold(Object *obj, ResetType type)
+{
+    Ivshmem2State *s = IVSHMEM2(obj);
+
+    trace_ivshmem2_device_reset(s->info.id);
+    s->int_control = 0;
+    ivshmem2_update_reception(s);
+    PCI_DEVICE(s)->config[IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_PRIV_CONTROL] = 0;
+    ivshmem2_set_state(s, 0);
+}
+
+/*
+ * Properties
+ */
+
+static void ivshmem2_get_peer_id(Object *obj, Visitor *v, const char *name,
+                                 void *opaque, Error **errp)
+{
+    Ivshmem2State *s = IVSHMEM2(obj);
+    g_autofree char *any = g_strdup("any");
+
+    if (s->info.max_peers) {
+        visit_type_uint32(v, name, &s->info.id, errp);
+    } else if (s->wanted_id == IVSHMEM2_ID_ANY) {
+        visit_type_str(v, name, &any, errp);
+    } else {
+        visit_type_uint32(v, name, &s->wanted_id, errp);
+    }
+}
+
+static void ivshmem2_set_peer_id(Object *obj, Visitor *v, const char *name,
+                                 void *opaque, Error **errp)
+{
+    Ivshmem2State *s = IVSHMEM2(obj);
+    g_autofree char *text = NULL;
+    unsigned id;
+
+    if (DEVICE(s)->realized) {
+        error_setg(errp, "the ID of a peer cannot change");
+        return;
+    }
+    /* a string on the command line, perhaps a number in QMP */
+    if (!visit_type_str(v, name, &text, NULL)) {
+        if (!visit_type_uint32(v, name, &id, errp)) {
+            return;
+        }
+    } else if (!strcmp(text, "any")) {
+        s->wanted_id = IVSHMEM2_ID_ANY;
+        return;
+    } else if (qemu_strtoui(text, NULL, 0, &id) < 0) {
+        id = IVSHMEM2_ID_ANY;
+    }
+    if (id >= IVSHMEM2_MAX_PEERS) {
+        error_setg(errp, "peer-id is 'any' or a number from 0 to %u",
+                   IVSHMEM2_MAX_PEERS - 1);
+        return;
+    }
+    s->wanted_id = id;
+}
+
+static bool ivshmem2_get_connected(Object *obj, Error **errp)
+{
+    Ivshmem2State *s = IVSHMEM2(obj);
+
+    return s->session && ivshmem2_session_ready(s->session);
+}
+
+static void ivshmem2_instance_init(Object *obj)
+{
+    Ivshmem2State *s = IVSHMEM2(obj);
+
+    s->wanted_id = IVSHMEM2_ID_ANY;
+    s->epoll_fd = -1;
+    object_property_add_uint32_ptr(obj, "max-peers", &s->info.max_peers,
+                                   OBJ_PROP_FLAG_READ);
+    object_property_add_uint32_ptr(obj, "vectors", &s->info.vectors,
+                                   OBJ_PROP_FLAG_READ);
+    object_property_add_uint16_ptr(obj, "protocol", &s->info.protocol,
+                                   OBJ_PROP_FLAG_READ);
+    object_property_add_uint64_ptr(obj, "interrupts-sent", &s->sent,
+                                   OBJ_PROP_FLAG_READ);
+    object_property_add_uint64_ptr(obj, "interrupts-received", &s->received,
+                                   OBJ_PROP_FLAG_READ);
+    object_property_add_uint64_ptr(obj, "interrupts-dropped", &s->dropped,
+                                   OBJ_PROP_FLAG_READ);
+}
+
+static void ivshmem2_instance_finalize(Object *obj)
+{
+    Ivshmem2State *s = IVSHMEM2(obj);
+
+    /* The memory regions are gone, so nobody looks at this any more. */
+    if (s->memory) {
+        munmap(s->memory, ivshmem2_total_size(&s->info));
+    }
+}
+
+static const Property ivshmem2_properties[] = {
+    DEFINE_PROP_CHR("chardev", Ivshmem2State, chr),
+    DEFINE_PROP_ON_OFF_AUTO("msix", Ivshmem2State, msix, ON_OFF_AUTO_AUTO),
+    DEFINE_PROP_BOOL("ioeventfd", Ivshmem2State, use_ioeventfd, true),
+    DEFINE_PROP_UINT32("handshake-timeout-ms", Ivshmem2State,
+                       handshake_timeout_ms, 5000),
+};
+
+static void ivshmem2_class_init(ObjectClass *klass, void *data)
+{
+    DeviceClass *dc = DEVICE_CLASS(klass);
+    PCIDeviceClass *k = PCI_DEVICE_CLASS(klass);
+    ResettableClass *rc = RESETTABLE_CLASS(klass);
+
+    k->realize = ivshmem2_realize;
+    k->exit = ivshmem2_exit;
+    k->config_write = ivshmem2_write_config;
+    k->vendor_id = IVSHMEM2_PCI_VENDOR_ID;
+    k->device_id = IVSHMEM2_PCI_DEVICE_ID;
+    k->class_id = IVSHMEM2_PCI_BASE_CLASS << 8;
+    rc->phases.hold = ivshmem2_reset_hold;
+    dc->desc = "Inter-VM shared memory, version 2";
+    set_bit(DEVICE_CATEGORY_MISC, dc->categories);
+    device_class_set_props(dc, ivshmem2_properties);
+    object_class_property_add(klass, "peer-id", "uint32|any",
+                              ivshmem2_get_peer_id, ivshmem2_set_peer_id,
+                              NULL, NULL);
+    object_class_property_set_description(klass, "peer-id",
+                                          "ID on the link, or 'any'");
+    object_class_property_add_bool(klass, "connected",
+                                   ivshmem2_get_connected, NULL);
+}
+
+static const TypeInfo ivshmem2_types[] = {
+    {
+        .name = TYPE_IVSHMEM2,
+        .parent = TYPE_PCI_DEVICE,
+        .instance_size = sizeof(Ivshmem2State),
+        .instance_init = ivshmem2_instance_init,
+        .instance_finalize = ivshmem2_instance_finalize,
+        .class_init = ivshmem2_class_init,
+        .interfaces = (InterfaceInfo[]) {
+            { INTERFACE_CONVENTIONAL_PCI_DEVICE },
+            { }
+        },
+    },
+};
+
+DEFINE_TYPES(ivshmem2_types)
