@@ -64,14 +64,25 @@ void ivshmem2_peer_close(Ivshmem2Peer *peer);
 
 const Ivshmem2Info *ivshmem2_peer_info(const Ivshmem2Peer *peer);
 
-/* R/W section ("Shared Memory Region Layout"), NULL if there is none. */
-volatile void *ivshmem2_peer_rw(const Ivshmem2Peer *peer);
+/*
+ * Is the server (host) or the device (guest) still there?  Without a server,
+ * memory and the doorbells of peers that are known go on, and state changes
+ * interrupt those peers only.
+ */
+bool ivshmem2_peer_connected(const Ivshmem2Peer *peer);
+
+/*
+ * R/W section ("Shared Memory Region Layout"), NULL if there is none.  The
+ * other peers change it at any time: read what they write with atomic
+ * accesses or after an interrupt or a state that says it is there.
+ */
+void *ivshmem2_peer_rw(const Ivshmem2Peer *peer);
 
 /*
  * Output section of peer @id, NULL if there is none.  Only the own one may be
  * written: elsewhere the host sends SIGSEGV, and in a guest writes vanish.
  */
-volatile void *ivshmem2_peer_output(const Ivshmem2Peer *peer, uint32_t id);
+void *ivshmem2_peer_output(const Ivshmem2Peer *peer, uint32_t id);
 
 /* State Table entry of peer @id; 0 if there is no such ID. */
 uint32_t ivshmem2_peer_state(const Ivshmem2Peer *peer, uint32_t id);
@@ -92,9 +103,12 @@ bool ivshmem2_peer_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
 
 /*
  * Wait until one of our vectors was interrupted, for @timeout_ms at most (-1:
- * for ever, 0: only look).  @vector: the only one to look at, or -1 for any.
+ * for ever, 0: only look).  *@vector: the only one to look at, or -1 for any.
  * Returns 1 and the vector in *@vector, which is not interrupted any more;
- * 0 after the time; -1 with @error set if the link is gone.
+ * 0 after the time; -1 with @error set if the link is gone.  Interrupts of
+ * one vector that come before they are waited for become one.
+ *
+ * A host peer without a server waits on: the others can still ring it.
  */
 int ivshmem2_peer_wait(Ivshmem2Peer *peer, int *vector, int timeout_ms,
                        GError **error);

@@ -1,0 +1,51 @@
+/*
+ * libivshmem2 peer: what the two transports of the client API share
+ *
+ * SPDX-License-Identifier: BSD-2-Clause
+ */
+
+#ifndef LIBIVSHMEM2_PEER_H
+#define LIBIVSHMEM2_PEER_H
+
+#include "libivshmem2.h"
+
+/*
+ * A transport.  The arguments are checked already.  Each transport has a
+ * structure of its own that starts with Ivshmem2Peer.
+ */
+typedef struct Ivshmem2PeerOps {
+    bool (*set_state)(Ivshmem2Peer *peer, uint32_t state, GError **error);
+    bool (*ring)(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
+                 GError **error);
+    /* An interrupt was taken from the eventfd of @vector. */
+    void (*taken)(Ivshmem2Peer *peer, uint32_t vector);
+    /* peer->service_fd is ready; false with @error set: the link is gone */
+    bool (*service)(Ivshmem2Peer *peer, GError **error);
+    bool (*connected)(const Ivshmem2Peer *peer);
+    /* State 0, goodbye, and release all but what ivshmem2_peer_*() made. */
+    void (*close)(Ivshmem2Peer *peer);
+} Ivshmem2PeerOps;
+
+struct Ivshmem2Peer {
+    const Ivshmem2PeerOps *ops;
+    Ivshmem2Info info;
+    void *memory;               /* all sections in their order, unmapped here */
+    size_t memory_size;
+    int *eventfds;              /* one for each vector, borrowed */
+    int service_fd;             /* borrowed; -1: none */
+    int epoll_fd;               /* eventfds and service_fd */
+};
+
+/*
+ * Allocate @size bytes that start with an Ivshmem2Peer, to be released with
+ * ivshmem2_peer_close(), also when it is not complete yet.
+ */
+Ivshmem2Peer *ivshmem2_peer_new(size_t size, const Ivshmem2PeerOps *ops);
+
+/* All of @peer but epoll_fd is set: get ready for ivshmem2_peer_wait(). */
+bool ivshmem2_peer_complete(Ivshmem2Peer *peer, GError **error);
+
+/* Watch service_fd for these epoll events; 0: no more. */
+void ivshmem2_peer_watch_service(Ivshmem2Peer *peer, uint32_t events);
+
+#endif /* LIBIVSHMEM2_PEER_H */

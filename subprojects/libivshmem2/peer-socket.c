@@ -1,0 +1,346 @@
+/*
+ * libivshmem2: a peer on the host, through the server's socket
+ *
+ * SPDX-License-Identifier: BSD-2-Clause
+ */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include "libivshmem2-conn.h"
+#include "libivshmem2-peer.h"
+
+/* How long closing may take if the server does not read */
+#define CLOSE_TIMEOUT_MS    1000
+/* Messages of the server handled before looking at the time again */
+#define RECEIVE_BATCH       64
+
+typedef struct SocketPeer {
+    Ivshmem2Peer parent;
+    Ivshmem2Session *session;
+    Ivshmem2Conn conn;
+    uint32_t state;             /* others can write the State Table as well */
+    bool state_unsaid;          /* the server does not know of it yet */
+} SocketPeer;
+
+static bool socket_connected(const Ivshmem2Peer *peer)
+{
+    return ((const SocketPeer *)peer)->conn.fd >= 0;
+}
+
+/* The conversation */
+
+static bool send_all(SocketPeer *p, GError **error)
+{
+    Ivshmem2Msg msg;
+    int ret = ivshmem2_conn_flush(&p->conn, error);
+
+    while (ret > 0 && ivshmem2_session_next(p->session, &msg)) {
+        ret = ivshmem2_conn_send(&p->conn, &msg, NULL, error);
+    }
+    return ret >= 0;
+}
+
+static bool receive_some(SocketPeer *p, GError **error)
+{
+    for (int i = 0; i < RECEIVE_BATCH; i++) {
+        int ret = ivshmem2_conn_receive(&p->conn, error);
+
+        if (ret <= 0) {
+            return ret == 0;
+        }
+        if (!ivshmem2_session_receive(p->session, &p->conn.in, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Send and receive what is possible now. */
+static bool converse(SocketPeer *p, GError **error)
+{
+    g_autoptr(GError) send_error = NULL;
+    bool sent = send_all(p, &send_error);
+
+    /* A server that closed may have said why: that is the better error. */
+    if (!receive_some(p, error)) {
+        return false;
+    }
+    if (!sent) {
+        g_propagate_error(error, g_steal_pointer(&send_error));
+        return false;
+    }
+    return send_all(p, error);
+}
+
+static bool is_talking(const SocketPeer *p)
+{
+    return ivshmem2_conn_is_sending(&p->conn) ||
+           ivshmem2_session_has_next(p->session);
+}
+
+/*
+ * Converse until there is nothing left to say or, for the handshake, until
+ * the session is ready.
+ */
+static bool converse_until(SocketPeer *p, bool handshake, gint64 deadline,
+                           GError **error)
+{
+    for (;;) {
+        struct pollfd pfd = { .fd = p->conn.fd, .events = POLLIN };
+        gint64 left = deadline - g_get_monotonic_time();
+
+        if (!converse(p, error)) {
+            return false;
+        }
+        if (handshake ? ivshmem2_session_ready(p->session) : !is_talking(p)) {
+            return true;
+        }
+        if (left <= 0) {
+            g_set_error_literal(error, IVSHMEM2_LIB_ERROR,
+                                IVSHMEM2_LIB_ERROR_TIMEOUT,
+                                "the server does not answer in time");
+            return false;
+        }
+        pfd.events |= ivshmem2_conn_is_sending(&p->conn) ? POLLOUT : 0;
+        poll(&pfd, 1, (left + 999) / 1000);
+    }
+}
+
+/* Without a server, interrupt those whose eventfds we hold ourselves. */
+static void ring_everybody(SocketPeer *p)
+{
+    const Ivshmem2Info *info = &p->parent.info;
+
+    for (uint32_t id = 0; id < info->max_peers; id++) {
+        int fd = id == info->id ? -1 :
+                 ivshmem2_session_eventfd(p->session, id, 0);
+
+        if (fd >= 0) {
+            ivshmem2_eventfd_signal(fd);
+        }
+    }
+}
+
+/* Memory and doorbells go on; what the server was to do is ours now. */
+static void lose_server(SocketPeer *p)
+{
+    if (p->parent.epoll_fd >= 0) {
+        ivshmem2_peer_watch_service(&p->parent, 0);
+    }
+    p->parent.service_fd = -1;
+    ivshmem2_conn_clear(&p->conn);
+    ivshmem2_session_disconnected(p->session);
+}
+
+/* Say what there is to say without waiting. */
+static void talk(SocketPeer *p)
+{
+    if (p->conn.fd >= 0 && !converse(p, NULL)) {
+        lose_server(p);
+    }
+    if (p->conn.fd >= 0) {
+        ivshmem2_peer_watch_service(&p->parent, EPOLLIN |
+            (ivshmem2_conn_is_sending(&p->conn) ? EPOLLOUT : 0));
+        p->state_unsaid = p->state_unsaid && is_talking(p);
+    } else if (p->state_unsaid) {
+        ring_everybody(p);
+        p->state_unsaid = false;
+    }
+}
+
+static bool socket_service(Ivshmem2Peer *peer, GError **error)
+{
+    talk((SocketPeer *)peer);
+    return true;
+}
+
+static void store_state(SocketPeer *p, uint32_t state)
+{
+    uint32_t *table = p->parent.memory;
+
+    if (state != p->state) {
+        p->state = state;
+        __atomic_store_n(&table[p->parent.info.id], GUINT32_TO_LE(state),
+                         __ATOMIC_RELEASE);
+        ivshmem2_session_state_changed(p->session);
+        p->state_unsaid = true;
+    }
+}
+
+static bool socket_set_state(Ivshmem2Peer *peer, uint32_t state,
+                             GError **error)
+{
+    SocketPeer *p = (SocketPeer *)peer;
+
+    store_state(p, state);
+    talk(p);
+    return true;
+}
+
+static bool socket_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
+                        GError **error)
+{
+    SocketPeer *p = (SocketPeer *)peer;
+
+    if (ivshmem2_session_ring(p->session, target, vector) !=
+        IVSHMEM2_RING_REQUESTED) {
+        return true;
+    }
+    talk(p);
+    if (p->conn.fd < 0) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_CLOSED,
+                    "the server is gone, and only it knew how to ring "
+                    "vector %u of peer %u", vector, target);
+        return false;
+    }
+    return true;
+}
+
+static void socket_close(Ivshmem2Peer *peer)
+{
+    SocketPeer *p = (SocketPeer *)peer;
+    gint64 deadline = g_get_monotonic_time() + CLOSE_TIMEOUT_MS * 1000;
+
+    if (peer->memory) {
+        store_state(p, 0);
+    }
+    if (ivshmem2_session_ready(p->session)) {
+        /* GOODBYE comes last: what still waits for the server goes first */
+        if (!converse_until(p, false, deadline, NULL)) {
+            lose_server(p);
+        } else {
+            p->state_unsaid = false;
+            ivshmem2_session_goodbye(p->session);
+            converse_until(p, false, deadline, NULL);
+        }
+    }
+    if (p->state_unsaid) {
+        ring_everybody(p);
+    }
+    ivshmem2_conn_clear(&p->conn);
+    ivshmem2_session_free(p->session);
+    g_free(peer->eventfds);
+}
+
+static const Ivshmem2PeerOps socket_ops = {
+    .set_state = socket_set_state,
+    .ring = socket_ring,
+    .service = socket_service,
+    .connected = socket_connected,
+    .close = socket_close,
+};
+
+/* Joining */
+
+static int connect_to(const char *path, unsigned timeout_ms, GError **error)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    struct timeval timeout = {
+        .tv_sec = timeout_ms / 1000,
+        .tv_usec = timeout_ms % 1000 * 1000,
+    };
+    int fd, ret;
+
+    if (strlen(path) >= sizeof(addr.sun_path)) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT,
+                    "socket path '%s' is longer than the %zu bytes that the "
+                    "system allows", path, sizeof(addr.sun_path) - 1);
+        return -1;
+    }
+    strcpy(addr.sun_path, path);
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0) {
+        /* connect() waits for a server that does not accept, this long */
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
+        do {
+            ret = connect(fd, (struct sockaddr *)&addr, sizeof(addr));
+        } while (ret < 0 && errno == EINTR);
+        if (ret == 0) {
+            return fd;
+        }
+    }
+    if (errno == EAGAIN) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_TIMEOUT,
+                    "the server at '%s' does not answer in time", path);
+    } else {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+                    "cannot connect to '%s': %s%s", path, g_strerror(errno),
+                    errno == ECONNREFUSED || errno == ENOENT ?
+                    ", is ivshmem2-server running?" : "");
+    }
+    ivshmem2_close(&fd);
+    return -1;
+}
+
+static void set_info(SocketPeer *p)
+{
+    const Ivshmem2Welcome *w = ivshmem2_session_info(p->session);
+
+    p->parent.info = (Ivshmem2Info) {
+        .id = w->id,
+        .max_peers = w->max_peers,
+        .vectors = w->vectors,
+        .msix = w->features == IVSHMEM2_F_MSIX,
+        .protocol = w->protocol,
+        .state_table_size = w->state_table_size,
+        .rw_size = w->rw_size,
+        .output_size = w->output_size,
+    };
+}
+
+static bool join(SocketPeer *p, gint64 deadline, GError **error)
+{
+    Ivshmem2Peer *peer = &p->parent;
+
+    ivshmem2_session_connected(p->session);
+    if (!converse_until(p, true, deadline, error)) {
+        return false;
+    }
+    set_info(p);
+    peer->eventfds = g_new(int, peer->info.vectors);
+    for (uint32_t i = 0; i < peer->info.vectors; i++) {
+        peer->eventfds[i] = ivshmem2_session_own_eventfd(p->session, i);
+    }
+    peer->service_fd = p->conn.fd;
+    peer->memory_size = ivshmem2_total_size(ivshmem2_session_info(p->session));
+    peer->memory = ivshmem2_session_map(p->session, error);
+    return peer->memory && ivshmem2_peer_complete(peer, error);
+}
+
+Ivshmem2Peer *ivshmem2_peer_open_socket(const char *path,
+                                        const Ivshmem2SocketOptions *options,
+                                        GError **error)
+{
+    static const Ivshmem2SocketOptions defaults = IVSHMEM2_SOCKET_OPTIONS_INIT;
+    const Ivshmem2SocketOptions *o = options ? options : &defaults;
+    gint64 deadline = g_get_monotonic_time() + (gint64)o->timeout_ms * 1000;
+    Ivshmem2Hello hello = {
+        .features = IVSHMEM2_F_MSIX | IVSHMEM2_F_INTX,
+        .vectors = IVSHMEM2_MAX_VECTORS,
+        .id = o->id,
+    };
+    int fd = connect_to(path, o->timeout_ms, error);
+    SocketPeer *p;
+
+    if (fd < 0) {
+        return NULL;
+    }
+    p = (SocketPeer *)ivshmem2_peer_new(sizeof(*p), &socket_ops);
+    ivshmem2_conn_init_consume(&p->conn, fd, IVSHMEM2_SERVER);
+    ivshmem2_set_text(hello.name, sizeof(hello.name), o->name ? o->name : "");
+    p->session = ivshmem2_session_new(&hello);
+    if (!join(p, deadline, error)) {
+        ivshmem2_peer_close(&p->parent);
+        return NULL;
+    }
+    return &p->parent;
+}

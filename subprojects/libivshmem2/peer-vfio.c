@@ -1,0 +1,565 @@
+/*
+ * libivshmem2: a peer in a Linux guest, through VFIO on the PCI device
+ *
+ * SPDX-License-Identifier: BSD-2-Clause
+ */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/pci_regs.h>
+#include <linux/vfio.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "hw/misc/ivshmem2-regs.h"
+#include "libivshmem2-peer.h"
+
+/* Capabilities are dwords in the upper 192 bytes: a list has no more. */
+#define MAX_CAPABILITIES    48
+
+typedef struct VfioPeer {
+    Ivshmem2Peer parent;
+    char *address;
+    int container;
+    int group;
+    int device;
+    uint64_t config_offset;     /* of configuration space in @device */
+    uint32_t *regs;             /* BAR 0 */
+    size_t regs_size;
+    int request_fd;             /* the kernel wants the device back */
+    bool removed;
+    int *eventfds;
+    uint32_t n_eventfds;
+} VfioPeer;
+
+static bool fail(GError **error, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
+
+static bool fail(GError **error, const char *fmt, ...)
+{
+    g_autofree char *text = NULL;
+    va_list ap;
+
+    va_start(ap, fmt);
+    text = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+    g_set_error_literal(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+                        text);
+    return false;
+}
+
+/* Registers: aligned 32-bit accesses only */
+
+static uint32_t reg_read(VfioPeer *p, unsigned reg)
+{
+    return GUINT32_FROM_LE(__atomic_load_n(&p->regs[reg / 4],
+                                           __ATOMIC_SEQ_CST));
+}
+
+static void reg_write(VfioPeer *p, unsigned reg, uint32_t value)
+{
+    /* what was written to memory before is visible before this */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    __atomic_store_n(&p->regs[reg / 4], GUINT32_TO_LE(value),
+                     __ATOMIC_RELEASE);
+}
+
+static bool vfio_set_state(Ivshmem2Peer *peer, uint32_t state, GError **error)
+{
+    reg_write((VfioPeer *)peer, IVSHMEM2_REG_STATE, state);
+    return true;
+}
+
+static bool vfio_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
+                      GError **error)
+{
+    reg_write((VfioPeer *)peer, IVSHMEM2_REG_DOORBELL,
+              target << IVSHMEM2_DOORBELL_TARGET_SHIFT | vector);
+    return true;
+}
+
+/* Interrupts */
+
+static bool set_irqs(VfioPeer *p, uint32_t index, uint32_t flags,
+                     const int *fds, uint32_t n, GError **error)
+{
+    size_t size = sizeof(struct vfio_irq_set) + n * sizeof(int);
+    g_autofree struct vfio_irq_set *set = g_malloc0(size);
+
+    set->argsz = size;
+    set->flags = flags;
+    set->index = index;
+    set->count = n;
+    if (fds) {
+        memcpy(set->data, fds, n * sizeof(int));
+    }
+    if (ioctl(p->device, VFIO_DEVICE_SET_IRQS, set) != 0) {
+        return fail(error, "cannot set up %u interrupts: %s", n,
+                    g_strerror(errno));
+    }
+    return true;
+}
+
+static void vfio_taken(Ivshmem2Peer *peer, uint32_t vector)
+{
+    VfioPeer *p = (VfioPeer *)peer;
+
+    if (!peer->info.msix) {
+        /*
+         * The kernel masks INTx on each interrupt.  Pulses are lost until
+         * here, which is no harm: the caller is going to look at the memory.
+         */
+        set_irqs(p, VFIO_PCI_INTX_IRQ_INDEX,
+                 VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK,
+                 NULL, 1, NULL);
+    }
+}
+
+static bool vfio_service(Ivshmem2Peer *peer, GError **error)
+{
+    VfioPeer *p = (VfioPeer *)peer;
+
+    p->removed = true;
+    g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_CLOSED,
+                "%s is being removed", p->address);
+    return false;
+}
+
+static bool vfio_connected(const Ivshmem2Peer *peer)
+{
+    return !((const VfioPeer *)peer)->removed;
+}
+
+static bool enable_interrupts(VfioPeer *p, GError **error)
+{
+    uint32_t n = p->parent.info.vectors;
+
+    p->eventfds = g_new(int, n);
+    while (p->n_eventfds < n) {
+        int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+
+        if (fd < 0) {
+            return fail(error, "cannot make an eventfd for each of %u "
+                        "vectors: %s", n, g_strerror(errno));
+        }
+        p->eventfds[p->n_eventfds++] = fd;
+    }
+    p->parent.eventfds = p->eventfds;
+    p->request_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (p->request_fd >= 0 &&
+        set_irqs(p, VFIO_PCI_REQ_IRQ_INDEX, VFIO_IRQ_SET_DATA_EVENTFD |
+                 VFIO_IRQ_SET_ACTION_TRIGGER, &p->request_fd, 1, NULL)) {
+        p->parent.service_fd = p->request_fd;
+    }
+    return set_irqs(p, p->parent.info.msix ? VFIO_PCI_MSIX_IRQ_INDEX
+                                           : VFIO_PCI_INTX_IRQ_INDEX,
+                    VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
+                    p->eventfds, n, error);
+}
+
+/* Configuration space */
+
+static bool config_access(VfioPeer *p, bool write, unsigned offset,
+                          void *buf, size_t len, GError **error)
+{
+    off_t at = p->config_offset + offset;
+    ssize_t ret = write ? pwrite(p->device, buf, len, at)
+                        : pread(p->device, buf, len, at);
+
+    if (ret != (ssize_t)len) {
+        return fail(error, "cannot %s configuration space at 0x%x: %s",
+                    write ? "write" : "read", offset,
+                    ret < 0 ? g_strerror(errno) : "too short");
+    }
+    return true;
+}
+
+static bool config_read(VfioPeer *p, unsigned offset, uint32_t *value,
+                        GError **error)
+{
+    if (!config_access(p, false, offset, value, sizeof(*value), error)) {
+        return false;
+    }
+    *value = GUINT32_FROM_LE(*value);
+    return true;
+}
+
+/* The dwords of the vendor capability */
+static bool read_capability(VfioPeer *p, unsigned at, GError **error)
+{
+    Ivshmem2Info *info = &p->parent.info;
+    uint32_t value[IVSHMEM2_CAP_SIZE / 4];
+    uint8_t control = 0;
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(value); i++) {
+        if (!config_read(p, at + i * 4, &value[i], error)) {
+            return false;
+        }
+    }
+    if ((value[0] >> 16 & 0xff) < IVSHMEM2_CAP_SIZE) {
+        return fail(error, "the vendor capability has %u bytes instead of %u",
+                    value[0] >> 16 & 0xff, IVSHMEM2_CAP_SIZE);
+    }
+    info->state_table_size = value[IVSHMEM2_CAP_STATE_TABLE_SIZE / 4];
+    info->rw_size = value[IVSHMEM2_CAP_RW_SIZE / 4] |
+                    (uint64_t)value[IVSHMEM2_CAP_RW_SIZE / 4 + 1] << 32;
+    info->output_size = value[IVSHMEM2_CAP_OUTPUT_SIZE / 4] |
+                    (uint64_t)value[IVSHMEM2_CAP_OUTPUT_SIZE / 4 + 1] << 32;
+    /* whatever the previous driver left behind: no one-shot mode */
+    return config_access(p, true, at + IVSHMEM2_CAP_PRIV_CONTROL, &control,
+                         sizeof(control), error);
+}
+
+static bool read_config(VfioPeer *p, GError **error)
+{
+    uint32_t value, at;
+    int left = MAX_CAPABILITIES;
+
+    if (!config_read(p, PCI_VENDOR_ID, &value, error)) {
+        return false;
+    }
+    if (value != (IVSHMEM2_PCI_DEVICE_ID << 16 | IVSHMEM2_PCI_VENDOR_ID)) {
+        return fail(error, "this is a device %04x:%04x, not %04x:%04x",
+                    value & 0xffff, value >> 16, IVSHMEM2_PCI_VENDOR_ID,
+                    IVSHMEM2_PCI_DEVICE_ID);
+    }
+    if (!config_read(p, PCI_CLASS_REVISION, &value, error)) {
+        return false;
+    }
+    p->parent.info.protocol = value >> 8 & 0xffff;
+    if (!config_read(p, PCI_CAPABILITY_LIST, &at, error)) {
+        return false;
+    }
+    for (at &= 0xfc; at && left--; at = value >> 8 & 0xfc) {
+        if (!config_read(p, at, &value, error)) {
+            return false;
+        }
+        if ((value & 0xff) == PCI_CAP_ID_VNDR) {
+            return read_capability(p, at, error);
+        }
+    }
+    return fail(error, "the device has no vendor capability");
+}
+
+static bool enable_memory_and_master(VfioPeer *p, GError **error)
+{
+    uint16_t command;
+
+    if (!config_access(p, false, PCI_COMMAND, &command, sizeof(command),
+                       error)) {
+        return false;
+    }
+    command |= GUINT16_TO_LE(PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    return config_access(p, true, PCI_COMMAND, &command, sizeof(command),
+                         error);
+}
+
+/* Regions */
+
+static bool region_info(VfioPeer *p, uint32_t index,
+                        struct vfio_region_info *region, GError **error)
+{
+    memset(region, 0, sizeof(*region));
+    region->argsz = sizeof(*region);
+    region->index = index;
+    if (ioctl(p->device, VFIO_DEVICE_GET_REGION_INFO, region) < 0) {
+        return fail(error, "cannot ask for region %u: %s", index,
+                    g_strerror(errno));
+    }
+    return true;
+}
+
+/* Map @size bytes of a BAR, or all of it if @size is 0. */
+static void *map_bar(VfioPeer *p, unsigned bar, uint64_t size, size_t *mapped,
+                     GError **error)
+{
+    struct vfio_region_info region;
+    void *map;
+
+    if (!region_info(p, VFIO_PCI_BAR0_REGION_INDEX + bar, &region, error)) {
+        return NULL;
+    }
+    if (!region.size || region.size < size ||
+        !(region.flags & VFIO_REGION_INFO_FLAG_MMAP)) {
+        fail(error, "BAR %u of %llu bytes cannot be mapped (%llu needed); the "
+             "kernel's log may know why", bar,
+             (unsigned long long)region.size, (unsigned long long)size);
+        return NULL;
+    }
+    *mapped = size ? size : region.size;
+    map = mmap(NULL, *mapped, PROT_READ | PROT_WRITE, MAP_SHARED, p->device,
+               region.offset);
+    if (map == MAP_FAILED) {
+        fail(error, "cannot map BAR %u: %s", bar, g_strerror(errno));
+        return NULL;
+    }
+    return map;
+}
+
+/* The size of all sections, or 0 if it cannot be */
+static uint64_t sections_size(const Ivshmem2Info *info)
+{
+    if (info->max_peers < IVSHMEM2_MIN_PEERS ||
+        info->max_peers > IVSHMEM2_MAX_PEERS || info->id >= info->max_peers ||
+        info->state_table_size < info->max_peers * sizeof(uint32_t) ||
+        info->rw_size > IVSHMEM2_MAX_SIZE ||
+        info->output_size > IVSHMEM2_MAX_SIZE / info->max_peers) {
+        return 0;
+    }
+    return info->state_table_size + info->rw_size +
+           info->output_size * info->max_peers;
+}
+
+static bool count_vectors(VfioPeer *p, GError **error)
+{
+    struct vfio_irq_info irq = {
+        .argsz = sizeof(irq),
+        .index = VFIO_PCI_MSIX_IRQ_INDEX,
+    };
+
+    if (ioctl(p->device, VFIO_DEVICE_GET_IRQ_INFO, &irq) < 0) {
+        return fail(error, "cannot ask for interrupts: %s",
+                    g_strerror(errno));
+    }
+    p->parent.info.msix = irq.count > 0;
+    if (p->parent.info.msix) {
+        p->parent.info.vectors = irq.count;
+        return true;
+    }
+    irq.index = VFIO_PCI_INTX_IRQ_INDEX;
+    if (ioctl(p->device, VFIO_DEVICE_GET_IRQ_INFO, &irq) < 0 || !irq.count) {
+        return fail(error, "the device has neither MSI-X nor INTx");
+    }
+    p->parent.info.vectors = 1;
+    return true;
+}
+
+/*
+ * vfio-pci asks the status bit whether an INTx interrupt is its own, and the
+ * device never sets it.
+ */
+static bool check_intx(VfioPeer *p, GError **error)
+{
+    g_autofree char *value = NULL;
+
+    if (!p->parent.info.msix &&
+        g_file_get_contents("/sys/module/vfio_pci/parameters/nointxmask",
+                            &value, NULL, NULL) && value[0] != 'Y') {
+        return fail(error, "the device uses INTx, and vfio-pci would not see "
+                    "its interrupts; load the module anew with\n"
+                    "  modprobe -r vfio-pci\n"
+                    "  modprobe vfio-pci nointxmask=1");
+    }
+    return true;
+}
+
+/* The way to the device */
+
+static bool not_bound(VfioPeer *p, const char *why, GError **error)
+{
+    const char *a = p->address;
+
+    return fail(error, "%s; give it to vfio-pci with\n"
+                "  modprobe vfio-pci\n"
+                "  echo %s > /sys/bus/pci/devices/%s/driver/unbind"
+                "  # if it has a driver\n"
+                "  echo vfio-pci > /sys/bus/pci/devices/%s/driver_override\n"
+                "  echo %s > /sys/bus/pci/drivers_probe", why, a, a, a, a);
+}
+
+static char *sysfs(VfioPeer *p, const char *attribute)
+{
+    return g_strdup_printf("/sys/bus/pci/devices/%s/%s", p->address,
+                           attribute);
+}
+
+static bool open_group(VfioPeer *p, bool *no_iommu, GError **error)
+{
+    g_autofree char *driver_path = sysfs(p, "driver");
+    g_autofree char *driver = g_file_read_link(driver_path, NULL);
+    g_autofree char *group_path = sysfs(p, "iommu_group");
+    g_autofree char *group = g_file_read_link(group_path, NULL);
+    g_autofree char *name_path = sysfs(p, "iommu_group/name");
+    g_autofree char *name = NULL;
+    g_autofree char *number = NULL;
+    g_autofree char *path = NULL;
+
+    if (!driver || !g_str_has_suffix(driver, "/vfio-pci")) {
+        return not_bound(p, "the device is not bound to vfio-pci", error);
+    }
+    if (!group) {
+        return fail(error, "the device is in no IOMMU group; the virtual "
+                    "machine needs an IOMMU that its kernel uses, e.g. QEMU "
+                    "with\n"
+                    "  -machine q35 -device intel-iommu,intremap=on\n"
+                    "and intel_iommu=on on the kernel's command line");
+    }
+    *no_iommu = g_file_get_contents(name_path, &name, NULL, NULL) &&
+                g_str_has_prefix(name, "vfio-noiommu");
+    number = g_path_get_basename(group);
+    path = g_strdup_printf("/dev/vfio/%s%s", *no_iommu ? "noiommu-" : "",
+                           number);
+    p->group = open(path, O_RDWR | O_CLOEXEC);
+    if (p->group < 0) {
+        return fail(error, "cannot open %s: %s%s", path, g_strerror(errno),
+                    errno == EBUSY ? ", another program uses the device" : "");
+    }
+    return true;
+}
+
+static bool open_device(VfioPeer *p, GError **error)
+{
+    struct vfio_group_status status = { .argsz = sizeof(status) };
+    bool no_iommu;
+
+    if (!open_group(p, &no_iommu, error)) {
+        return false;
+    }
+    if (ioctl(p->group, VFIO_GROUP_GET_STATUS, &status) < 0 ||
+        !(status.flags & VFIO_GROUP_FLAGS_VIABLE)) {
+        return fail(error, "not all devices of the IOMMU group are bound to "
+                    "vfio-pci, see /sys/bus/pci/devices/%s/iommu_group/"
+                    "devices", p->address);
+    }
+    p->container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+    if (p->container < 0) {
+        return fail(error, "cannot open /dev/vfio/vfio: %s",
+                    g_strerror(errno));
+    }
+    if (ioctl(p->group, VFIO_GROUP_SET_CONTAINER, &p->container) < 0 ||
+        ioctl(p->container, VFIO_SET_IOMMU, no_iommu ? VFIO_NOIOMMU_IOMMU
+                                                     : VFIO_TYPE1_IOMMU) < 0) {
+        return fail(error, "cannot use the IOMMU: %s; is the module "
+                    "vfio_iommu_type1 loaded, and does the IOMMU remap "
+                    "interrupts (intel-iommu,intremap=on)?",
+                    g_strerror(errno));
+    }
+    p->device = ioctl(p->group, VFIO_GROUP_GET_DEVICE_FD, p->address);
+    if (p->device < 0) {
+        return fail(error, "cannot get the device from its IOMMU group: %s",
+                    g_strerror(errno));
+    }
+    return true;
+}
+
+static bool open_peer(VfioPeer *p, GError **error)
+{
+    Ivshmem2Peer *peer = &p->parent;
+    struct vfio_region_info config;
+
+    if (!open_device(p, error) ||
+        !region_info(p, VFIO_PCI_CONFIG_REGION_INDEX, &config, error)) {
+        return false;
+    }
+    p->config_offset = config.offset;
+    if (!read_config(p, error) || !enable_memory_and_master(p, error) ||
+        !count_vectors(p, error) || !check_intx(p, error)) {
+        return false;
+    }
+    p->regs = map_bar(p, IVSHMEM2_BAR_REGS, 0, &p->regs_size, error);
+    if (!p->regs) {
+        return false;
+    }
+    /* a driver before us may have been killed */
+    reg_write(p, IVSHMEM2_REG_INT_CONTROL, 0);
+    reg_write(p, IVSHMEM2_REG_STATE, 0);
+    peer->info.id = reg_read(p, IVSHMEM2_REG_ID);
+    peer->info.max_peers = reg_read(p, IVSHMEM2_REG_MAX_PEERS);
+    if (!sections_size(&peer->info)) {
+        return fail(error, "registers and capability contradict each other: "
+                    "ID %u of %u, State Table of %u bytes", peer->info.id,
+                    peer->info.max_peers, peer->info.state_table_size);
+    }
+    peer->memory = map_bar(p, IVSHMEM2_BAR_MEMORY, sections_size(&peer->info),
+                           &peer->memory_size, error);
+    if (!peer->memory || !enable_interrupts(p, error) ||
+        !ivshmem2_peer_complete(peer, error)) {
+        return false;
+    }
+    reg_write(p, IVSHMEM2_REG_INT_CONTROL, IVSHMEM2_INT_ENABLE);
+    return true;
+}
+
+static void vfio_close(Ivshmem2Peer *peer)
+{
+    VfioPeer *p = (VfioPeer *)peer;
+
+    if (p->regs) {
+        reg_write(p, IVSHMEM2_REG_INT_CONTROL, 0);
+        vfio_set_state(peer, 0, NULL);
+        munmap(p->regs, p->regs_size);
+    }
+    /* the kernel takes the interrupts away when the device is closed */
+    ivshmem2_close(&p->device);
+    ivshmem2_close(&p->group);
+    ivshmem2_close(&p->container);
+    ivshmem2_close(&p->request_fd);
+    while (p->n_eventfds) {
+        ivshmem2_close(&p->eventfds[--p->n_eventfds]);
+    }
+    g_free(p->eventfds);
+    g_free(p->address);
+}
+
+static const Ivshmem2PeerOps vfio_ops = {
+    .set_state = vfio_set_state,
+    .ring = vfio_ring,
+    .taken = vfio_taken,
+    .service = vfio_service,
+    .connected = vfio_connected,
+    .close = vfio_close,
+};
+
+/* "0000:00:04.0" in the kernel's own spelling, or NULL */
+static char *parse_address(const char *address)
+{
+    unsigned domain = 0, bus, slot, function;
+    int end = 0;
+
+    if ((sscanf(address, "%x:%x:%x.%x%n", &domain, &bus, &slot, &function,
+                &end) != 4 || address[end])) {
+        domain = 0;
+        end = 0;
+        if (sscanf(address, "%x:%x.%x%n", &bus, &slot, &function, &end) != 3 ||
+            address[end]) {
+            return NULL;
+        }
+    }
+    if (bus > 0xff || slot > 0x1f || function > 7) {
+        return NULL;
+    }
+    return g_strdup_printf("%04x:%02x:%02x.%x", domain, bus, slot, function);
+}
+
+Ivshmem2Peer *ivshmem2_peer_open_pci(const char *address, GError **error)
+{
+    g_autofree char *full = parse_address(address);
+    g_autofree char *path = NULL;
+    VfioPeer *p;
+
+    path = full ? g_strdup_printf("/sys/bus/pci/devices/%s", full) : NULL;
+    if (!full || !g_file_test(path, G_FILE_TEST_EXISTS)) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT,
+                    "%s '%s', 'lspci -d %04x:%04x' lists those that fit",
+                    full ? "there is no PCI device" : "invalid PCI address",
+                    address, IVSHMEM2_PCI_VENDOR_ID, IVSHMEM2_PCI_DEVICE_ID);
+        return NULL;
+    }
+    p = (VfioPeer *)ivshmem2_peer_new(sizeof(*p), &vfio_ops);
+    p->address = g_steal_pointer(&full);
+    p->container = -1;
+    p->group = -1;
+    p->device = -1;
+    p->request_fd = -1;
+    if (!open_peer(p, error)) {
+        g_prefix_error(error, "%s: ", p->address);
+        ivshmem2_peer_close(&p->parent);
+        return NULL;
+    }
+    return &p->parent;
+}

@@ -1,0 +1,213 @@
+/*
+ * libivshmem2: what is the same for a peer on the host and in a guest
+ *
+ * SPDX-License-Identifier: BSD-2-Clause
+ */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "libivshmem2-peer.h"
+
+/* Stands for service_fd where eventfds are known by their vector */
+#define SERVICE     UINT32_MAX
+
+Ivshmem2Peer *ivshmem2_peer_new(size_t size, const Ivshmem2PeerOps *ops)
+{
+    Ivshmem2Peer *peer = g_malloc0(size);
+
+    peer->ops = ops;
+    peer->service_fd = -1;
+    peer->epoll_fd = -1;
+    return peer;
+}
+
+static bool watch_fd(Ivshmem2Peer *peer, int fd, uint32_t what, GError **error)
+{
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = what };
+
+    if (epoll_ctl(peer->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+                    "cannot wait for interrupts: %s", g_strerror(errno));
+        return false;
+    }
+    return true;
+}
+
+bool ivshmem2_peer_complete(Ivshmem2Peer *peer, GError **error)
+{
+    peer->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (peer->epoll_fd < 0) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+                    "cannot wait for interrupts: %s", g_strerror(errno));
+        return false;
+    }
+    for (uint32_t i = 0; i < peer->info.vectors; i++) {
+        if (!watch_fd(peer, peer->eventfds[i], i, error)) {
+            return false;
+        }
+    }
+    return peer->service_fd < 0 ||
+           watch_fd(peer, peer->service_fd, SERVICE, error);
+}
+
+void ivshmem2_peer_watch_service(Ivshmem2Peer *peer, uint32_t events)
+{
+    struct epoll_event event = { .events = events, .data.u32 = SERVICE };
+
+    epoll_ctl(peer->epoll_fd, events ? EPOLL_CTL_MOD : EPOLL_CTL_DEL,
+              peer->service_fd, &event);
+}
+
+void ivshmem2_peer_close(Ivshmem2Peer *peer)
+{
+    if (peer) {
+        peer->ops->close(peer);
+        ivshmem2_close(&peer->epoll_fd);
+        if (peer->memory) {
+            munmap(peer->memory, peer->memory_size);
+        }
+        g_free(peer);
+    }
+}
+
+const Ivshmem2Info *ivshmem2_peer_info(const Ivshmem2Peer *peer)
+{
+    return &peer->info;
+}
+
+bool ivshmem2_peer_connected(const Ivshmem2Peer *peer)
+{
+    return peer->ops->connected(peer);
+}
+
+void *ivshmem2_peer_rw(const Ivshmem2Peer *peer)
+{
+    return peer->info.rw_size ?
+           (char *)peer->memory + peer->info.state_table_size : NULL;
+}
+
+void *ivshmem2_peer_output(const Ivshmem2Peer *peer, uint32_t id)
+{
+    const Ivshmem2Info *info = &peer->info;
+
+    if (!info->output_size || id >= info->max_peers) {
+        return NULL;
+    }
+    return (char *)peer->memory + info->state_table_size + info->rw_size +
+           info->output_size * id;
+}
+
+uint32_t ivshmem2_peer_state(const Ivshmem2Peer *peer, uint32_t id)
+{
+    const uint32_t *table = peer->memory;
+
+    if (id >= peer->info.max_peers) {
+        return 0;
+    }
+    /* what the peer wrote before it set this state is visible after this */
+    return GUINT32_FROM_LE(__atomic_load_n(&table[id], __ATOMIC_ACQUIRE));
+}
+
+bool ivshmem2_peer_set_state(Ivshmem2Peer *peer, uint32_t state,
+                             GError **error)
+{
+    return peer->ops->set_state(peer, state, error);
+}
+
+bool ivshmem2_peer_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
+                        GError **error)
+{
+    const Ivshmem2Info *info = &peer->info;
+
+    if (target >= info->max_peers || vector >= info->vectors) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT,
+                    "there is no vector %u at peer %u: the link has IDs 0 to "
+                    "%u with vectors 0 to %u", vector, target,
+                    info->max_peers - 1, info->vectors - 1);
+        return false;
+    }
+    /* "data written by the CPU prior to issuing the register write" */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return peer->ops->ring(peer, target, vector, error);
+}
+
+/*
+ * Wait for the eventfd of *@vector (-1: all) and for service_fd.  Returns
+ * like poll(), with the vector or SERVICE in @what.
+ */
+static int wait_once(Ivshmem2Peer *peer, int vector, int timeout_ms,
+                     uint32_t *what)
+{
+    struct epoll_event event;
+    int ret;
+
+    if (vector < 0) {
+        ret = epoll_wait(peer->epoll_fd, &event, 1, timeout_ms);
+        *what = ret > 0 ? event.data.u32 : 0;
+    } else {
+        bool service = ivshmem2_peer_connected(peer);
+        struct pollfd pfds[2] = {
+            { .fd = peer->eventfds[vector], .events = POLLIN },
+            { .fd = service ? peer->service_fd : -1, .events = POLLIN },
+        };
+
+        ret = poll(pfds, 2, timeout_ms);
+        *what = ret > 0 && pfds[1].revents ? SERVICE : (uint32_t)vector;
+    }
+    return ret;
+}
+
+static int remaining_ms(gint64 deadline)
+{
+    gint64 left = (deadline - g_get_monotonic_time() + 999) / 1000;
+
+    return MAX(left, 0);
+}
+
+int ivshmem2_peer_wait(Ivshmem2Peer *peer, int *vector, int timeout_ms,
+                       GError **error)
+{
+    gint64 deadline = g_get_monotonic_time() + (gint64)timeout_ms * 1000;
+    uint32_t what;
+    int ret;
+
+    if (*vector < -1 || *vector >= (int)peer->info.vectors) {
+        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT,
+                    "there is no vector %d, the link has 0 to %u", *vector,
+                    peer->info.vectors - 1);
+        return -1;
+    }
+    do {
+        ret = wait_once(peer, *vector,
+                        timeout_ms < 0 ? -1 : remaining_ms(deadline), &what);
+        if (ret < 0 && errno != EINTR) {
+            g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+                        "cannot wait for interrupts: %s", g_strerror(errno));
+            return -1;
+        }
+        if (ret > 0 && what == SERVICE) {
+            if (!peer->ops->service(peer, error)) {
+                return -1;
+            }
+        } else if (ret > 0 && ivshmem2_eventfd_drain(peer->eventfds[what])) {
+            if (peer->ops->taken) {
+                peer->ops->taken(peer, what);
+            }
+            *vector = what;
+            return 1;
+        }
+        /* an eventfd that was empty and a busy server cost time, too */
+    } while (ret && (timeout_ms < 0 || remaining_ms(deadline)));
+    return 0;
+}
+
+int ivshmem2_peer_fd(const Ivshmem2Peer *peer)
+{
+    return peer->epoll_fd;
+}
