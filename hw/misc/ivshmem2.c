@@ -815,6 +815,9 @@ static bool ivshmem2_join(Ivshmem2State *s, Error **errp)
 static void ivshmem2_leave(Ivshmem2State *s)
 {
     if (s->session) {
+        /* Nobody listens to our eventfds any more. */
+        ivshmem2_session_goodbye(s->session);
+        ivshmem2_pump(s);
         s->connected = false;
         qemu_chr_fe_disconnect(&s->chr);
         ivshmem2_drop_watch(s);
@@ -1010,9 +1013,6 @@ static void ivshmem2_exit(PCIDevice *pdev)
     s->int_control = 0;
     ivshmem2_update_reception(s);
     ivshmem2_set_state(s, 0);
-    /* From here on nobody listens to the eventfds. */
-    ivshmem2_session_goodbye(s->session);
-    ivshmem2_pump(s);
     trace_ivshmem2_device_exit(s->info.id);
     ivshmem2_unrealize(s);
 }

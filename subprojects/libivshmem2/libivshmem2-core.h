@@ -204,7 +204,10 @@ Ivshmem2Ring ivshmem2_session_ring(Ivshmem2Session *s, uint32_t id,
 /* The own State Table entry changed: have the other peers interrupted. */
 void ivshmem2_session_state_changed(Ivshmem2Session *s);
 
-/* Have the server told that nobody uses our eventfds any more. */
+/*
+ * Have the server told that nobody uses our eventfds any more, also in the
+ * middle of the handshake.
+ */
 void ivshmem2_session_goodbye(Ivshmem2Session *s);
 
 #endif /* LIBIVSHMEM2_CORE_H */

@@ -545,10 +545,10 @@ bool ivshmem2_session_receive(Ivshmem2Session *s, Ivshmem2Decoder *d,
 bool ivshmem2_session_has_next(const Ivshmem2Session *s)
 {
     return s->phase == PHASE_HELLO ||
+           (s->phase > PHASE_HELLO && s->say_goodbye) ||
            (s->phase == PHASE_READY &&
-            (s->say_state || s->say_goodbye ||
-             (s->n_in_flight < MAX_IN_FLIGHT &&
-              bits_first(&s->waiting) >= 0)));
+            (s->say_state || (s->n_in_flight < MAX_IN_FLIGHT &&
+                              bits_first(&s->waiting) >= 0)));
 }
 
 static void next_ring(Ivshmem2Session *s, Ivshmem2Msg *msg)
@@ -576,7 +576,7 @@ bool ivshmem2_session_next(Ivshmem2Session *s, Ivshmem2Msg *msg)
         msg->hdr.type = IVSHMEM2_HELLO;
         msg->hello = s->hello;
         s->phase = PHASE_WELCOME;
-    } else if (s->say_state) {
+    } else if (s->say_state && s->phase == PHASE_READY) {
         msg->hdr.type = IVSHMEM2_STATE_CHANGED;
         s->say_state = false;
     } else if (s->say_goodbye) {
