@@ -84,6 +84,9 @@ void *ivshmem2_peer_rw(const Ivshmem2Peer *peer);
  */
 void *ivshmem2_peer_output(const Ivshmem2Peer *peer, uint32_t id);
 
+/* The whole State Table: little-endian entries, never to be written */
+const void *ivshmem2_peer_state_table(const Ivshmem2Peer *peer);
+
 /* State Table entry of peer @id; 0 if there is no such ID. */
 uint32_t ivshmem2_peer_state(const Ivshmem2Peer *peer, uint32_t id);
 

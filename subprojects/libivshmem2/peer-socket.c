@@ -191,6 +191,8 @@ static bool socket_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
 {
     SocketPeer *p = (SocketPeer *)peer;
 
+    /* what was written to memory before is visible before the interrupt */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (ivshmem2_session_ring(p->session, target, vector) !=
         IVSHMEM2_RING_REQUESTED) {
         return true;

@@ -415,7 +415,7 @@ static bool open_group(VfioPeer *p, bool *no_iommu, GError **error)
 static bool open_device(VfioPeer *p, GError **error)
 {
     struct vfio_group_status status = { .argsz = sizeof(status) };
-    bool no_iommu;
+    bool no_iommu = false;
 
     if (!open_group(p, &no_iommu, error)) {
         return false;

@@ -103,6 +103,11 @@ void *ivshmem2_peer_output(const Ivshmem2Peer *peer, uint32_t id)
            info->output_size * id;
 }
 
+const void *ivshmem2_peer_state_table(const Ivshmem2Peer *peer)
+{
+    return peer->memory;
+}
+
 uint32_t ivshmem2_peer_state(const Ivshmem2Peer *peer, uint32_t id)
 {
     const uint32_t *table = peer->memory;
@@ -132,8 +137,6 @@ bool ivshmem2_peer_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
                     info->max_peers - 1, info->vectors - 1);
         return false;
     }
-    /* "data written by the CPU prior to issuing the register write" */
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     return peer->ops->ring(peer, target, vector, error);
 }
 

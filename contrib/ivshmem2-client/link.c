@@ -1,0 +1,248 @@
+/*
+ * ivshmem2-client: commands about the link, its peers and their interrupts
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include <stdio.h>
+#include <string.h>
+#include "hw/misc/ivshmem2-regs.h"
+#include "client.h"
+
+static const char *protocol_name(uint16_t protocol)
+{
+    if (protocol & IVSHMEM2_PROTOCOL_VIRTIO) {
+        return protocol & IVSHMEM2_PROTOCOL_VIRTIO_BACK ? "virtio, back-end"
+                                                        : "virtio, front-end";
+    }
+    switch (protocol) {
+    case IVSHMEM2_PROTOCOL_UNDEFINED:
+        return "undefined";
+    case IVSHMEM2_PROTOCOL_NET:
+        return "network";
+    }
+    return protocol >= 0x4000 ? "user-defined" : "reserved";
+}
+
+Status cmd_info(Client *c, char **args, GError **error)
+{
+    const Ivshmem2Info *i = c->info;
+
+    if (c->json) {
+        Json *json = json_new();
+
+        json_string(json, c->on_host ? "socket" : "pci", c->where);
+        json_number(json, "id", i->id);
+        json_number(json, "max_peers", i->max_peers);
+        json_string(json, "interrupts", i->msix ? "msix" : "intx");
+        json_number(json, "vectors", i->vectors);
+        json_number(json, "protocol", i->protocol);
+        json_number(json, "state", ivshmem2_peer_state(c->peer, i->id));
+        json_number(json, "state_table_size", i->state_table_size);
+        json_number(json, "rw_size", i->rw_size);
+        json_number(json, "output_size", i->output_size);
+        json_bool(json, "connected", ivshmem2_peer_connected(c->peer));
+        json_print(json);
+        return STATUS_OK;
+    }
+    printf("%s %s%s\n", c->on_host ? "socket:         " : "PCI device:     ",
+           c->where, ivshmem2_peer_connected(c->peer) ? "" : " (gone)");
+    printf("ID:              %u\n", i->id);
+    printf("maximum peers:   %u\n", i->max_peers);
+    printf("interrupts:      %s, %u vector%s\n", i->msix ? "MSI-X" : "INTx",
+           i->vectors, i->vectors == 1 ? "" : "s");
+    printf("protocol type:   0x%04x (%s)\n", i->protocol,
+           protocol_name(i->protocol));
+    printf("state:           %u\n", ivshmem2_peer_state(c->peer, i->id));
+    printf("State Table:     %u bytes\n", i->state_table_size);
+    printf("R/W section:     %llu bytes\n", (unsigned long long)i->rw_size);
+    printf("output sections: %u of %llu bytes\n",
+           i->output_size ? i->max_peers : 0,
+           (unsigned long long)i->output_size);
+    return STATUS_OK;
+}
+
+Status cmd_peers(Client *c, char **args, GError **error)
+{
+    for (uint32_t id = 0; id < c->info->max_peers; id++) {
+        uint32_t state = ivshmem2_peer_state(c->peer, id);
+        bool self = id == c->info->id;
+
+        if (!state && !self) {
+            continue;
+        }
+        if (c->json) {
+            Json *json = json_new();
+
+            json_number(json, "id", id);
+            json_number(json, "state", state);
+            json_bool(json, "self", self);
+            json_print(json);
+        } else {
+            printf("peer %u: state %u%s\n", id, state,
+                   self ? " (this one)" : "");
+        }
+    }
+    return STATUS_OK;
+}
+
+Status cmd_ring(Client *c, char **args, GError **error)
+{
+    uint64_t id, vector = 0;
+    int64_t count = c->set.count < 0 ? 1 : c->set.count;
+
+    if (!parse_number("ID", args[0], 0, c->info->max_peers - 1, &id, error) ||
+        (args[1] && !parse_number("VECTOR", args[1], 0, c->info->vectors - 1,
+                                  &vector, error))) {
+        return STATUS_USAGE;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        if (!ivshmem2_peer_ring(c->peer, id, vector, error)) {
+            return STATUS_ERROR;
+        }
+    }
+    if (c->json) {
+        Json *json = json_new();
+
+        json_number(json, "target", id);
+        json_number(json, "vector", vector);
+        json_number(json, "count", count);
+        json_print(json);
+    } else {
+        printf("rang vector %u of peer %u\n", (unsigned)vector, (unsigned)id);
+    }
+    return STATUS_OK;
+}
+
+static void print_state(Client *c)
+{
+    uint32_t state = ivshmem2_peer_state(c->peer, c->info->id);
+
+    if (c->json) {
+        Json *json = json_new();
+
+        json_number(json, "id", c->info->id);
+        json_number(json, "state", state);
+        json_print(json);
+    } else {
+        printf("state %u\n", state);
+    }
+}
+
+Status cmd_state(Client *c, char **args, GError **error)
+{
+    gint64 deadline = deadline_of(c);
+    uint64_t state;
+    Event event;
+    int vector;
+
+    if (args[0]) {
+        if (!parse_number("VALUE", args[0], 0, UINT32_MAX, &state, error)) {
+            return STATUS_USAGE;
+        }
+        if (!ivshmem2_peer_set_state(c->peer, state, error)) {
+            return STATUS_ERROR;
+        }
+    }
+    print_state(c);
+    if (!args[0] || c->in_shell) {
+        return STATUS_OK;
+    }
+    /* leaving makes the state 0 again */
+    do {
+        event = next_event(c, deadline, &vector, error);
+    } while (event == EVENT_INTERRUPT);
+    return event == EVENT_ERROR ? STATUS_ERROR : STATUS_OK;
+}
+
+static void print_interrupt(Client *c, int vector)
+{
+    if (c->json) {
+        Json *json = json_new();
+
+        json_string(json, "event", "interrupt");
+        json_number(json, "vector", vector);
+        json_print(json);
+    } else {
+        printf("interrupt on vector %d\n", vector);
+    }
+}
+
+Status cmd_wait(Client *c, char **args, GError **error)
+{
+    gint64 deadline = deadline_of(c);
+    int64_t left = c->set.count < 0 ? 1 : c->set.count;
+    int vector;
+
+    if (c->set.vector >= (int)c->info->vectors) {
+        g_set_error(error, CLIENT_ERROR, STATUS_USAGE, "--vector '%d' is not "
+                    "a number from 0 to %u", c->set.vector,
+                    c->info->vectors - 1);
+        return STATUS_USAGE;
+    }
+    while (left > 0) {
+        switch (next_event(c, deadline, &vector, error)) {
+        case EVENT_INTERRUPT:
+            if (c->set.vector < 0 || c->set.vector == vector) {
+                print_interrupt(c, vector);
+                left--;
+            }
+            break;
+        case EVENT_TIMEOUT:
+            return STATUS_TIMEOUT;
+        case EVENT_SIGNAL:
+            return failed(error, "interrupted");
+        case EVENT_ERROR:
+            return STATUS_ERROR;
+        }
+    }
+    return STATUS_OK;
+}
+
+/* Print in what the State Table differs from @seen, and update that. */
+static void print_state_changes(Client *c, uint32_t *seen)
+{
+    for (uint32_t id = 0; id < c->info->max_peers; id++) {
+        uint32_t state = ivshmem2_peer_state(c->peer, id);
+
+        if (state == seen[id]) {
+            continue;
+        }
+        if (c->json) {
+            Json *json = json_new();
+
+            json_string(json, "event", "state");
+            json_number(json, "id", id);
+            json_number(json, "old", seen[id]);
+            json_number(json, "state", state);
+            json_print(json);
+        } else {
+            printf("peer %u: state %u, was %u\n", id, state, seen[id]);
+        }
+        seen[id] = state;
+    }
+}
+
+Status cmd_watch(Client *c, char **args, GError **error)
+{
+    g_autofree uint32_t *seen = g_new0(uint32_t, c->info->max_peers);
+    gint64 deadline = deadline_of(c);
+    int64_t left = c->set.count;
+    int vector;
+
+    print_state_changes(c, seen);
+    while (left) {
+        switch (next_event(c, deadline, &vector, error)) {
+        case EVENT_INTERRUPT:
+            print_interrupt(c, vector);
+            print_state_changes(c, seen);
+            left -= left > 0;
+            break;
+        case EVENT_ERROR:
+            return STATUS_ERROR;
+        default:
+            return left < 0 ? STATUS_OK : STATUS_TIMEOUT;
+        }
+    }
+    return STATUS_OK;
+}

@@ -1,0 +1,249 @@
+/*
+ * ivshmem2-client: commands about the memory
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#include "client.h"
+
+#define DUMP_DEFAULT    256
+/* How much of a section is handled at a time */
+#define CHUNK           65536
+
+typedef struct Section {
+    const char *name;           /* as the user wrote it */
+    char *data;
+    uint64_t size;
+    bool writable;
+} Section;
+
+static Status find_section(Client *c, const char *name, Section *s,
+                           GError **error)
+{
+    const Ivshmem2Info *info = c->info;
+    uint64_t id = info->id;
+
+    s->name = name;
+    s->writable = true;
+    if (!strcmp(name, "state")) {
+        s->data = (char *)ivshmem2_peer_state_table(c->peer);
+        s->size = info->state_table_size;
+        s->writable = false;
+    } else if (!strcmp(name, "rw")) {
+        s->data = ivshmem2_peer_rw(c->peer);
+        s->size = info->rw_size;
+    } else if (!strcmp(name, "output") || g_str_has_prefix(name, "output:")) {
+        if (name[6] && !parse_number("ID in SECTION", name + 7, 0,
+                                     info->max_peers - 1, &id, error)) {
+            return STATUS_USAGE;
+        }
+        s->data = ivshmem2_peer_output(c->peer, id);
+        s->size = info->output_size;
+        s->writable = id == info->id;
+    } else {
+        g_set_error(error, CLIENT_ERROR, STATUS_USAGE, "SECTION '%s' is none "
+                    "of state, rw, output and output:ID", name);
+        return STATUS_USAGE;
+    }
+    if (!s->size) {
+        return failed(error, "this link has no %s section",
+                      s->writable && strcmp(name, "rw") == 0 ? "R/W"
+                                                             : "output");
+    }
+    return STATUS_OK;
+}
+
+static void print_json(const Section *s, uint64_t offset, uint64_t length)
+{
+    Json *json = json_new();
+    GString *hex = g_string_new(NULL);
+
+    for (uint64_t i = 0; i < length; i++) {
+        g_string_append_printf(hex, "%02x", (uint8_t)s->data[offset + i]);
+    }
+    json_string(json, "section", s->name);
+    json_number(json, "offset", offset);
+    json_number(json, "length", length);
+    json_string(json, "hex", hex->str);
+    json_print(json);
+    g_string_free(hex, TRUE);
+}
+
+Status cmd_read(Client *c, char **args, GError **error)
+{
+    Section s;
+    uint64_t offset, length;
+    Status status = find_section(c, args[0], &s, error);
+
+    if (status) {
+        return status;
+    }
+    if (!parse_number("OFFSET", args[1], 0, s.size, &offset, error) ||
+        !parse_number("LENGTH", args[2], 0, s.size - offset, &length,
+                      error)) {
+        return STATUS_USAGE;
+    }
+    if (c->json) {
+        print_json(&s, offset, length);
+        return STATUS_OK;
+    }
+    if (fwrite(s.data + offset, 1, length, stdout) != length ||
+        fflush(stdout)) {
+        return failed(error, "cannot write to standard output: %s",
+                      g_strerror(errno));
+    }
+    return STATUS_OK;
+}
+
+static void print_line(const Section *s, uint64_t offset, uint64_t length)
+{
+    char bytes[16];
+
+    memcpy(bytes, s->data + offset, length);
+    printf("%08llx ", (unsigned long long)offset);
+    for (unsigned i = 0; i < sizeof(bytes); i++) {
+        if (i % 8 == 0) {
+            putchar(' ');
+        }
+        if (i < length) {
+            printf("%02x ", (uint8_t)bytes[i]);
+        } else {
+            fputs("   ", stdout);
+        }
+    }
+    fputs(" |", stdout);
+    for (unsigned i = 0; i < length; i++) {
+        putchar(g_ascii_isprint(bytes[i]) ? bytes[i] : '.');
+    }
+    puts("|");
+}
+
+Status cmd_dump(Client *c, char **args, GError **error)
+{
+    Section s;
+    uint64_t offset = 0, length;
+    Status status = find_section(c, args[0], &s, error);
+
+    if (status) {
+        return status;
+    }
+    if (args[1] && !parse_number("OFFSET", args[1], 0, s.size, &offset,
+                                 error)) {
+        return STATUS_USAGE;
+    }
+    length = MIN(DUMP_DEFAULT, s.size - offset);
+    if (args[1] && args[2] && !parse_number("LENGTH", args[2], 0,
+                                            s.size - offset, &length,
+                                            error)) {
+        return STATUS_USAGE;
+    }
+    if (c->json) {
+        print_json(&s, offset, length);
+        return STATUS_OK;
+    }
+    for (uint64_t i = 0; i < length; i += 16) {
+        print_line(&s, offset + i, MIN(16, length - i));
+    }
+    return STATUS_OK;
+}
+
+/* In a guest a write that is not allowed vanishes: look whether it did. */
+static Status try_write(const Section *s, uint64_t offset, const char *data,
+                        size_t length, GError **error)
+{
+    g_autofree char *before = g_memdup2(s->data + offset, length);
+
+    memcpy(s->data + offset, data, length);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (s->writable || !length) {
+        return STATUS_OK;
+    }
+    if (!memcmp(s->data + offset, before, length)) {
+        return failed(error, "tried to write section '%s', but its data is "
+                      "unchanged: this peer may only read it", s->name);
+    }
+    return failed(error, "tried to write section '%s', which this peer may "
+                  "only read, AND ITS DATA CHANGED", s->name);
+}
+
+static Status write_chunk(Client *c, const Section *s, uint64_t offset,
+                          const char *data, size_t length, GError **error)
+{
+    if (length > s->size - offset) {
+        return failed(error, "%zu bytes at offset %llu do not fit section "
+                      "'%s' of %llu bytes", length,
+                      (unsigned long long)offset, s->name,
+                      (unsigned long long)s->size);
+    }
+    if (!s->writable && c->on_host) {
+        return failed(error, "section '%s' is mapped read-only: this peer "
+                      "may only read it", s->name);
+    }
+    return try_write(s, offset, data, length, error);
+}
+
+static Status write_stdin(Client *c, const Section *s, uint64_t offset,
+                          uint64_t *total, GError **error)
+{
+    g_autofree char *buf = g_malloc(CHUNK);
+    Status status = STATUS_OK;
+
+    while (!status) {
+        ssize_t len = read(STDIN_FILENO, buf, CHUNK);
+
+        if (len < 0 && errno != EINTR) {
+            return failed(error, "cannot read standard input: %s",
+                          g_strerror(errno));
+        }
+        if (len == 0) {
+            break;
+        }
+        if (len > 0) {
+            status = write_chunk(c, s, offset + *total, buf, len, error);
+            *total += len;
+        }
+    }
+    return status;
+}
+
+Status cmd_write(Client *c, char **args, GError **error)
+{
+    Section s;
+    uint64_t offset, total = 0;
+    Status status = find_section(c, args[0], &s, error);
+
+    if (status) {
+        return status;
+    }
+    if (!parse_number("OFFSET", args[1], 0, s.size, &offset, error)) {
+        return STATUS_USAGE;
+    }
+    if (args[2]) {
+        total = strlen(args[2]);
+        status = write_chunk(c, &s, offset, args[2], total, error);
+    } else if (c->in_shell) {
+        g_set_error_literal(error, CLIENT_ERROR, STATUS_USAGE,
+                            "the shell's write needs DATA");
+        return STATUS_USAGE;
+    } else {
+        status = write_stdin(c, &s, offset, &total, error);
+    }
+    if (status) {
+        return status;
+    }
+    if (c->json) {
+        Json *json = json_new();
+
+        json_string(json, "section", s.name);
+        json_number(json, "offset", offset);
+        json_number(json, "length", total);
+        json_print(json);
+    } else {
+        printf("wrote %llu bytes\n", (unsigned long long)total);
+    }
+    return STATUS_OK;
+}
