@@ -157,18 +157,14 @@ build_packages()
     (
         mkdir -p "$dir"
         lock "$dir"
-        [ -d "$dir/debs" ] ||
-            unpack_packages "$tools_suite" "$dir/debs" meson python3-pycotap \
-                            qemu-system-data seabios ipxe-qemu
+        [ ! -d "$dir/firmware" ] || exit 0
+        unpack_packages "$tools_suite" "$dir/debs" meson python3-pycotap \
+                        qemu-system-data seabios ipxe-qemu
+        mkdir "$dir/firmware"
+        ln -s "$dir"/debs/usr/{share/qemu,share/seabios,lib/ipxe/qemu}/* \
+            "$dir/firmware"
     )
     echo "$dir"
-}
-
-unpacked_firmware()
-{
-    local share
-    share=$(build_packages)/debs/usr
-    echo "$share/share/qemu:$share/share/seabios:$share/lib/ipxe/qemu"
 }
 
 # Prints the path of a python that knows meson. It is a virtual environment,
