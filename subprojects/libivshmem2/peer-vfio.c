@@ -378,14 +378,12 @@ static char *sysfs(VfioPeer *p, const char *attribute)
                            attribute);
 }
 
-static bool open_group(VfioPeer *p, bool *no_iommu, GError **error)
+static bool open_group(VfioPeer *p, GError **error)
 {
     g_autofree char *driver_path = sysfs(p, "driver");
     g_autofree char *driver = g_file_read_link(driver_path, NULL);
     g_autofree char *group_path = sysfs(p, "iommu_group");
     g_autofree char *group = g_file_read_link(group_path, NULL);
-    g_autofree char *name_path = sysfs(p, "iommu_group/name");
-    g_autofree char *name = NULL;
     g_autofree char *number = NULL;
     g_autofree char *path = NULL;
 
@@ -399,11 +397,8 @@ static bool open_group(VfioPeer *p, bool *no_iommu, GError **error)
                     "  -machine q35 -device intel-iommu,intremap=on\n"
                     "and intel_iommu=on on the kernel's command line");
     }
-    *no_iommu = g_file_get_contents(name_path, &name, NULL, NULL) &&
-                g_str_has_prefix(name, "vfio-noiommu");
     number = g_path_get_basename(group);
-    path = g_strdup_printf("/dev/vfio/%s%s", *no_iommu ? "noiommu-" : "",
-                           number);
+    path = g_strdup_printf("/dev/vfio/%s", number);
     p->group = open(path, O_RDWR | O_CLOEXEC);
     if (p->group < 0) {
         return fail(error, "cannot open %s: %s%s", path, g_strerror(errno),
@@ -415,9 +410,8 @@ static bool open_group(VfioPeer *p, bool *no_iommu, GError **error)
 static bool open_device(VfioPeer *p, GError **error)
 {
     struct vfio_group_status status = { .argsz = sizeof(status) };
-    bool no_iommu = false;
 
-    if (!open_group(p, &no_iommu, error)) {
+    if (!open_group(p, error)) {
         return false;
     }
     if (ioctl(p->group, VFIO_GROUP_GET_STATUS, &status) < 0 ||
@@ -432,8 +426,7 @@ static bool open_device(VfioPeer *p, GError **error)
                     g_strerror(errno));
     }
     if (ioctl(p->group, VFIO_GROUP_SET_CONTAINER, &p->container) < 0 ||
-        ioctl(p->container, VFIO_SET_IOMMU, no_iommu ? VFIO_NOIOMMU_IOMMU
-                                                     : VFIO_TYPE1_IOMMU) < 0) {
+        ioctl(p->container, VFIO_SET_IOMMU, VFIO_TYPE1_IOMMU) < 0) {
         return fail(error, "cannot use the IOMMU: %s; is the module "
                     "vfio_iommu_type1 loaded, and does the IOMMU remap "
                     "interrupts (intel-iommu,intremap=on)?",

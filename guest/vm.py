@@ -1,0 +1,387 @@
+"""Servers, Linux guests and host peers, for the demo and the tests.
+
+A Lab is a temporary directory and the processes that use it. When it ends,
+for whatever reason, none of these is left.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import ctypes
+import json
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+TOP = Path(__file__).resolve().parent.parent
+HERE = TOP / 'guest'
+
+# Generous: emulated processors on a machine that has other things to do.
+BOOT_TIMEOUT = 180
+COMMAND_TIMEOUT = 60
+
+
+class Failure(Exception):
+    """Something did not happen as it should, in words."""
+
+
+class Refused(Failure):
+    """A command of ivshmem2-client that ended with an error."""
+
+
+class TimedOut(Failure):
+    """A command of ivshmem2-client that gave up waiting."""
+
+
+def environment():
+    """What to run. The variables are those of qemu/env, with defaults."""
+    build = Path(os.environ.get('BUILD', TOP / 'build'))
+    tools = Path(os.environ.get('TOOLS_BUILD', build / 'tools')) / 'contrib'
+
+    def path(variable, default):
+        return Path(os.environ.get(variable, default))
+
+    return SimpleNamespace(
+        build=build,
+        guest=path('GUEST', build / 'guest'),
+        qemu=path('QTEST_QEMU_BINARY',
+                  build / 'qemu-trixie/build/qemu-system-x86_64'),
+        server=path('IVSHMEM2_SERVER',
+                    tools / 'ivshmem2-server/ivshmem2-server'),
+        client=path('IVSHMEM2_CLIENT',
+                    tools / 'ivshmem2-client/ivshmem2-client'))
+
+
+def end_with_parent():
+    """In a child: end when the parent is gone, however it went."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+class Process:
+    """A program whose output is read, and which is ended for sure."""
+
+    def __init__(self, name, command, on_line=None):
+        self.name = name
+        self.command = [str(word) for word in command]
+        self.on_line = on_line
+        self.output = b''           # not looked at yet
+        self.log = []
+        # pylint: disable=consider-using-with,subprocess-popen-preexec-fn
+        self.popen = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=end_with_parent)
+        os.set_blocking(self.popen.stdout.fileno(), False)
+
+    def send(self, text):
+        try:
+            self.popen.stdin.write(text.encode())
+            self.popen.stdin.flush()
+        except BrokenPipeError:
+            pass                    # its output will say why
+
+    def tail(self):
+        return '\n'.join(self.log[-20:] + [self.output.decode(
+            errors='replace')])
+
+    def line(self, timeout):
+        """The next line, without its end."""
+        deadline = time.monotonic() + timeout
+        while b'\n' not in self.output:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Failure(f'{self.name} says nothing for {timeout} s; '
+                              f'before, it said:\n{self.tail()}')
+            if not select.select([self.popen.stdout], [], [], left)[0]:
+                continue
+            data = self.popen.stdout.read()
+            if data == b'':
+                raise Failure(f'{self.name} ended with status '
+                              f'{self.popen.wait()}:\n{self.tail()}')
+            self.output += data or b''
+        line, _, self.output = self.output.partition(b'\n')
+        text = line.decode(errors='replace').rstrip('\r')
+        self.log.append(text)
+        if self.on_line:
+            self.on_line(text)
+        return text
+
+    def expect(self, pattern, timeout):
+        """Read up to a line that matches; returns the lines and the match."""
+        lines = []
+        deadline = time.monotonic() + timeout
+        while True:
+            text = self.line(max(deadline - time.monotonic(), 0))
+            match = re.search(pattern, text)
+            if match:
+                return lines, match
+            lines.append(text)
+
+    def kill(self, sig=signal.SIGKILL):
+        try:
+            os.killpg(self.popen.pid, sig)
+        except ProcessLookupError:
+            pass
+
+    def stop(self, timeout=5):
+        """End it politely, then for sure."""
+        self.kill(signal.SIGTERM)
+        try:
+            self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pass
+        self.kill()
+        status = self.popen.wait()
+        self.popen.stdout.close()
+        try:
+            self.popen.stdin.close()
+        except BrokenPipeError:
+            pass
+        return status
+
+
+class Client:
+    """ivshmem2-client's shell, on the host or in a guest."""
+
+    def __init__(self, process):
+        self.process = process
+
+    def start(self, command):
+        """Begin a command; finish() gets its outcome."""
+        self.process.send(command + '\n')
+
+    def finish(self, timeout=COMMAND_TIMEOUT):
+        """The objects that the command printed."""
+        deadline = time.monotonic() + timeout
+        objects = []
+        while True:
+            text = self.process.line(max(deadline - time.monotonic(), 0))
+            if not text.startswith('{'):
+                # a program that could not start, or a kernel message
+                if text.startswith('ivshmem2-client: '):
+                    raise Refused(text)
+                continue
+            item = json.loads(text)
+            if 'result' not in item:
+                objects.append(item)
+            elif item['result'] == 'ok':
+                return objects
+            elif item['result'] == 'timeout':
+                raise TimedOut(item.get('text', 'timeout'))
+            else:
+                raise Refused(item['text'])
+
+    def run(self, command, timeout=COMMAND_TIMEOUT):
+        self.start(command)
+        return self.finish(timeout)
+
+    def info(self):
+        return self.run('info')[0]
+
+    def states(self):
+        return {peer['id']: peer['state'] for peer in self.run('peers')}
+
+    def text(self, section, length, offset=0):
+        item = self.run(f'read {section} {offset} {length}')[0]
+        return bytes.fromhex(item['hex']).decode(errors='replace')
+
+
+class HostPeer(Client):
+    """A peer on the host: ivshmem2-client with the server's socket."""
+
+    def leave(self):
+        self.process.popen.stdin.close()
+        return self.process.popen.wait(COMMAND_TIMEOUT)
+
+
+class Qmp:
+    """A connection to QEMU's monitor."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(COMMAND_TIMEOUT)
+        self.socket.connect(str(path))
+        self.file = self.socket.makefile('rw')
+        self.file.readline()
+        self.command('qmp_capabilities')
+
+    def command(self, execute, **arguments):
+        json.dump({'execute': execute, 'arguments': arguments}, self.file)
+        self.file.write('\n')
+        self.file.flush()
+        for text in self.file:
+            reply = json.loads(text)
+            if 'error' in reply:
+                raise Failure(f"{execute}: {reply['error']['desc']}")
+            if 'return' in reply:
+                return reply['return']
+        raise Failure(f'{execute}: QEMU is gone')
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+
+class Guest:
+    """A Linux guest with a shell on its serial line."""
+
+    def __init__(self, lab, name, devices):
+        self.name = name
+        self.qmp_path = lab.path / f'{name}.qmp'
+        self.addresses = []
+        self.marks = 0
+        self.in_client = False
+        self.process = lab.start(name, self.command(lab, devices))
+        self.qmp = None
+
+    def command(self, lab, devices):
+        # VFIO wants interrupts to be remapped.
+        return [lab.env.qemu, '-nodefaults', '-no-user-config',
+                '-display', 'none', '-machine', 'q35', '-accel', 'tcg',
+                '-cpu', 'qemu64,-cx16', '-m', '256',
+                '-kernel', lab.env.guest / 'vmlinuz',
+                '-initrd', lab.initramfs,
+                '-append', 'console=ttyS0 quiet loglevel=1 intel_iommu=on',
+                '-serial', 'stdio',
+                '-qmp', f'unix:{self.qmp_path},server=on,wait=off',
+                '-device', 'intel-iommu,intremap=on', *devices]
+
+    def wait_ready(self):
+        """Wait until it has booted."""
+        _, match = self.process.expect(r'^guest is ready:(.*)$', BOOT_TIMEOUT)
+        self.addresses = match[1].split()
+        self.in_client = False
+        if not self.qmp:
+            self.qmp = Qmp(self.qmp_path)
+        return self
+
+    def try_run(self, command, timeout=COMMAND_TIMEOUT):
+        """Run a shell command; returns its status and its output."""
+        self.leave_client()
+        self.marks += 1
+        self.process.send(f'{command}\necho "@@{self.marks} $?"\n')
+        lines, match = self.process.expect(rf'^(.*)@@{self.marks} (\d+)$',
+                                           timeout)
+        return int(match[2]), '\n'.join(lines + [match[1]]).strip()
+
+    def run(self, command, timeout=COMMAND_TIMEOUT):
+        status, output = self.try_run(command, timeout)
+        if status:
+            raise Failure(f"{self.name}: '{command}' failed with status "
+                          f'{status}:\n{output}')
+        return output
+
+    def client(self, device=0, options=''):
+        """Become a peer by the device with this index."""
+        self.leave_client()
+        if device >= len(self.addresses):
+            raise Failure(f'{self.name} sees no ivshmem2 device')
+        self.process.send(f'ivshmem2-client --pci {self.addresses[device]} '
+                          f'--json {options} shell\n')
+        self.in_client = True
+        return Client(self.process)
+
+    def leave_client(self):
+        if self.in_client:
+            self.process.send('\x04')
+            self.in_client = False
+
+    def reset(self):
+        """Reset the machine, as its button does, and wait for it."""
+        self.qmp.command('system_reset')
+        return self.wait_ready()
+
+    def kill(self):
+        """The virtual machine is gone from one moment to the next."""
+        self.process.kill()
+        self.process.popen.wait()
+
+    def power_off(self):
+        """Returns QEMU's exit status."""
+        self.leave_client()
+        self.process.send('poweroff -f\n')
+        return self.process.popen.wait(COMMAND_TIMEOUT)
+
+
+class Lab:
+    """Use it with "with"."""
+
+    def __init__(self, on_line=None):
+        self.env = environment()
+        self.on_line = on_line      # called with a process's name and a line
+        self.path = None
+        self.processes = []
+        for path in self.env.qemu, self.env.server, self.env.client:
+            if not os.access(path, os.X_OK):
+                raise Failure(f'{path} is missing, run "make qemu tools"')
+        if not (self.env.guest / 'vmlinuz').exists():
+            raise Failure(f'{self.env.guest}/vmlinuz is missing, run '
+                          '"make guest"')
+        self.initramfs = self.env.build / 'guest-initramfs'
+
+    def __enter__(self):
+        for sig in signal.SIGTERM, signal.SIGHUP:
+            signal.signal(sig, lambda number, frame: sys.exit(128 + number))
+        subprocess.run([HERE / 'initramfs', self.initramfs], check=True)
+        self.path = Path(tempfile.mkdtemp(prefix='ivshmem2-'))
+        return self
+
+    def __exit__(self, *exc):
+        for sig in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+            signal.signal(sig, signal.SIG_IGN)
+        # the server last: it is to see the others go
+        for process in reversed(self.processes):
+            process.stop()
+        shutil.rmtree(self.path, ignore_errors=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def start(self, name, command):
+        on_line = self.on_line and (lambda text: self.on_line(name, text))
+        process = Process(name, command, on_line)
+        self.processes.append(process)
+        return process
+
+    def server(self, *options, name='server'):
+        """Start a server; returns its process when it listens."""
+        path = self.socket(name)
+        process = self.start(name, [self.env.server, '--socket', path,
+                                    *options])
+        deadline = time.monotonic() + COMMAND_TIMEOUT
+        while not path.is_socket():
+            if process.popen.poll() is not None:
+                process.line(1)
+                raise Failure(f'{shlex.join(process.command)} ended with '
+                              f'status {process.popen.wait()}:\n'
+                              f'{process.tail()}')
+            if time.monotonic() > deadline:
+                raise Failure(f'{name} does not listen')
+            time.sleep(0.02)
+        return process
+
+    def socket(self, server='server'):
+        return self.path / f'{server}.sock'
+
+    def guest(self, name, *peer_ids, server='server'):
+        """Start a guest with a device for each ID."""
+        devices = []
+        for number, peer_id in enumerate(peer_ids):
+            devices += ['-chardev',
+                        f'socket,id=link{number},path={self.socket(server)}',
+                        '-device', f'ivshmem2,chardev=link{number},'
+                        f'peer-id={peer_id}']
+        return Guest(self, name, devices)
+
+    def host_peer(self, name, *options, server='server'):
+        return HostPeer(self.start(name, [
+            self.env.client, '--socket', self.socket(server), '--json',
+            '--name', name, *options, 'shell']))
