@@ -135,10 +135,13 @@ unpack_packages()
 
 suite=${QEMU_SUITE:-trixie}
 
-# Where the QEMU of the user's choice lives.
+# Where the QEMU of the user's choice comes from, and where it is built.
 work=$build/qemu-$suite
-# shellcheck disable=SC2034 # used by those who source this
-[ -z "${QEMU_SRC:-}" ] || work=$build/qemu-own
+pristine=$work/pristine
+if [ -n "${QEMU_SRC:-}" ]; then
+    work=$build/qemu-own
+    pristine=$(realpath -e "$QEMU_SRC")
+fi
 
 # One at a time: waits for, and keeps out, others who work in this folder.
 lock()
