@@ -45,7 +45,8 @@ private_apt()
 {
     local suite=$1 dir=$build/debian-$1/apt mirror
     shift
-    if [ ! -e "$dir/ready" ]; then
+    # Mirrors drop superseded versions: old lists name files that are gone.
+    if [ -z "$(find "$dir/ready" -mmin -60 2>/dev/null)" ]; then
         mirror=$(debian_mirror)
         [ -n "$mirror" ] ||
             die "apt knows no Debian mirror: run 'apt-get update'," \
@@ -89,15 +90,12 @@ source_versions()
         sed -n 's/^Version: //p' | sort -rV
 }
 
-# The lists are read anew each time: mirrors drop superseded versions, and
-# lists of last week may name files that are gone.
-#
 # unpack_source SUITE PACKAGE DIR: DIR becomes the package's source tree,
 # Debian's patches applied.
 unpack_source()
 {
     local suite=$1 package=$2 dir=$3 files=$3.files version
-    rm -rf "$dir" "$files" "$build/debian-$suite/apt"
+    rm -rf "$dir" "$files"
     mkdir -p "$files"
     say "fetching the source package $package of $suite"
     # A mirror may be ahead of its own lists: then the newest is gone already.
@@ -122,7 +120,7 @@ unpack_packages()
 {
     local suite=$1 dir=$2 files=$2.files deb
     shift 2
-    rm -rf "$dir" "$dir.new" "$files" "$build/debian-$suite/apt"
+    rm -rf "$dir" "$dir.new" "$files"
     mkdir -p "$files" "$dir.new"
     say "fetching $* of $suite"
     (cd "$files" && private_apt "$suite" apt-get download -qq "$@")
