@@ -175,6 +175,8 @@ Status cmd_ping(Client *c, char **args, GError **error)
         status = round_trip(c, &p, &us[i], error);
     }
     if (status) {
+        /* take back what nobody answered, or it looks like an answer */
+        put(c, p.target, get(c, p.target, c->info->id));
         return status;
     }
     print_ping(c, &p, us, n);
