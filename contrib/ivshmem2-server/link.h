@@ -1,0 +1,86 @@
+/*
+ * What a link consists of: memory and eventfds
+ *
+ * They belong to the link's slots, not to who occupies them at the moment,
+ * so nothing here knows connections.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef IVSHMEM2_LINK_H
+#define IVSHMEM2_LINK_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include "hw/misc/ivshmem2.h"
+
+/* Links of no more eventfds than this tell every peer all of them at once */
+#define IVSHMEM2_PUSH_LIMIT     1024
+
+typedef struct Ivshmem2LinkConfig {
+    uint32_t max_peers;
+    uint32_t vectors;
+    bool intx;
+    uint64_t rw_size;           /* sizes are rounded up */
+    uint64_t output_size;
+    uint32_t page_size;         /* 0: the host's */
+    uint16_t protocol;
+    uint32_t backend_id;        /* for IVSHMEM2_PROTOCOL_VIRTIO and up */
+    bool huge_pages;            /* for R/W section and output sections */
+    uint64_t huge_page_size;    /* 0: the system's default */
+    uint32_t push_limit;
+    int fd_limit;               /* eventfds made later stay below; 0: none */
+} Ivshmem2LinkConfig;
+
+/* Protocol types from here on have two roles; this bit says back-end. */
+#define IVSHMEM2_PROTOCOL_VIRTIO    0x8000
+#define IVSHMEM2_PROTOCOL_BACKEND   0x4000
+
+typedef struct Ivshmem2Link {
+    Ivshmem2Welcome welcome;    /* but for id and protocol */
+    Ivshmem2LinkConfig config;
+    bool pushes;                /* all eventfds exist, and are pushed */
+    int memory_fds[2];          /* as in WELCOME: State Table, R/W section */
+    uint32_t *table;            /* State Table, little-endian; not private */
+    uint32_t n_outputs;
+    int *output_fds;            /* open for reading and writing */
+    int *output_read_fds;       /* open for reading only */
+    int **eventfds;             /* of each ID: NULL, or one for each vector */
+} Ivshmem2Link;
+
+/*
+ * Check @config and make everything.  NULL with @error set on failure, and
+ * then nothing is left behind.
+ */
+Ivshmem2Link *ivshmem2_link_new(const Ivshmem2LinkConfig *config,
+                                GError **error);
+void ivshmem2_link_free(Ivshmem2Link *link);
+
+/* What this link says in WELCOME to the peer with @id */
+void ivshmem2_link_welcome(const Ivshmem2Link *link, uint32_t id,
+                           Ivshmem2Welcome *welcome);
+
+/* Descriptors that the link needs when all of its IDs are occupied */
+uint64_t ivshmem2_link_max_fds(const Ivshmem2Link *link);
+
+/* Make the eventfds of @id unless they exist. */
+bool ivshmem2_link_make_eventfds(Ivshmem2Link *link, uint32_t id,
+                                 GError **error);
+
+/* Signal @vector of @id if it exists. */
+void ivshmem2_link_signal(Ivshmem2Link *link, uint32_t id, uint32_t vector);
+
+/* Forget what was signalled to @id. */
+void ivshmem2_link_drain(Ivshmem2Link *link, uint32_t id);
+
+/*
+ * State Table entries.  Every peer can write all of them: what is in there
+ * is worth as much as the peers' word.
+ */
+uint32_t ivshmem2_link_state(const Ivshmem2Link *link, uint32_t id);
+
+/* Make it 0 before anything that follows; returns what it was. */
+uint32_t ivshmem2_link_clear_state(Ivshmem2Link *link, uint32_t id);
+
+#endif /* IVSHMEM2_LINK_H */

@@ -1,0 +1,309 @@
+/*
+ * Where clients find the server, and who started it
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include "libivshmem2-core.h"
+#include "listen.h"
+
+/* The first descriptor that a service manager passes */
+#define LISTEN_FDS_START    3
+
+/* Of the socket's name until it can be connected to */
+#define NEW_SUFFIX          ".new"
+
+/* Others hold the lock only for some system calls. */
+#define LOCK_TRIES          200
+#define LOCK_INTERVAL       (G_USEC_PER_SEC / 100)
+
+static bool fail(GError **error, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
+
+static bool fail(GError **error, const char *fmt, ...)
+{
+    g_autofree char *text = NULL;
+    va_list ap;
+
+    va_start(ap, fmt);
+    text = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+    g_set_error_literal(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+                        text);
+    return false;
+}
+
+/*
+ * Of two servers that start at once, one is to find the other.  The lock is
+ * on the directory, so that it leaves no file behind.
+ */
+static int lock_directory(const char *path, GError **error)
+{
+    g_autofree char *dir = g_path_get_dirname(path);
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    if (fd < 0) {
+        fail(error, "cannot open the directory %s: %s", dir,
+             g_strerror(errno));
+        return -1;
+    }
+    for (int i = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; i++) {
+        if (errno != EWOULDBLOCK || i == LOCK_TRIES) {
+            fail(error, "cannot lock the directory %s: %s", dir,
+                 g_strerror(errno));
+            ivshmem2_close(&fd);
+            return -1;
+        }
+        g_usleep(LOCK_INTERVAL);
+    }
+    return fd;
+}
+
+/* Closing the directory unlocks it. */
+static void unlock_directory(int *fd)
+{
+    ivshmem2_close(fd);
+}
+
+static bool set_address(struct sockaddr_un *addr, const char *path,
+                        const char *suffix, GError **error)
+{
+    g_autofree char *name = g_strconcat(path, suffix, NULL);
+    size_t max = sizeof(addr->sun_path) - sizeof(NEW_SUFFIX);
+
+    if (!*path || strlen(path) > max) {
+        return fail(error, "a socket's path has 1 to %zu bytes, '%s' has %zu",
+                    max, path, strlen(path));
+    }
+    memset(addr, 0, sizeof(*addr));
+    addr->sun_family = AF_UNIX;
+    memcpy(addr->sun_path, name, strlen(name));
+    return true;
+}
+
+/* Make way at the address, unless there is something that is alive. */
+static bool remove_stale(const struct sockaddr_un *addr, GError **error)
+{
+    const char *path = addr->sun_path;
+    struct stat st;
+    int fd, ret;
+
+    if (lstat(path, &st) < 0) {
+        return errno == ENOENT ||
+               fail(error, "cannot look at %s: %s", path, g_strerror(errno));
+    }
+    if (!S_ISSOCK(st.st_mode)) {
+        return fail(error, "%s exists and is not a socket", path);
+    }
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) {
+        return fail(error, "cannot create a socket: %s", g_strerror(errno));
+    }
+    ret = connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0
+          ? errno : 0;
+    ivshmem2_close(&fd);
+    if (ret == 0 || ret == EAGAIN) {
+        return fail(error, "another server is listening at %s", path);
+    }
+    if (ret != ECONNREFUSED) {
+        return fail(error, "cannot tell whether the socket %s is in use: %s",
+                    path, g_strerror(ret));
+    }
+    g_info("replacing the socket %s, nobody listens there", path);
+    if (unlink(path) < 0 && errno != ENOENT) {
+        return fail(error, "cannot remove the stale socket %s: %s", path,
+                    g_strerror(errno));
+    }
+    return true;
+}
+
+/* Group and mode first, so that nobody is let in who should not be */
+static bool set_access(const char *path, mode_t mode, gid_t gid,
+                       GError **error)
+{
+    if (gid != (gid_t)-1 && lchown(path, -1, gid) < 0) {
+        return fail(error, "cannot give the socket %s to group %u: %s", path,
+                    gid, g_strerror(errno));
+    }
+    if (chmod(path, mode) < 0) {
+        return fail(error, "cannot set the mode of %s: %s", path,
+                    g_strerror(errno));
+    }
+    return true;
+}
+
+static bool bind_and_listen(int fd, const struct sockaddr_un *addr,
+                            mode_t mode, gid_t gid, GError **error)
+{
+    const char *path = addr->sun_path;
+    mode_t mask = umask(0777);
+    int ret = bind(fd, (const struct sockaddr *)addr, sizeof(*addr));
+
+    umask(mask);
+    if (ret < 0) {
+        return fail(error, "cannot create the socket %s: %s", path,
+                    g_strerror(errno));
+    }
+    if (!set_access(path, mode, gid, error)) {
+        unlink(path);
+        return false;
+    }
+    if (listen(fd, SOMAXCONN) < 0) {
+        fail(error, "cannot listen at %s: %s", path, g_strerror(errno));
+        unlink(path);
+        return false;
+    }
+    return true;
+}
+
+/*
+ * The socket gets its name when it can be connected to: who sees the file
+ * need not wait any more.
+ */
+static bool make_socket(Ivshmem2Listener *l, const char *path, mode_t mode,
+                        gid_t gid, GError **error)
+{
+    struct sockaddr_un addr, new_addr;
+    struct stat st;
+
+    if (!set_address(&addr, path, "", error) ||
+        !set_address(&new_addr, path, NEW_SUFFIX, error) ||
+        !remove_stale(&addr, error) || !remove_stale(&new_addr, error)) {
+        return false;
+    }
+    l->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (l->fd < 0) {
+        return fail(error, "cannot create a socket: %s", g_strerror(errno));
+    }
+    if (!bind_and_listen(l->fd, &new_addr, mode, gid, error)) {
+        return false;
+    }
+    if (lstat(new_addr.sun_path, &st) < 0 ||
+        rename(new_addr.sun_path, path) < 0) {
+        fail(error, "cannot name the socket %s: %s", path, g_strerror(errno));
+        unlink(new_addr.sun_path);
+        return false;
+    }
+    l->path = g_strdup(path);
+    l->dev = st.st_dev;
+    l->ino = st.st_ino;
+    return true;
+}
+
+/* The directory is locked if it can be. */
+static void close_listener(Ivshmem2Listener *l)
+{
+    struct stat st;
+
+    if (l->path && lstat(l->path, &st) == 0 && st.st_dev == l->dev &&
+        st.st_ino == l->ino) {
+        unlink(l->path);
+    }
+    g_clear_pointer(&l->path, g_free);
+    ivshmem2_close(&l->fd);
+}
+
+bool ivshmem2_listen(Ivshmem2Listener *l, const char *path, mode_t mode,
+                     gid_t gid, GError **error)
+{
+    int lock = lock_directory(path, error);
+    bool ok;
+
+    *l = (Ivshmem2Listener) { .fd = -1 };
+    if (lock < 0) {
+        return false;
+    }
+    ok = make_socket(l, path, mode, gid, error);
+    if (!ok) {
+        close_listener(l);
+    }
+    unlock_directory(&lock);
+    return ok;
+}
+
+void ivshmem2_listen_end(Ivshmem2Listener *l)
+{
+    int lock = l->path ? lock_directory(l->path, NULL) : -1;
+
+    close_listener(l);
+    unlock_directory(&lock);
+}
+
+/* The environment variable's number, or 0 */
+static guint64 env_number(const char *name)
+{
+    const char *value = g_getenv(name);
+
+    return value ? g_ascii_strtoull(value, NULL, 10) : 0;
+}
+
+static int socket_option(int fd, int option)
+{
+    int value = -1;
+    socklen_t len = sizeof(value);
+
+    return getsockopt(fd, SOL_SOCKET, option, &value, &len) < 0 ? -1 : value;
+}
+
+bool ivshmem2_listen_inherited(Ivshmem2Listener *l, GError **error)
+{
+    guint64 n = env_number("LISTEN_FDS");
+    bool ours = env_number("LISTEN_PID") == (guint64)getpid();
+    int fd = LISTEN_FDS_START;
+
+    *l = (Ivshmem2Listener) { .fd = -1 };
+    g_unsetenv("LISTEN_PID");
+    g_unsetenv("LISTEN_FDS");
+    g_unsetenv("LISTEN_FDNAMES");
+    if (!ours || !n) {
+        return true;
+    }
+    if (n > 1) {
+        return fail(error, "the service manager passed %" G_GUINT64_FORMAT
+                    " sockets, one is right", n);
+    }
+    if (socket_option(fd, SO_DOMAIN) != AF_UNIX ||
+        socket_option(fd, SO_TYPE) != SOCK_STREAM ||
+        socket_option(fd, SO_ACCEPTCONN) != 1) {
+        return fail(error, "what the service manager passed is not a "
+                    "listening unix stream socket");
+    }
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    l->fd = fd;
+    return true;
+}
+
+void ivshmem2_notify(const char *state)
+{
+    const char *path = g_getenv("NOTIFY_SOCKET");
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    size_t len = path ? strlen(path) : 0;
+    int fd;
+
+    if (len < 2 || len > sizeof(addr.sun_path)) {
+        return;
+    }
+    memcpy(addr.sun_path, path, len);
+    if (path[0] == '@') {
+        addr.sun_path[0] = 0;
+    }
+    fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 ||
+        sendto(fd, state, strlen(state), MSG_NOSIGNAL,
+               (struct sockaddr *)&addr,
+               offsetof(struct sockaddr_un, sun_path) + len) < 0) {
+        g_warning("cannot notify the service manager: %s",
+                  g_strerror(errno));
+    }
+    ivshmem2_close(&fd);
+}

@@ -1,0 +1,63 @@
+/*
+ * The log: GLib's messages, to stderr, from a level on
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include <glib.h>
+#include <stdio.h>
+#include <string.h>
+#include "log.h"
+
+static const struct {
+    const char *name;
+    GLogLevelFlags levels;
+    int priority;               /* as in syslog(3) */
+} levels[] = {
+    { "error", G_LOG_LEVEL_ERROR | G_LOG_LEVEL_CRITICAL, 3 },
+    { "warning", G_LOG_LEVEL_WARNING, 4 },
+    { "info", G_LOG_LEVEL_MESSAGE | G_LOG_LEVEL_INFO, 6 },
+    { "debug", G_LOG_LEVEL_DEBUG, 7 },
+};
+
+static size_t highest;
+static bool journal;
+
+static GLogWriterOutput write_log(GLogLevelFlags level,
+                                  const GLogField *fields, gsize n_fields,
+                                  gpointer opaque)
+{
+    size_t i = 0;
+
+    while (i < G_N_ELEMENTS(levels) && !(levels[i].levels & level)) {
+        i++;
+    }
+    if (i > highest) {
+        return G_LOG_WRITER_HANDLED;
+    }
+    for (gsize f = 0; f < n_fields; f++) {
+        if (!strcmp(fields[f].key, "MESSAGE")) {
+            if (journal) {
+                fprintf(stderr, "<%d>%s\n", levels[i].priority,
+                        (const char *)fields[f].value);
+            } else {
+                fprintf(stderr, "ivshmem2-server: %s: %s\n", levels[i].name,
+                        (const char *)fields[f].value);
+            }
+        }
+    }
+    return G_LOG_WRITER_HANDLED;
+}
+
+bool ivshmem2_log_start(const char *level)
+{
+    for (size_t i = 0; i < G_N_ELEMENTS(levels); i++) {
+        if (!strcmp(level, levels[i].name)) {
+            highest = i;
+            journal = g_getenv("JOURNAL_STREAM");
+            g_log_set_writer_func(write_log, NULL, NULL);
+            return true;
+        }
+    }
+    return false;
+}

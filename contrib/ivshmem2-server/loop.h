@@ -1,0 +1,73 @@
+/*
+ * An event loop: descriptors, and timers that all take equally long
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef IVSHMEM2_LOOP_H
+#define IVSHMEM2_LOOP_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct Ivshmem2Watch Ivshmem2Watch;
+typedef struct Ivshmem2Timer Ivshmem2Timer;
+
+/* Embedded in what it belongs to */
+struct Ivshmem2Watch {
+    void (*ready)(Ivshmem2Watch *w);
+    uint32_t events;            /* EPOLL* that it waits for */
+};
+
+typedef struct Ivshmem2Loop {
+    int epoll_fd;
+    GPtrArray *dead;            /* to be freed when the turn is over */
+} Ivshmem2Loop;
+
+bool ivshmem2_loop_init(Ivshmem2Loop *loop, GError **error);
+void ivshmem2_loop_clear(Ivshmem2Loop *loop);
+
+bool ivshmem2_loop_add(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd,
+                       uint32_t events, GError **error);
+void ivshmem2_loop_modify(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd,
+                          uint32_t events);
+
+/* Before @fd is closed.  It is not called any more. */
+void ivshmem2_loop_remove(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd);
+
+/*
+ * g_free() @block, which holds a removed watch, as soon as nothing that epoll
+ * has reported can refer to it any more.
+ */
+void ivshmem2_loop_free_later(Ivshmem2Loop *loop, void *block);
+
+/* Wait until @deadline (-1: for ever), and call what is ready. */
+void ivshmem2_loop_turn(Ivshmem2Loop *loop, int64_t deadline);
+
+/* Embedded as well.  All zeros: not running. */
+struct Ivshmem2Timer {
+    void (*expired)(Ivshmem2Timer *t);
+    int64_t deadline;
+    GList node;
+    GQueue *queue;
+};
+
+/* Timers of one duration expire in the order in which they were started. */
+typedef struct Ivshmem2Timers {
+    GQueue queue;
+    int64_t duration;           /* microseconds */
+} Ivshmem2Timers;
+
+/* (Re-)start. */
+void ivshmem2_timer_start(Ivshmem2Timer *t, Ivshmem2Timers *timers,
+                          void (*expired)(Ivshmem2Timer *t));
+void ivshmem2_timer_stop(Ivshmem2Timer *t);
+
+/* The next deadline, or -1 */
+int64_t ivshmem2_timers_next(const Ivshmem2Timers *timers);
+
+/* Call what has expired. */
+void ivshmem2_timers_run(Ivshmem2Timers *timers);
+
+#endif /* IVSHMEM2_LOOP_H */
