@@ -30,7 +30,8 @@ class Topic:
     def __init__(self, path):
         self.path = path
         text = path.read_text()
-        head, self.patch = re.split(r'^---\n', text, maxsplit=1, flags=re.M)
+        head, patch = re.split(r'^---\n', text, maxsplit=1, flags=re.M)
+        self.patch = recount(patch)
         self.append = re.findall(r'^Append: (\S+) (\S+)$', head, re.M)
         patterns = ' '.join(re.findall(r'^Files: (.*)$', head, re.M)).split()
         self.files = set()
@@ -46,6 +47,17 @@ class Topic:
                               flags=re.M).strip() + '\n'
         self.targets = set(re.findall(r'^--- a/(\S+)', self.patch, re.M))
         self.targets |= {target for _, target in self.append}
+
+
+def recount(patch):
+    """Corrects the line counts of a patch, which may be edited by hand."""
+    def header(match):
+        first = [line[:1] for line in match[2].splitlines()]
+        start = re.match(r'@@ -(\d+)', match[1])[1]
+        return (f"@@ -{start},{len(first) - first.count('+')} "
+                f"+{start},{len(first) - first.count('-')} @@\n{match[2]}")
+    return re.sub(r'^(@@ .*)\n((?:(?!--- a/|@@ ).*\n)*)', header, patch,
+                  flags=re.M)
 
 
 def topics():
