@@ -16,15 +16,12 @@
 #include "qapi/visitor.h"
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
-#include "qemu/error-report.h"
 #include "qemu/event_notifier.h"
 #include "qemu/host-utils.h"
 #include "qemu/log.h"
 #include "qemu/main-loop.h"
 #include "qemu/module.h"
 #include "qemu/uuid.h"
-#include "chardev/char-fe.h"
-#include "chardev/char-socket.h"
 #include "hw/misc/ivshmem2-regs.h"
 #include "hw/pci/msi.h"
 #include "hw/pci/msix.h"
@@ -35,8 +32,8 @@
 #include "system/kvm.h"
 #include "system/runstate.h"
 #include "system/system.h"
+#include "ivshmem2-link.h"
 #include "trace.h"
-#include "libivshmem2-core.h"
 
 #define TYPE_IVSHMEM2 "ivshmem2"
 OBJECT_DECLARE_SIMPLE_TYPE(Ivshmem2State, IVSHMEM2)
@@ -59,23 +56,12 @@ struct Ivshmem2State {
     PCIDevice parent_obj;
 
     /* properties */
-    CharBackend chr;
     uint32_t wanted_id;
     uint32_t handshake_timeout_ms;
     OnOffAuto msix;
     bool use_ioeventfd;
 
-    /* the link */
-    Ivshmem2Session *session;
-    Ivshmem2Decoder decoder;
-    Ivshmem2Msg out;            /* being sent, in wire format */
-    uint32_t out_size;
-    uint32_t out_done;
-    guint out_watch;
-    Error *link_error;          /* why the connection is to be closed */
-    QEMUBH *link_bh;
-    bool link_warned;
-    bool connected;             /* ready for more than the handshake */
+    Ivshmem2Link link;          /* its chr is a property, too */
     Ivshmem2Welcome info;       /* constant once realized */
 
     /* the shared memory, as mapped and as seen by the guest */
@@ -106,8 +92,6 @@ struct Ivshmem2State {
     VMChangeStateEntry *vm_state_entry;
     Error *migration_blocker;
 };
-
-static void ivshmem2_pump(Ivshmem2State *s);
 
 /*
  * Receiving interrupts ("Interrupt Control Register", "MSI-X Capability")
@@ -146,7 +130,7 @@ static void ivshmem2_drop_arrived(Ivshmem2State *s)
             uint32_t vector = events[i].data.u32;
 
             s->dropped += ivshmem2_eventfd_drain(
-                ivshmem2_session_own_eventfd(s->session, vector));
+                ivshmem2_session_own_eventfd(s->link.session, vector));
             trace_ivshmem2_interrupt_drop(s->info.id, vector);
         }
         seen += MAX(n, 0);
@@ -221,7 +205,7 @@ static void ivshmem2_eventfds_readable(void *opaque)
 
     for (int i = 0; i < n && s->receiving; i++) {
         uint32_t vector = events[i].data.u32;
-        int fd = ivshmem2_session_own_eventfd(s->session, vector);
+        int fd = ivshmem2_session_own_eventfd(s->link.session, vector);
 
         if (ivshmem2_eventfd_drain(fd)) {
             ivshmem2_deliver(s, vector);
@@ -266,18 +250,23 @@ static void ivshmem2_vm_state_changed(void *opaque, bool running,
  * Registers ("Register Region")
  */
 
-static void ivshmem2_set_state(Ivshmem2State *s, uint32_t state)
+static void ivshmem2_publish_state(Ivshmem2State *s)
 {
     uint32_t *table = (uint32_t *)s->memory;
 
+    qatomic_store_release(&table[s->info.id], cpu_to_le32(s->state));
+}
+
+static void ivshmem2_set_state(Ivshmem2State *s, uint32_t state)
+{
     trace_ivshmem2_state_write(s->info.id, state);
     if (state == s->state) {
         return;
     }
     s->state = state;
-    qatomic_store_release(&table[s->info.id], cpu_to_le32(state));
-    ivshmem2_session_state_changed(s->session);
-    ivshmem2_pump(s);
+    ivshmem2_publish_state(s);
+    ivshmem2_session_state_changed(s->link.session);
+    ivshmem2_link_pump(&s->link);
 }
 
 /* Let KVM ring from now on what the guest has rung. */
@@ -322,7 +311,7 @@ static void ivshmem2_ring(Ivshmem2State *s, uint32_t doorbell)
 
     /* R7: what the CPU wrote before is to be seen before the interrupt */
     smp_mb();
-    how = ivshmem2_session_ring(s->session, target, vector);
+    how = ivshmem2_session_ring(s->link.session, target, vector);
     trace_ivshmem2_doorbell_ring(s->info.id, target, vector, how);
     switch (how) {
     case IVSHMEM2_RING_NOBODY:
@@ -332,11 +321,11 @@ static void ivshmem2_ring(Ivshmem2State *s, uint32_t doorbell)
         return;
     case IVSHMEM2_RING_SIGNALLED:
         ivshmem2_add_ioeventfd(s, doorbell,
-                               ivshmem2_session_eventfd(s->session, target,
+                               ivshmem2_session_eventfd(s->link.session, target,
                                                         vector));
         break;
     case IVSHMEM2_RING_REQUESTED:
-        ivshmem2_pump(s);
+        ivshmem2_link_pump(&s->link);
         break;
     }
     s->sent++;
@@ -474,362 +463,62 @@ static const MemoryRegionOps ivshmem2_nothing_ops = {
 };
 
 /*
- * Talking with the server
- */
-
-static gboolean ivshmem2_can_write(void *unused, GIOCondition cond,
-                                   void *opaque)
-{
-    Ivshmem2State *s = opaque;
-
-    s->out_watch = 0;
-    ivshmem2_pump(s);
-    return G_SOURCE_REMOVE;
-}
-
-static void ivshmem2_drop_watch(Ivshmem2State *s)
-{
-    if (s->out_watch) {
-        /* it may be in another context than the default one */
-        GMainContext *context = s->chr.chr->gcontext;
-        GSource *source = g_main_context_find_source_by_id(context,
-                                                           s->out_watch);
-
-        if (source) {
-            g_source_destroy(source);
-        }
-        s->out_watch = 0;
-    }
-}
-
-/*
- * Send what there is to say as far as the socket takes it, without waiting.
- * What the guest can trigger is kept as state in the session (a flag, a bit
- * for each target), so nothing grows while the server is slow.
- */
-static void ivshmem2_pump(Ivshmem2State *s)
-{
-    int ret;
-
-    while (s->connected && !s->out_watch) {
-        if (s->out_done == s->out_size) {
-            if (!ivshmem2_session_next(s->session, &s->out)) {
-                return;
-            }
-            trace_ivshmem2_message_send(s->info.id, s->out.hdr.type);
-            s->out_size = ivshmem2_msg_encode(&s->out);
-            s->out_done = 0;
-        }
-        ret = qemu_chr_fe_write(&s->chr, (uint8_t *)&s->out + s->out_done,
-                                s->out_size - s->out_done);
-        if (ret > 0) {
-            s->out_done += ret;
-        } else if (s->connected) {
-            s->out_watch = qemu_chr_fe_add_watch(&s->chr, G_IO_OUT | G_IO_HUP,
-                                                 ivshmem2_can_write, s);
-            if (!s->out_watch) {
-                return;
-            }
-        }
-    }
-}
-
-/* A handshake is complete; not the first one if the device is realized. */
-static void ivshmem2_ready(Ivshmem2State *s)
-{
-    uint32_t *table = (uint32_t *)s->memory;
-
-    s->link_warned = false;
-    if (table) {
-        /* The server zeroed the entry of a peer that it believed gone. */
-        qatomic_store_release(&table[s->info.id], cpu_to_le32(s->state));
-        if (s->state) {
-            ivshmem2_session_state_changed(s->session);
-        }
-        info_report("ivshmem2: peer %u is connected with its server again",
-                    s->info.id);
-    }
-}
-
-static int ivshmem2_chr_can_read(void *opaque)
-{
-    Ivshmem2State *s = opaque;
-
-    /* never more than this message lacks, and none after an error */
-    return s->link_error ? 0 : ivshmem2_decoder_wants(&s->decoder);
-}
-
-static void ivshmem2_link_failed(Ivshmem2State *s, GError *err)
-{
-    if (!s->link_error) {
-        error_setg(&s->link_error, "%s", err->message);
-    }
-    /* The caller is the chardev, which must not lose its socket meanwhile. */
-    qemu_bh_schedule(s->link_bh);
-}
-
-static void ivshmem2_chr_read(void *opaque, const uint8_t *buf, int size)
-{
-    Ivshmem2State *s = opaque;
-    g_autoptr(GError) err = NULL;
-    int fds[IVSHMEM2_MAX_FDS];
-    int n = qemu_chr_fe_get_msgfds(&s->chr, fds, ARRAY_SIZE(fds));
-    bool was_ready = ivshmem2_session_ready(s->session);
-
-    n = ivshmem2_decoder_push_consume(&s->decoder, buf, size, fds, MAX(n, 0),
-                                      &err);
-    if (n > 0) {
-        trace_ivshmem2_message_receive(s->info.id, s->decoder.msg.hdr.type);
-        ivshmem2_session_receive(s->session, &s->decoder, &err);
-    }
-    if (err) {
-        ivshmem2_link_failed(s, err);
-        return;
-    }
-    if (!was_ready && ivshmem2_session_ready(s->session)) {
-        ivshmem2_ready(s);
-    }
-    ivshmem2_pump(s);
-}
-
-static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
-{
-    Ivshmem2State *s = opaque;
-
-    switch (event) {
-    case CHR_EVENT_OPENED:
-        ivshmem2_decoder_reset(&s->decoder);
-        ivshmem2_session_connected(s->session);
-        s->out_size = 0;
-        s->out_done = 0;
-        s->connected = true;
-        ivshmem2_pump(s);
-        break;
-    case CHR_EVENT_CLOSED:
-        s->connected = false;
-        ivshmem2_drop_watch(s);
-        ivshmem2_session_disconnected(s->session);
-        ivshmem2_decoder_reset(&s->decoder);
-        if (!s->link_error) {
-            error_setg(&s->link_error, "the server closed the connection");
-        }
-        qemu_bh_schedule(s->link_bh);
-        break;
-    default:
-        break;
-    }
-    trace_ivshmem2_link_event(s->info.id, event);
-}
-
-/*
- * The connection is over, the device is not: memory, doorbells to peers whose
- * eventfds it holds, and interrupts go on.
- */
-static void ivshmem2_link_bh(void *opaque)
-{
-    Ivshmem2State *s = opaque;
-
-    if (s->link_error) {
-        if (!s->link_warned) {
-            s->link_warned = true;
-            warn_report("ivshmem2: peer %u goes on without its server: %s",
-                        s->info.id, error_get_pretty(s->link_error));
-        }
-        error_free(s->link_error);
-        s->link_error = NULL;
-    }
-    if (s->connected && !ivshmem2_session_ready(s->session)) {
-        qemu_chr_fe_disconnect(&s->chr);
-    }
-}
-
-/*
  * Joining the link
  */
 
-static bool ivshmem2_check_chardev(Ivshmem2State *s, Error **errp)
+/* The session was resumed after a lost connection. */
+static void ivshmem2_resumed(void *opaque)
 {
-    ERRP_GUARD();
-    Chardev *chr = qemu_chr_fe_get_driver(&s->chr);
-    SocketChardev *sock;
+    Ivshmem2State *s = opaque;
 
-    if (!chr) {
-        error_setg(errp, "You must specify a 'chardev'");
-        return false;
-    }
-    sock = (SocketChardev *)object_dynamic_cast(OBJECT(chr),
-                                                TYPE_CHARDEV_SOCKET);
-    if (!sock || (sock->addr->type != SOCKET_ADDRESS_TYPE_UNIX &&
-                  sock->addr->type != SOCKET_ADDRESS_TYPE_FD) ||
-        !qemu_chr_has_feature(chr, QEMU_CHAR_FEATURE_GCONTEXT)) {
-        error_setg(errp, "chardev '%s' is not a unix socket", chr->label);
-        error_append_hint(errp, "Use -chardev socket,id=%s,path=PATH with the "
-                          "socket of an ivshmem2-server.\n", chr->label);
-        return false;
-    }
-    if (sock->is_listen) {
-        error_setg(errp, "chardev '%s' listens, but it is the device that "
-                   "connects to its server", chr->label);
-        error_append_hint(errp, "Leave out 'server=on'.\n");
-        return false;
-    }
-    return true;
-}
-
-static int64_t ivshmem2_ms_left(int64_t deadline)
-{
-    return MAX(deadline - g_get_monotonic_time() / 1000, 0);
-}
-
-/* With reconnect-ms, wait for the server to appear, but not for ever. */
-static bool ivshmem2_connect(Ivshmem2State *s, int64_t deadline, Error **errp)
-{
-    SocketChardev *sock = SOCKET_CHARDEV(qemu_chr_fe_get_driver(&s->chr));
-    int64_t reconnect_ms = sock->reconnect_time_ms;
-
-    for (;;) {
-        Error *err = NULL;
-        int ret;
-
-        /* one attempt, where the chardev would try until it succeeds */
-        sock->reconnect_time_ms = 0;
-        ret = qemu_chr_fe_wait_connected(&s->chr, &err);
-        sock->reconnect_time_ms = reconnect_ms;
-        if (ret == 0) {
-            return true;
-        }
-        if (!reconnect_ms || !ivshmem2_ms_left(deadline)) {
-            error_propagate_prepend(errp, err, "no connection with the "
-                                    "ivshmem2-server: ");
-            return false;
-        }
-        error_free(err);
-        g_usleep(MIN(reconnect_ms, ivshmem2_ms_left(deadline)) * 1000);
+    /* The server zeroes the entry of a peer that it believes gone. */
+    ivshmem2_publish_state(s);
+    if (s->state) {
+        ivshmem2_session_state_changed(s->link.session);
     }
 }
 
-static gboolean ivshmem2_timed_out(void *opaque)
+static void ivshmem2_init_hello(Ivshmem2State *s, Ivshmem2Hello *hello)
 {
-    bool *timed_out = opaque;
+    const char *name = qemu_get_vm_name() ?: DEVICE(s)->id ?: "";
 
-    *timed_out = true;
-    return G_SOURCE_REMOVE;
-}
-
-static void ivshmem2_set_handlers(Ivshmem2State *s, GMainContext *context,
-                                  bool sync)
-{
-    ivshmem2_drop_watch(s);
-    qemu_chr_fe_set_handlers_full(&s->chr, ivshmem2_chr_can_read,
-                                  ivshmem2_chr_read, ivshmem2_chr_event, NULL,
-                                  s, context, true, sync);
-}
-
-/*
- * Wait for the handshake in a context of its own, where nothing else of QEMU
- * happens meanwhile, and no longer than the user allows.
- */
-static bool ivshmem2_handshake(Ivshmem2State *s, int64_t deadline,
-                               Error **errp)
-{
-    ERRP_GUARD();
-    GMainContext *context = g_main_context_new();
-    GSource *timer = g_timeout_source_new(ivshmem2_ms_left(deadline));
-    bool timed_out = false;
-
-    g_source_set_callback(timer, ivshmem2_timed_out, &timed_out, NULL);
-    g_source_attach(timer, context);
-    ivshmem2_set_handlers(s, context, true);
-    while (!timed_out && !s->link_error &&
-           !ivshmem2_session_ready(s->session)) {
-        g_main_context_iteration(context, true);
-    }
-    if (s->link_error) {
-        error_propagate_prepend(errp, s->link_error, "handshake with the "
-                                "ivshmem2-server failed: ");
-        s->link_error = NULL;
-    } else if (timed_out) {
-        error_setg(errp, "handshake with the ivshmem2-server failed: it is "
-                   "not complete after %u ms", s->handshake_timeout_ms);
-        error_append_hint(errp, "The property handshake-timeout-ms sets how "
-                          "long the device waits.\n");
-    }
-    qemu_bh_cancel(s->link_bh);
-    ivshmem2_set_handlers(s, NULL, false);
-    g_source_destroy(timer);
-    g_source_unref(timer);
-    g_main_context_unref(context);
-    return ivshmem2_session_ready(s->session);
-}
-
-static void ivshmem2_say_hello(Ivshmem2State *s)
-{
-    const char *name = qemu_get_vm_name() ?: DEVICE(s)->id;
-    Ivshmem2Hello hello = {
-        .features = 0,
-        .vectors = IVSHMEM2_MAX_VECTORS,
-        .id = s->wanted_id,
-    };
-
+    memset(hello, 0, sizeof(*hello));
+    hello->id = s->wanted_id;
+    hello->vectors = IVSHMEM2_MAX_VECTORS;
     if (s->msix != ON_OFF_AUTO_OFF && msi_nonbroken) {
-        hello.features |= IVSHMEM2_F_MSIX;
+        hello->features |= IVSHMEM2_F_MSIX;
     }
     if (s->msix != ON_OFF_AUTO_ON) {
-        hello.features |= IVSHMEM2_F_INTX;
+        hello->features |= IVSHMEM2_F_INTX;
     }
     if (qemu_uuid_set) {
-        memcpy(hello.vm_uuid, qemu_uuid.data, sizeof(hello.vm_uuid));
+        memcpy(hello->vm_uuid, qemu_uuid.data, sizeof(hello->vm_uuid));
     }
-    ivshmem2_set_text(hello.name, sizeof(hello.name), name ?: "");
-    s->session = ivshmem2_session_new(&hello);
-    ivshmem2_decoder_init(&s->decoder, IVSHMEM2_SERVER);
+    ivshmem2_set_text(hello->name, sizeof(hello->name), name);
 }
 
 static bool ivshmem2_join(Ivshmem2State *s, Error **errp)
 {
-    int64_t deadline = g_get_monotonic_time() / 1000 + s->handshake_timeout_ms;
     g_autoptr(GError) err = NULL;
+    Ivshmem2Hello hello;
 
-    if (!ivshmem2_check_chardev(s, errp)) {
-        return false;
-    }
     if (s->msix == ON_OFF_AUTO_ON && !msi_nonbroken) {
         error_setg(errp, "msix=on, but this machine has no MSI-X");
         return false;
     }
-    ivshmem2_say_hello(s);
-    if (!ivshmem2_connect(s, deadline, errp) ||
-        !ivshmem2_handshake(s, deadline, errp)) {
+    ivshmem2_init_hello(s, &hello);
+    if (!ivshmem2_link_join(&s->link, &hello, s->handshake_timeout_ms,
+                            &DEVICE(s)->mem_reentrancy_guard,
+                            ivshmem2_resumed, s, errp)) {
         return false;
     }
-    s->memory = ivshmem2_session_map(s->session, &err);
+    s->memory = ivshmem2_session_map(s->link.session, &err);
     if (!s->memory) {
         error_setg(errp, "%s", err->message);
         return false;
     }
-    s->info = *ivshmem2_session_info(s->session);
+    s->info = *ivshmem2_session_info(s->link.session);
     return true;
-}
-
-/* Undo ivshmem2_join(), also half of it; the memory stays until the end. */
-static void ivshmem2_leave(Ivshmem2State *s)
-{
-    if (s->session) {
-        /* Nobody listens to our eventfds any more. */
-        ivshmem2_session_goodbye(s->session);
-        ivshmem2_pump(s);
-        s->connected = false;
-        qemu_chr_fe_disconnect(&s->chr);
-        ivshmem2_drop_watch(s);
-        qemu_chr_fe_set_handlers(&s->chr, NULL, NULL, NULL, NULL, NULL, NULL,
-                                 true);
-        ivshmem2_decoder_reset(&s->decoder);
-        ivshmem2_session_free(s->session);
-        s->session = NULL;
-    }
-    qemu_bh_cancel(s->link_bh);
-    error_free(s->link_error);
-    s->link_error = NULL;
 }
 
 /*
@@ -943,7 +632,7 @@ static bool ivshmem2_init_interrupts(Ivshmem2State *s, Error **errp)
         return false;
     }
     for (uint32_t i = 0; i < s->info.vectors; i++) {
-        int fd = ivshmem2_session_own_eventfd(s->session, i);
+        int fd = ivshmem2_session_own_eventfd(s->link.session, i);
         struct epoll_event event = { .events = EPOLLIN, .data.u32 = i };
 
         if (epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
@@ -974,10 +663,9 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
         msix_uninit_exclusive_bar(pdev);
     }
     ivshmem2_del_ioeventfds(s);
-    ivshmem2_leave(s);
+    ivshmem2_link_leave(&s->link);
     ivshmem2_close(&s->epoll_fd);
     g_clear_pointer(&s->pending, g_free);
-    g_clear_pointer(&s->link_bh, qemu_bh_delete);
     migrate_del_blocker(&s->migration_blocker);
 }
 
@@ -991,8 +679,6 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
     if (migrate_add_blocker(&s->migration_blocker, errp) < 0) {
         return;
     }
-    s->link_bh = qemu_bh_new_guarded(ivshmem2_link_bh, s,
-                                     &DEVICE(s)->mem_reentrancy_guard);
     if (!ivshmem2_join(s, errp) || !ivshmem2_init_interrupts(s, errp) ||
         !ivshmem2_init_capabilities(s, errp)) {
         ivshmem2_unrealize(s);
@@ -1082,7 +768,7 @@ static bool ivshmem2_get_connected(Object *obj, Error **errp)
 {
     Ivshmem2State *s = IVSHMEM2(obj);
 
-    return s->session && ivshmem2_session_ready(s->session);
+    return s->link.session && ivshmem2_session_ready(s->link.session);
 }
 
 static void ivshmem2_instance_init(Object *obj)
@@ -1116,7 +802,7 @@ static void ivshmem2_instance_finalize(Object *obj)
 }
 
 static const Property ivshmem2_properties[] = {
-    DEFINE_PROP_CHR("chardev", Ivshmem2State, chr),
+    DEFINE_PROP_CHR("chardev", Ivshmem2State, link.chr),
     DEFINE_PROP_ON_OFF_AUTO("msix", Ivshmem2State, msix, ON_OFF_AUTO_AUTO),
     DEFINE_PROP_BOOL("ioeventfd", Ivshmem2State, use_ioeventfd, true),
     DEFINE_PROP_UINT32("handshake-timeout-ms", Ivshmem2State,

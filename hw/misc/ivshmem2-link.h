@@ -1,0 +1,49 @@
+/*
+ * ivshmem2: a device's connection with its server
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef HW_MISC_IVSHMEM2_LINK_H
+#define HW_MISC_IVSHMEM2_LINK_H
+
+#include "chardev/char-fe.h"
+#include "hw/qdev-core.h"
+#include "libivshmem2-core.h"
+
+typedef struct Ivshmem2Link {
+    CharBackend chr;            /* the device's property */
+    Ivshmem2Session *session;   /* NULL unless joined */
+    Ivshmem2Decoder decoder;
+    Ivshmem2Msg out;            /* being sent, in wire format */
+    uint32_t out_size;
+    uint32_t out_done;
+    guint out_watch;
+    bool joined;                /* the first handshake is complete */
+    bool connected;
+    bool broken;                /* the connection is to be closed */
+    Error *error;               /* why it is, or was */
+    bool warned;
+    QEMUBH *bh;
+    void (*resumed)(void *opaque);
+    void *opaque;
+} Ivshmem2Link;
+
+/*
+ * Connect, and wait for the handshake to be complete, but no longer than
+ * @timeout_ms.  Later, whenever the connection was lost and the session is
+ * resumed, @resumed is called with @opaque.  On failure, undo it all with
+ * ivshmem2_link_leave().
+ */
+bool ivshmem2_link_join(Ivshmem2Link *link, const Ivshmem2Hello *hello,
+                        uint32_t timeout_ms, MemReentrancyGuard *guard,
+                        void (*resumed)(void *opaque), void *opaque,
+                        Error **errp);
+
+/* Say goodbye and disconnect.  Nobody may use the eventfds any more. */
+void ivshmem2_link_leave(Ivshmem2Link *link);
+
+/* Send what the session has to say, without waiting. */
+void ivshmem2_link_pump(Ivshmem2Link *link);
+
+#endif /* HW_MISC_IVSHMEM2_LINK_H */
