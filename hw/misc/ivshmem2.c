@@ -16,7 +16,6 @@
 #include "qapi/visitor.h"
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
-#include "qemu/event_notifier.h"
 #include "qemu/host-utils.h"
 #include "qemu/log.h"
 #include "qemu/main-loop.h"
@@ -29,9 +28,9 @@
 #include "hw/qdev-properties.h"
 #include "hw/qdev-properties-system.h"
 #include "migration/blocker.h"
-#include "system/kvm.h"
 #include "system/runstate.h"
 #include "system/system.h"
+#include "ivshmem2-kvm.h"
 #include "ivshmem2-link.h"
 #include "trace.h"
 
@@ -41,17 +40,6 @@ OBJECT_DECLARE_SIMPLE_TYPE(Ivshmem2State, IVSHMEM2)
 /* The first capability: 4-byte aligned, so that it can be read as dwords */
 #define IVSHMEM2_CAP_OFFSET     0x40
 
-/*
- * KVM looks ioeventfds up one after the other, so only what the guest really
- * rings is worth one, and only as long as there are few.
- */
-#define IVSHMEM2_MAX_IOEVENTFDS 32
-
-typedef struct Ivshmem2IoEventFd {
-    uint32_t doorbell;          /* the value that rings it */
-    EventNotifier notifier;
-} Ivshmem2IoEventFd;
-
 struct Ivshmem2State {
     PCIDevice parent_obj;
 
@@ -60,6 +48,7 @@ struct Ivshmem2State {
     uint32_t handshake_timeout_ms;
     OnOffAuto msix;
     bool use_ioeventfd;
+    bool use_irqfd;
 
     Ivshmem2Link link;          /* its chr is a property, too */
     Ivshmem2Welcome info;       /* constant once realized */
@@ -83,8 +72,9 @@ struct Ivshmem2State {
     bool receiving;             /* X3: the guest wants interrupts */
     bool polling;               /* ... and the VM is running */
     unsigned long *pending;     /* vectors that arrived while masked */
-    Ivshmem2IoEventFd ioeventfds[IVSHMEM2_MAX_IOEVENTFDS];
-    unsigned n_ioeventfds;
+    Ivshmem2Kvm kvm;
+    bool kernel_delivers;       /* KVM may, if the vector is not masked */
+    unsigned long *in_kernel;   /* vectors that it delivers */
     uint64_t sent;
     uint64_t received;
     uint64_t dropped;
@@ -137,6 +127,43 @@ static void ivshmem2_drop_arrived(Ivshmem2State *s)
     } while (n == ARRAY_SIZE(events) && seen < s->info.vectors);
 }
 
+/* Who delivers @vector: KVM while it can, else QEMU. */
+static void ivshmem2_update_vector(Ivshmem2State *s, uint32_t vector)
+{
+    bool kernel = s->kernel_delivers &&
+                  !msix_is_masked(PCI_DEVICE(s), vector);
+    int fd = ivshmem2_session_own_eventfd(s->link.session, vector);
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = vector };
+
+    if (kernel == test_bit(vector, s->in_kernel)) {
+        return;
+    }
+    /* Both look at what is in the eventfd already, so nothing is lost. */
+    if (!kernel) {
+        ivshmem2_kvm_detach(&s->kvm, vector);
+        clear_bit(vector, s->in_kernel);
+        epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, fd, &event);
+    } else if (ivshmem2_kvm_attach(&s->kvm, vector, fd)) {
+        epoll_ctl(s->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+        set_bit(vector, s->in_kernel);
+    }
+}
+
+static void ivshmem2_set_kernel_delivers(Ivshmem2State *s, bool on)
+{
+    s->kernel_delivers = on;
+    for (uint32_t i = 0; i < s->info.vectors; i++) {
+        ivshmem2_update_vector(s, i);
+    }
+}
+
+static bool ivshmem2_one_shot(Ivshmem2State *s)
+{
+    return PCI_DEVICE(s)->config[IVSHMEM2_CAP_OFFSET +
+                                 IVSHMEM2_CAP_PRIV_CONTROL] &
+           IVSHMEM2_PRIV_ONE_SHOT;
+}
+
 static void ivshmem2_eventfds_readable(void *opaque);
 
 /*
@@ -148,7 +175,13 @@ static void ivshmem2_update_reception(Ivshmem2State *s)
 {
     bool receiving = ivshmem2_wants_interrupts(s);
     bool polling = receiving && runstate_is_running();
+    /* It does not check bus mastering, and knows nothing of one-shot mode. */
+    bool kernel_delivers = polling && s->use_irqfd && ivshmem2_has_msix(s) &&
+                           !ivshmem2_one_shot(s) && ivshmem2_kvm_delivers();
 
+    if (s->kernel_delivers && !kernel_delivers) {
+        ivshmem2_set_kernel_delivers(s, false);
+    }
     if (receiving != s->receiving) {
         trace_ivshmem2_reception_update(s->info.id, receiving);
         s->receiving = receiving;
@@ -156,6 +189,9 @@ static void ivshmem2_update_reception(Ivshmem2State *s)
         if (receiving) {
             ivshmem2_drop_arrived(s);
         }
+    }
+    if (kernel_delivers && !s->kernel_delivers) {
+        ivshmem2_set_kernel_delivers(s, true);
     }
     if (polling != s->polling) {
         s->polling = polling;
@@ -189,8 +225,7 @@ static void ivshmem2_deliver(Ivshmem2State *s, uint32_t vector)
     s->received++;
     trace_ivshmem2_interrupt_deliver(s->info.id, vector);
 
-    if (pdev->config[IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_PRIV_CONTROL] &
-        IVSHMEM2_PRIV_ONE_SHOT) {
+    if (ivshmem2_one_shot(s)) {
         s->int_control &= ~IVSHMEM2_INT_ENABLE;
         ivshmem2_update_reception(s);
     }
@@ -229,6 +264,7 @@ static int ivshmem2_vector_unmasked(PCIDevice *pdev, unsigned vector,
 {
     Ivshmem2State *s = IVSHMEM2(pdev);
 
+    ivshmem2_update_vector(s, vector);
     if (test_and_clear_bit(vector, s->pending)) {
         ivshmem2_deliver(s, vector);
     }
@@ -237,7 +273,7 @@ static int ivshmem2_vector_unmasked(PCIDevice *pdev, unsigned vector,
 
 static void ivshmem2_vector_masked(PCIDevice *pdev, unsigned vector)
 {
-    /* ivshmem2_deliver() looks at the mask when something arrives. */
+    ivshmem2_update_vector(IVSHMEM2(pdev), vector);
 }
 
 static void ivshmem2_vm_state_changed(void *opaque, bool running,
@@ -269,40 +305,6 @@ static void ivshmem2_set_state(Ivshmem2State *s, uint32_t state)
     ivshmem2_link_pump(&s->link);
 }
 
-/* Let KVM ring from now on what the guest has rung. */
-static void ivshmem2_add_ioeventfd(Ivshmem2State *s, uint32_t doorbell, int fd)
-{
-    Ivshmem2IoEventFd *io = &s->ioeventfds[s->n_ioeventfds];
-    int own_fd;
-
-    if (!s->use_ioeventfd || !kvm_enabled() ||
-        s->n_ioeventfds == IVSHMEM2_MAX_IOEVENTFDS) {
-        return;
-    }
-    /* The session may close its descriptor when it holds too many. */
-    own_fd = qemu_dup(fd);
-    if (own_fd < 0) {
-        return;
-    }
-    event_notifier_init_fd(&io->notifier, own_fd);
-    io->doorbell = doorbell;
-    s->n_ioeventfds++;
-    memory_region_add_eventfd(&s->regs, IVSHMEM2_REG_DOORBELL, 4, true,
-                              doorbell, &io->notifier);
-    trace_ivshmem2_ioeventfd_add(s->info.id, doorbell);
-}
-
-static void ivshmem2_del_ioeventfds(Ivshmem2State *s)
-{
-    while (s->n_ioeventfds) {
-        Ivshmem2IoEventFd *io = &s->ioeventfds[--s->n_ioeventfds];
-
-        memory_region_del_eventfd(&s->regs, IVSHMEM2_REG_DOORBELL, 4, true,
-                                  io->doorbell, &io->notifier);
-        event_notifier_cleanup(&io->notifier);
-    }
-}
-
 static void ivshmem2_ring(Ivshmem2State *s, uint32_t doorbell)
 {
     uint32_t target = doorbell >> IVSHMEM2_DOORBELL_TARGET_SHIFT;
@@ -320,9 +322,11 @@ static void ivshmem2_ring(Ivshmem2State *s, uint32_t doorbell)
                       vector);
         return;
     case IVSHMEM2_RING_SIGNALLED:
-        ivshmem2_add_ioeventfd(s, doorbell,
-                               ivshmem2_session_eventfd(s->link.session, target,
-                                                        vector));
+        if (s->use_ioeventfd) {
+            ivshmem2_kvm_rung(&s->kvm, doorbell,
+                              ivshmem2_session_eventfd(s->link.session, target,
+                                                       vector));
+        }
         break;
     case IVSHMEM2_RING_REQUESTED:
         ivshmem2_link_pump(&s->link);
@@ -642,6 +646,8 @@ static bool ivshmem2_init_interrupts(Ivshmem2State *s, Error **errp)
         }
     }
     s->pending = bitmap_new(s->info.vectors);
+    s->in_kernel = bitmap_new(s->info.vectors);
+    ivshmem2_kvm_init(&s->kvm, PCI_DEVICE(s), &s->regs, s->info.vectors);
     return true;
 }
 
@@ -651,6 +657,9 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
     PCIDevice *pdev = PCI_DEVICE(s);
 
     g_clear_pointer(&s->vm_state_entry, qemu_del_vm_change_state_handler);
+    if (s->kernel_delivers) {
+        ivshmem2_set_kernel_delivers(s, false);
+    }
     if (s->polling) {
         qemu_set_fd_handler(s->epoll_fd, NULL, NULL, NULL);
         s->polling = false;
@@ -662,10 +671,11 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
         }
         msix_uninit_exclusive_bar(pdev);
     }
-    ivshmem2_del_ioeventfds(s);
+    ivshmem2_kvm_exit(&s->kvm);
     ivshmem2_link_leave(&s->link);
     ivshmem2_close(&s->epoll_fd);
     g_clear_pointer(&s->pending, g_free);
+    g_clear_pointer(&s->in_kernel, g_free);
     migrate_del_blocker(&s->migration_blocker);
 }
 
@@ -805,6 +815,7 @@ static const Property ivshmem2_properties[] = {
     DEFINE_PROP_CHR("chardev", Ivshmem2State, link.chr),
     DEFINE_PROP_ON_OFF_AUTO("msix", Ivshmem2State, msix, ON_OFF_AUTO_AUTO),
     DEFINE_PROP_BOOL("ioeventfd", Ivshmem2State, use_ioeventfd, true),
+    DEFINE_PROP_BOOL("x-irqfd", Ivshmem2State, use_irqfd, true),
     DEFINE_PROP_UINT32("handshake-timeout-ms", Ivshmem2State,
                        handshake_timeout_ms, 5000),
 };

@@ -1,0 +1,65 @@
+/*
+ * ivshmem2: doorbells and interrupts that do not leave the kernel
+ *
+ * Shortcuts, and nothing but: the device does without them wherever KVM does
+ * not offer them.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef HW_MISC_IVSHMEM2_KVM_H
+#define HW_MISC_IVSHMEM2_KVM_H
+
+#include "hw/pci/msi.h"
+#include "hw/pci/pci_device.h"
+#include "qemu/event_notifier.h"
+
+/*
+ * KVM looks ioeventfds up one after the other, and aborts when it has no room
+ * for another one: a few for each device, and not too many for all.
+ */
+#define IVSHMEM2_MAX_IOEVENTFDS         32
+#define IVSHMEM2_MAX_ALL_IOEVENTFDS     256
+
+typedef struct Ivshmem2IoEventFd {
+    uint32_t doorbell;          /* the value that rings it */
+    EventNotifier notifier;
+} Ivshmem2IoEventFd;
+
+typedef struct Ivshmem2Irqfd {
+    int virq;                   /* the vector's route, -1: none */
+    MSIMessage msg;             /* where that leads to */
+    EventNotifier notifier;     /* borrows the session's eventfd */
+} Ivshmem2Irqfd;
+
+typedef struct Ivshmem2Kvm {
+    PCIDevice *pdev;
+    MemoryRegion *regs;
+    Ivshmem2IoEventFd ioeventfds[IVSHMEM2_MAX_IOEVENTFDS];
+    unsigned n_ioeventfds;
+    unsigned next_ioeventfd;    /* the oldest one, once all are in use */
+    unsigned trapped;
+    Ivshmem2Irqfd *irqfds;
+    unsigned n_irqfds;
+    bool warned;
+} Ivshmem2Kvm;
+
+void ivshmem2_kvm_init(Ivshmem2Kvm *k, PCIDevice *pdev, MemoryRegion *regs,
+                       unsigned vectors);
+
+/* Detach everything. */
+void ivshmem2_kvm_exit(Ivshmem2Kvm *k);
+
+/* QEMU has rung @doorbell by signalling @fd; perhaps KVM can next time. */
+void ivshmem2_kvm_rung(Ivshmem2Kvm *k, uint32_t doorbell, int fd);
+
+/* Could KVM deliver MSI-X interrupts on its own? */
+bool ivshmem2_kvm_delivers(void);
+
+/* From here on KVM delivers what arrives by @fd as @vector, if it can. */
+bool ivshmem2_kvm_attach(Ivshmem2Kvm *k, unsigned vector, int fd);
+
+/* When this returns it does not any more. */
+void ivshmem2_kvm_detach(Ivshmem2Kvm *k, unsigned vector);
+
+#endif /* HW_MISC_IVSHMEM2_KVM_H */
