@@ -442,6 +442,12 @@ void ivshmem2_client_receive(Ivshmem2Client *c, const Ivshmem2Msg *msg)
         handle_hello(c, &msg->hello);
         return;
     }
+    /* Whoever fails to start can say so in the middle of the handshake. */
+    if (c->id != IVSHMEM2_ID_ANY && msg->hdr.type == IVSHMEM2_GOODBYE) {
+        leave(c, true);
+        c->phase = PHASE_OVER;
+        return;
+    }
     /* also of who cannot make use of what it was given */
     if (msg->hdr.type == IVSHMEM2_GOODBYE && c->id != IVSHMEM2_ID_ANY) {
         leave(c, true);
