@@ -118,7 +118,7 @@ static void ivshmem2_chr_read(void *opaque, const uint8_t *buf, int size)
         return;
     }
     if (!was_ready && ivshmem2_session_ready(link->session)) {
-        link->warned = false;
+        g_clear_pointer(&link->warning, g_free);
         if (link->joined) {
             info_report("ivshmem2: peer %u is connected with its server again",
                         ivshmem2_link_id(link));
@@ -167,13 +167,14 @@ static void ivshmem2_link_bh(void *opaque)
     Ivshmem2Link *link = opaque;
 
     if (link->error) {
-        if (!link->warned) {
-            link->warned = true;
+        /* once, however often the chardev tries again */
+        if (g_strcmp0(link->warning, error_get_pretty(link->error))) {
+            g_free(link->warning);
+            link->warning = g_strdup(error_get_pretty(link->error));
             warn_report("ivshmem2: peer %u goes on without its server: %s",
-                        ivshmem2_link_id(link), error_get_pretty(link->error));
+                        ivshmem2_link_id(link), link->warning);
         }
-        error_free(link->error);
-        link->error = NULL;
+        g_clear_pointer(&link->error, error_free);
     }
     if (link->connected && link->broken) {
         qemu_chr_fe_disconnect(&link->chr);
@@ -332,5 +333,6 @@ void ivshmem2_link_leave(Ivshmem2Link *link)
     g_clear_pointer(&link->session, ivshmem2_session_free);
     g_clear_pointer(&link->bh, qemu_bh_delete);
     g_clear_pointer(&link->error, error_free);
+    g_clear_pointer(&link->warning, g_free);
     link->joined = false;
 }

@@ -23,7 +23,7 @@ typedef struct Ivshmem2Link {
     bool connected;
     bool broken;                /* the connection is to be closed */
     Error *error;               /* why it is, or was */
-    bool warned;
+    char *warning;              /* the last one */
     QEMUBH *bh;
     void (*resumed)(void *opaque);
     void *opaque;
