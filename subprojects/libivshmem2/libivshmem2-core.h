@@ -201,7 +201,10 @@ typedef enum Ivshmem2Ring {
 Ivshmem2Ring ivshmem2_session_ring(Ivshmem2Session *s, uint32_t id,
                                    uint32_t vector);
 
-/* The own State Table entry changed: have the other peers interrupted. */
+/*
+ * The own State Table entry changed: have the other peers interrupted, by the
+ * server or, as long as there is none, by the eventfds that are at hand.
+ */
 void ivshmem2_session_state_changed(Ivshmem2Session *s);
 
 /*

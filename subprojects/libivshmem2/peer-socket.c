@@ -28,7 +28,6 @@ typedef struct SocketPeer {
     Ivshmem2Session *session;
     Ivshmem2Conn conn;
     uint32_t state;             /* others can write the State Table as well */
-    bool state_unsaid;          /* the server does not know of it yet */
 } SocketPeer;
 
 static bool socket_connected(const Ivshmem2Peer *peer)
@@ -115,22 +114,7 @@ static bool converse_until(SocketPeer *p, bool handshake, gint64 deadline,
     }
 }
 
-/* Without a server, interrupt those whose eventfds we hold ourselves. */
-static void ring_everybody(SocketPeer *p)
-{
-    const Ivshmem2Info *info = &p->parent.info;
-
-    for (uint32_t id = 0; id < info->max_peers; id++) {
-        int fd = id == info->id ? -1 :
-                 ivshmem2_session_eventfd(p->session, id, 0);
-
-        if (fd >= 0) {
-            ivshmem2_eventfd_signal(fd);
-        }
-    }
-}
-
-/* Memory and doorbells go on; what the server was to do is ours now. */
+/* Memory and doorbells go on. */
 static void lose_server(SocketPeer *p)
 {
     if (p->parent.epoll_fd >= 0) {
@@ -150,10 +134,6 @@ static void talk(SocketPeer *p)
     if (p->conn.fd >= 0) {
         ivshmem2_peer_watch_service(&p->parent, EPOLLIN |
             (ivshmem2_conn_is_sending(&p->conn) ? EPOLLOUT : 0));
-        p->state_unsaid = p->state_unsaid && is_talking(p);
-    } else if (p->state_unsaid) {
-        ring_everybody(p);
-        p->state_unsaid = false;
     }
 }
 
@@ -172,7 +152,6 @@ static void store_state(SocketPeer *p, uint32_t state)
         __atomic_store_n(&table[p->parent.info.id], GUINT32_TO_LE(state),
                          __ATOMIC_RELEASE);
         ivshmem2_session_state_changed(p->session);
-        p->state_unsaid = true;
     }
 }
 
@@ -220,13 +199,9 @@ static void socket_close(Ivshmem2Peer *peer)
         if (!converse_until(p, false, deadline, NULL)) {
             lose_server(p);
         } else {
-            p->state_unsaid = false;
             ivshmem2_session_goodbye(p->session);
             converse_until(p, false, deadline, NULL);
         }
-    }
-    if (p->state_unsaid) {
-        ring_everybody(p);
     }
     ivshmem2_conn_clear(&p->conn);
     ivshmem2_session_free(p->session);

@@ -274,11 +274,26 @@ void ivshmem2_session_connected(Ivshmem2Session *s)
     s->phase = PHASE_HELLO;
 }
 
+/* Without a server, interrupt those whose eventfds we hold ourselves. */
+static void ring_known_peers(Ivshmem2Session *s)
+{
+    for (GList *l = s->eventfd_keys.head; l; l = l->next) {
+        if (!(GPOINTER_TO_UINT(l->data) & 0xffff)) {
+            ivshmem2_eventfd_signal(GPOINTER_TO_INT(
+                g_hash_table_lookup(s->eventfds, l->data)));
+        }
+    }
+}
+
 void ivshmem2_session_disconnected(Ivshmem2Session *s)
 {
     if (!s->established) {
         drop_all(s);
         memset(&s->info, 0, sizeof(s->info));
+    }
+    if (s->say_state) {
+        ring_known_peers(s);
+        s->say_state = false;
     }
     /* Whether these were heard is unknown.  Twice is better than never. */
     while (s->n_in_flight) {
@@ -632,7 +647,11 @@ Ivshmem2Ring ivshmem2_session_ring(Ivshmem2Session *s, uint32_t id,
 
 void ivshmem2_session_state_changed(Ivshmem2Session *s)
 {
-    s->say_state = true;
+    if (s->phase == PHASE_OFF) {
+        ring_known_peers(s);
+    } else {
+        s->say_state = true;
+    }
 }
 
 void ivshmem2_session_goodbye(Ivshmem2Session *s)
