@@ -29,6 +29,9 @@ HERE = TOP / 'guest'
 BOOT_TIMEOUT = 180
 COMMAND_TIMEOUT = 60
 
+# VFIO needs the IOMMU, and the serial line has room for what guest/init says.
+KERNEL_OPTIONS = 'console=ttyS0 quiet loglevel=1 intel_iommu=on'
+
 
 class Failure(Exception):
     """Something did not happen as it should, in words."""
@@ -193,7 +196,7 @@ class Client:
 
     def text(self, section, length, offset=0):
         item = self.run(f'read {section} {offset} {length}')[0]
-        return bytes.fromhex(item['hex']).decode(errors='replace')
+        return bytes.fromhex(item['hex']).decode(errors='replace').rstrip('\0')
 
 
 class HostPeer(Client):
@@ -251,7 +254,7 @@ class Guest:
                 '-cpu', 'qemu64,-cx16', '-m', '256',
                 '-kernel', lab.env.guest / 'vmlinuz',
                 '-initrd', lab.initramfs,
-                '-append', 'console=ttyS0 quiet loglevel=1 intel_iommu=on',
+                '-append', f'{KERNEL_OPTIONS} driven',
                 '-serial', 'stdio',
                 '-qmp', f'unix:{self.qmp_path},server=on,wait=off',
                 '-device', 'intel-iommu,intremap=on', *devices]
@@ -263,6 +266,7 @@ class Guest:
         self.in_client = False
         if not self.qmp:
             self.qmp = Qmp(self.qmp_path)
+        self.run('true')            # the shell has said its welcome
         return self
 
     def try_run(self, command, timeout=COMMAND_TIMEOUT):
@@ -292,9 +296,12 @@ class Guest:
         return Client(self.process)
 
     def leave_client(self):
-        if self.in_client:
-            self.process.send('\x04')
+        """Ctrl-C ends the client, whatever it is doing."""
+        while self.in_client:
+            self.process.send('\x03')
             self.in_client = False
+            # the shell may have been interrupted instead
+            self.in_client = self.try_run('true')[0] != 0
 
     def reset(self):
         """Reset the machine, as its button does, and wait for it."""
@@ -371,10 +378,10 @@ class Lab:
     def socket(self, server='server'):
         return self.path / f'{server}.sock'
 
-    def guest(self, name, *peer_ids, server='server'):
-        """Start a guest with a device for each ID."""
+    def guest(self, name, *peers):
+        """Start a guest with a device for each of @peers: (server, ID)."""
         devices = []
-        for number, peer_id in enumerate(peer_ids):
+        for number, (server, peer_id) in enumerate(peers):
             devices += ['-chardev',
                         f'socket,id=link{number},path={self.socket(server)}',
                         '-device', f'ivshmem2,chardev=link{number},'
