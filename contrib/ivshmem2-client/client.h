@@ -68,7 +68,10 @@ typedef enum Event {
     EVENT_ERROR,
 } Event;
 
-/* Wait for an interrupt of any vector, put into *@vector, or for the end. */
+/*
+ * Wait for an interrupt of *@vector (-1: of any), or for the end.  The vector
+ * is put into *@vector.
+ */
 Event next_event(Client *c, gint64 deadline, int *vector, GError **error);
 
 /*

@@ -150,6 +150,7 @@ Status cmd_state(Client *c, char **args, GError **error)
     }
     /* leaving makes the state 0 again */
     do {
+        vector = -1;
         event = next_event(c, deadline, &vector, error);
     } while (event == EVENT_INTERRUPT);
     return event == EVENT_ERROR ? STATUS_ERROR : STATUS_OK;
@@ -181,12 +182,11 @@ Status cmd_wait(Client *c, char **args, GError **error)
         return STATUS_USAGE;
     }
     while (left > 0) {
+        vector = c->set.vector;
         switch (next_event(c, deadline, &vector, error)) {
         case EVENT_INTERRUPT:
-            if (c->set.vector < 0 || c->set.vector == vector) {
-                print_interrupt(c, vector);
-                left--;
-            }
+            print_interrupt(c, vector);
+            left--;
             break;
         case EVENT_TIMEOUT:
             return STATUS_TIMEOUT;
@@ -232,6 +232,7 @@ Status cmd_watch(Client *c, char **args, GError **error)
 
     print_state_changes(c, seen);
     while (left) {
+        vector = -1;
         switch (next_event(c, deadline, &vector, error)) {
         case EVENT_INTERRUPT:
             print_interrupt(c, vector);

@@ -2,10 +2,10 @@
  * ivshmem2-client: round trips through memory and doorbells
  *
  * Each peer has a row of 32-bit little-endian entries, one for each peer: at
- * the start of its output section or, without these, one row after the other
- * in the R/W section.  Entry j of row i is what i says to j.  To ping is to
- * change it and to ring j; to answer is to copy it to entry i of row j and
- * to ring i.
+ * the end of its output section or, without these, one row after the other
+ * at the end of the R/W section.  Entry j of row i is what i says to j.  To
+ * ping is to change it and to ring j; to answer is to copy it to entry i of
+ * row j and to ring i.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -19,13 +19,15 @@
 
 static uint32_t *entry(Client *c, uint32_t row, uint32_t column)
 {
-    uint32_t *start = ivshmem2_peer_output(c->peer, row);
+    const Ivshmem2Info *info = c->info;
+    size_t n = info->max_peers;
+    char *output = ivshmem2_peer_output(c->peer, row);
 
-    if (!start) {
-        start = (uint32_t *)ivshmem2_peer_rw(c->peer) +
-                (size_t)c->info->max_peers * row;
+    if (output) {
+        return (uint32_t *)(output + info->output_size) - n + column;
     }
-    return start + column;
+    return (uint32_t *)((char *)ivshmem2_peer_rw(c->peer) + info->rw_size) -
+           n * (n - row) + column;
 }
 
 static uint32_t get(Client *c, uint32_t from, uint32_t to)
@@ -88,11 +90,9 @@ static Status round_trip(Client *c, Ping *p, double *us, GError **error)
         return STATUS_ERROR;
     }
     for (;;) {
+        vector = p->vector;
         switch (next_event(c, start + c->set.timeout_us, &vector, error)) {
         case EVENT_INTERRUPT:
-            if (vector != (int)p->vector) {
-                break;
-            }
             p->interrupts++;
             if (get(c, p->target, c->info->id) == p->sequence) {
                 *us = g_get_monotonic_time() - start;
@@ -148,7 +148,7 @@ Status cmd_ping(Client *c, char **args, GError **error)
     g_autofree double *us = g_new(double, n);
     Ping p = { .sequence = g_random_int() };
     uint64_t target;
-    int old;
+    int vector;
     Status status;
 
     if (!parse_number("ID", args[0], 0, c->info->max_peers - 1, &target,
@@ -168,9 +168,9 @@ Status cmd_ping(Client *c, char **args, GError **error)
         c->set.timeout_us = DEFAULT_TIMEOUT_US;
     }
     /* each answer is to be counted, and nothing from before */
-    while (next_event(c, 0, &old, error) == EVENT_INTERRUPT) {
-        continue;
-    }
+    do {
+        vector = p.vector;
+    } while (next_event(c, 0, &vector, error) == EVENT_INTERRUPT);
     for (int64_t i = 0; i < n && !status; i++) {
         status = round_trip(c, &p, &us[i], error);
     }
@@ -221,6 +221,7 @@ Status cmd_pong(Client *c, char **args, GError **error)
     while (!status && event == EVENT_INTERRUPT) {
         status = answer(c, vector, &answers, error);
         if (!status && answers < wanted) {
+            interrupted = -1;
             event = next_event(c, deadline, &interrupted, error);
         } else {
             break;

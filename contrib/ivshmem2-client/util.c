@@ -10,6 +10,9 @@
 #include <string.h>
 #include "client.h"
 
+/* How long a signal may have to wait */
+#define SIGNAL_MS   200
+
 G_DEFINE_QUARK(client_error_quark, client_error)
 
 bool parse_number(const char *what, const char *text, uint64_t min,
@@ -67,23 +70,32 @@ static int ms_until(gint64 deadline)
 
 Event next_event(Client *c, gint64 deadline, int *vector, GError **error)
 {
+    int only = *vector;
+
     for (;;) {
         struct pollfd pfds[2] = {
-            { .fd = ivshmem2_peer_fd(c->peer), .events = POLLIN },
             { .fd = c->signal_fd, .events = POLLIN },
+            { .fd = ivshmem2_peer_fd(c->peer), .events = POLLIN },
         };
         int left = ms_until(deadline);
         int ret;
 
-        if (poll(pfds, 2, left) < 0 && errno != EINTR) {
+        /*
+         * The peer's descriptor is ready for any vector.  For a single one,
+         * wait in the library, but not so long that a signal has to wait.
+         */
+        if (poll(pfds, only < 0 ? 2 : 1, only < 0 ? left : 0) < 0 &&
+            errno != EINTR) {
             failed(error, "cannot wait: %s", g_strerror(errno));
             return EVENT_ERROR;
         }
-        if (pfds[1].revents) {
+        if (pfds[0].revents) {
             return EVENT_SIGNAL;
         }
-        *vector = -1;
-        ret = ivshmem2_peer_wait(c->peer, vector, 0, error);
+        *vector = only;
+        ret = ivshmem2_peer_wait(c->peer, vector, only < 0 ? 0 :
+                                 left < 0 ? SIGNAL_MS : MIN(left, SIGNAL_MS),
+                                 error);
         if (ret) {
             return ret < 0 ? EVENT_ERROR : EVENT_INTERRUPT;
         }
