@@ -41,6 +41,7 @@ struct Ivshmem2Session {
     Phase phase;
     bool established;           /* the first handshake is complete */
     bool say_state;
+    bool state_rung;            /* those at hand know it */
     bool say_goodbye;
 
     /* owned until mapped */
@@ -274,9 +275,16 @@ void ivshmem2_session_connected(Ivshmem2Session *s)
     s->phase = PHASE_HELLO;
 }
 
-/* Without a server, interrupt those whose eventfds we hold ourselves. */
+/*
+ * Without a server, interrupt those whose eventfds we hold ourselves.  The
+ * server is told all the same once there is one, it may know more peers.
+ */
 static void ring_known_peers(Ivshmem2Session *s)
 {
+    if (!s->say_state || s->state_rung) {
+        return;
+    }
+    s->state_rung = true;
     for (GList *l = s->eventfd_keys.head; l; l = l->next) {
         if (!(GPOINTER_TO_UINT(l->data) & 0xffff)) {
             ivshmem2_eventfd_signal(GPOINTER_TO_INT(
@@ -291,10 +299,7 @@ void ivshmem2_session_disconnected(Ivshmem2Session *s)
         drop_all(s);
         memset(&s->info, 0, sizeof(s->info));
     }
-    if (s->say_state) {
-        ring_known_peers(s);
-        s->say_state = false;
-    }
+    ring_known_peers(s);
     /* Whether these were heard is unknown.  Twice is better than never. */
     while (s->n_in_flight) {
         uint32_t key = s->in_flight[s->in_flight_start];
@@ -647,10 +652,10 @@ Ivshmem2Ring ivshmem2_session_ring(Ivshmem2Session *s, uint32_t id,
 
 void ivshmem2_session_state_changed(Ivshmem2Session *s)
 {
+    s->say_state = true;
+    s->state_rung = false;
     if (s->phase == PHASE_OFF) {
         ring_known_peers(s);
-    } else {
-        s->say_state = true;
     }
 }
 
