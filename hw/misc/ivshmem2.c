@@ -628,6 +628,21 @@ static void ivshmem2_init_bars(Ivshmem2State *s)
                      PCI_BASE_ADDRESS_MEM_TYPE_64, &s->memory_bar);
 }
 
+/* Before QEMU 10.2 they would keep their owner alive, which is this device. */
+static void ivshmem2_remove_sections(Ivshmem2State *s)
+{
+    MemoryRegion *sections[] = {
+        &s->state_table, &s->rw, &s->outputs_before, &s->output,
+        &s->outputs_after,
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(sections); i++) {
+        if (sections[i]->container) {
+            memory_region_del_subregion(&s->memory_bar, sections[i]);
+        }
+    }
+}
+
 static bool ivshmem2_init_interrupts(Ivshmem2State *s, Error **errp)
 {
     s->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -671,6 +686,7 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
         }
         msix_uninit_exclusive_bar(pdev);
     }
+    ivshmem2_remove_sections(s);
     ivshmem2_kvm_exit(&s->kvm);
     ivshmem2_link_leave(&s->link);
     ivshmem2_close(&s->epoll_fd);
