@@ -1,0 +1,76 @@
+/*
+ * ivshmem2 tests: a link, its server and its peers
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef TESTS_IVSHMEM2_LINK_H
+#define TESTS_IVSHMEM2_LINK_H
+
+#include "libqtest.h"
+#include "libqos/ivshmem2.h"
+#include "qobject/qdict.h"
+
+/* How long to wait for what must happen; not how long it takes */
+#define TEST_LINK_WAIT_US   (60 * G_USEC_PER_SEC)
+
+/* A server of its own in a folder of its own */
+typedef struct TestLink {
+    char *dir;
+    char *socket;
+    pid_t pid;                  /* 0: no server runs */
+} TestLink;
+
+/* What a test needs: options of the server, and of the graph's QEMU */
+typedef struct TestLinkSetup {
+    const char *server;
+    const char *qemu;
+} TestLinkSetup;
+
+/*
+ * Add a test that gets @interface, and a TestLink * as data.  If that is
+ * "ivshmem2", the graph's device is a peer of this link.  Without a server
+ * to run, the test is skipped.
+ */
+void test_link_add(const char *name, const char *interface,
+                   QOSTestFunc function, const TestLinkSetup *setup);
+
+TestLink *test_link_new(const char *options);
+void test_link_free(void *link);
+void test_link_kill_server(TestLink *link, int signal);
+void test_link_start_server(TestLink *link, const char *options);
+
+/*
+ * A QEMU like the graph's, with @options and its own device on @link, until
+ * the end of the test, with interrupts enabled.
+ */
+QIvshmem2 *test_link_peer(TestLink *link, const char *options);
+
+/* End it now, in order or by SIGKILL. */
+void test_link_quit_peer(QIvshmem2 *d);
+void test_link_kill_peer(QIvshmem2 *d);
+
+/*
+ * Hot-plug a chardev and a device, both called @id; @props are more
+ * properties of the device, consumed, or NULL.  Returns NULL if that worked,
+ * else the error, and nothing of it is left.
+ */
+char *test_link_plug(QTestState *qts, const char *id, const char *socket,
+                     int reconnect_ms, QDict *props);
+void test_link_unplug(QTestState *qts, const char *id, int slot);
+void test_link_add_chardev(QTestState *qts, const char *id,
+                           const char *socket, int reconnect_ms);
+void test_link_remove_chardev(QTestState *qts, const char *id);
+
+/* Properties of device @id */
+uint64_t test_link_get(QTestState *qts, const char *id, const char *name);
+bool test_link_get_bool(QTestState *qts, const char *id, const char *name);
+
+/* Descriptors of QEMU */
+unsigned test_link_count_fds(QTestState *qts);
+void test_link_wait_fds(QTestState *qts, unsigned wanted);
+
+/* Wait until the guest sees @value in the State Table. */
+void test_link_wait_entry(QIvshmem2 *d, uint32_t id, uint32_t value);
+
+#endif /* TESTS_IVSHMEM2_LINK_H */

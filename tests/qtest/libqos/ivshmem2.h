@@ -1,0 +1,75 @@
+/*
+ * libqos driver for ivshmem2
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef TESTS_LIBQOS_IVSHMEM2_H
+#define TESTS_LIBQOS_IVSHMEM2_H
+
+#include "hw/misc/ivshmem2-regs.h"
+#include "libqos-malloc.h"
+#include "pci.h"
+#include "qgraph.h"
+
+/* Of the device that the graph has; its chardev has the same ID */
+#define QIVSHMEM2_SLOT      4
+#define QIVSHMEM2_ID        "ivshmem2"
+
+typedef struct QIvshmem2 {
+    QOSGraphObject obj;
+    QPCIDevice dev;
+    QTestState *qts;
+    QGuestAllocator *alloc;
+    uint8_t cap;                /* vendor-specific capability */
+    uint8_t msix_cap;           /* 0: none */
+    unsigned vectors;
+
+    /* where the BARs are */
+    uint64_t regs;
+    uint64_t msix;
+    uint64_t memory;
+    uint64_t memory_size;
+
+    /* what the vendor-specific capability says */
+    uint64_t state_table_size;
+    uint64_t rw_size;
+    uint64_t output_size;
+
+    /* MSIs are memory writes: a dword of guest RAM for each vector */
+    uint64_t messages;
+} QIvshmem2;
+
+/* For devices that were plugged by other means than the graph's */
+void qivshmem2_init(QIvshmem2 *d, QPCIBus *bus, int devfn,
+                    QGuestAllocator *alloc);
+
+/*
+ * Map the BARs, turn on memory space, bus mastering and MSI-X with all
+ * vectors unmasked.  Interrupt Control stays as it is.  Also after a reset.
+ */
+void qivshmem2_start(QIvshmem2 *d);
+
+void qivshmem2_set_command(QIvshmem2 *d, uint16_t bit, bool on);
+void qivshmem2_set_msix_flag(QIvshmem2 *d, uint16_t flag, bool on);
+void qivshmem2_mask(QIvshmem2 *d, unsigned vector, bool masked);
+void qivshmem2_set_one_shot(QIvshmem2 *d, bool on);
+
+uint32_t qivshmem2_readl(QIvshmem2 *d, uint32_t reg);
+void qivshmem2_writel(QIvshmem2 *d, uint32_t reg, uint32_t value);
+void qivshmem2_ring(QIvshmem2 *d, uint32_t target, uint32_t vector);
+
+/* Has an interrupt arrived since the last time that this was asked? */
+bool qivshmem2_arrived(QIvshmem2 *d, unsigned vector);
+
+/* Wait for one to arrive. */
+void qivshmem2_wait(QIvshmem2 *d, unsigned vector);
+
+/* The entry in the State Table as this guest sees it */
+uint32_t qivshmem2_entry(QIvshmem2 *d, uint32_t id);
+
+/* Addresses of sections */
+uint64_t qivshmem2_rw(QIvshmem2 *d);
+uint64_t qivshmem2_output(QIvshmem2 *d, uint32_t id);
+
+#endif /* TESTS_LIBQOS_IVSHMEM2_H */
