@@ -1,0 +1,612 @@
+/*
+ * The bare-metal test guest: does what it is told over the serial line
+ *
+ * It knows PCI, the local APIC and the I/O APIC, but nothing of ivshmem. A
+ * line of text is a program of steps that are separated by semicolons:
+ *
+ *   [repeat COUNT ;] STEP ARGUMENT... ; STEP ARGUMENT... ; ...
+ *
+ * All numbers are hexadecimal, and "#" is the number of the round, from 1 on.
+ * repeat 0 goes on until the next line comes. The answer is one line, either
+ * "ok" and what the last round has read, or "error" and the reason.
+ *
+ *   device SLOT                        use this function of PCI bus 0
+ *   read SPACE OFFSET SIZE             put a value into the answer
+ *   write SPACE OFFSET SIZE VALUE
+ *   check SPACE OFFSET SIZE VALUE      an error if it is not this value
+ *   take VECTOR COUNT                  wait for so many further interrupts
+ *   left VECTOR                        how many there are that nobody took
+ *   await VECTOR SPACE OFFSET SIZE VALUE
+ *                                      take interrupts, until this is there
+ *   forget                             interrupts that nobody took
+ *
+ * SPACE is the number of a BAR or one of enum space. VECTOR is the one that
+ * the processor sees. Loops run in ring 3; waiting is halting.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "start.h"
+
+/* What an interrupt handler, a device or another machine may change */
+#define LOAD(p)         __atomic_load_n(p, __ATOMIC_ACQUIRE)
+#define STORE(p, value) __atomic_store_n(p, value, __ATOMIC_RELEASE)
+
+enum space {
+    SPACE_BARS,
+    SPACE_CONFIG = 6,
+    SPACE_IO,
+    SPACE_MEMORY,
+};
+
+#define COM1            0x3f8
+#define COM1_IRQ        4
+#define COM1_VECTOR     0x20
+#define SPURIOUS_VECTOR 0xff
+#define APIC            0xfee00000ul
+#define IOAPIC          0xfec00000ul
+
+#define MAX_ARGS        5
+#define MAX_STEPS       24
+
+typedef struct Step {
+    const struct Command *command;
+    uint64_t args[MAX_ARGS];
+    unsigned rounds;            /* these arguments are "#", one bit each */
+} Step;
+
+typedef struct Command {
+    const char *name;
+    unsigned n_args;
+    bool (*run)(const uint64_t *args);
+} Command;
+
+typedef struct __attribute__((packed)) TaskState {
+    uint32_t reserved;
+    uint64_t rsp0;
+    uint8_t unused[92];
+} TaskState;
+
+uint64_t interrupts[256];               /* counted by start.S */
+uint64_t idt[256][2];
+static TaskState tss;
+
+static uint64_t taken[256];
+static uint64_t serial_seen;
+static uint64_t bars[6];
+static uint32_t config;                 /* address of the device's function */
+
+static char line[1024];
+static Step steps[MAX_STEPS];
+static char answer[1024];
+static size_t answer_len;
+
+void setup_tables(void)
+{
+    uint64_t base = (uint64_t)&tss;
+
+    for (int i = 0; i < 256; i++) {
+        uint64_t stub = (uint64_t)stubs + 16 * i;
+
+        /* 64-bit interrupt gate */
+        idt[i][0] = (stub & 0xffff) | 8 << 16 | 0x8eull << 40 |
+                    (stub & 0xffff0000) << 32;
+    }
+    tss.rsp0 = (uint64_t)kernel_stack;
+    gdt[5] = (sizeof(tss) - 1) | (base & 0xffffff) << 16 | 0x89ull << 40 |
+             (base & 0xff000000) << 32;
+}
+
+/*
+ * What start.S does for us
+ */
+
+static inline void halt_unless(uint64_t *a, uint64_t a_was,
+                               uint64_t *b, uint64_t b_was)
+{
+    asm volatile("ud2" : : "a" (0), "D" (a), "S" (a_was), "d" (b),
+                 "c" (b_was) : "memory", "cc");
+}
+
+static uint32_t in(uint16_t port, unsigned size)
+{
+    uint32_t value = 1;
+
+    asm volatile("ud2" : "+a" (value) : "d" (port), "c" (size)
+                 : "memory", "cc");
+    return value;
+}
+
+static void out(uint16_t port, unsigned size, uint32_t value)
+{
+    unsigned number = 2;
+
+    asm volatile("ud2" : "+a" (number) : "d" (port), "c" (size), "D" (value)
+                 : "memory", "cc");
+}
+
+/*
+ * Serial line
+ */
+
+static void put_char(char c)
+{
+    while (!(in(COM1 + 5, 1) & 0x20)) {
+        /* QEMU's is ready unless nobody reads what we say */
+    }
+    out(COM1, 1, c);
+}
+
+static void put_text(const char *text)
+{
+    while (*text) {
+        put_char(*text++);
+    }
+}
+
+static bool char_waits(void)
+{
+    return in(COM1 + 5, 1) & 0x01;
+}
+
+static void get_line(void)
+{
+    size_t len = 0;
+    char c;
+
+    do {
+        serial_seen = LOAD(&interrupts[COM1_VECTOR]);
+        while (!char_waits()) {
+            halt_unless(&interrupts[COM1_VECTOR], serial_seen,
+                        &interrupts[COM1_VECTOR], serial_seen);
+            serial_seen = LOAD(&interrupts[COM1_VECTOR]);
+        }
+        c = in(COM1, 1);
+        if (len < sizeof(line) - 1 && c != '\n') {
+            line[len++] = c;
+        }
+    } while (c != '\n');
+    line[len] = '\0';
+}
+
+/* The next line: whatever we are doing is to end. */
+static bool line_waits(void)
+{
+    uint64_t now = LOAD(&interrupts[COM1_VECTOR]);
+
+    if (now == serial_seen) {
+        return false;
+    }
+    if (char_waits()) {
+        return true;
+    }
+    serial_seen = now;
+    return false;
+}
+
+/*
+ * Text
+ */
+
+static void say(const char *text)
+{
+    while (*text && answer_len < sizeof(answer) - 1) {
+        answer[answer_len++] = *text++;
+    }
+    answer[answer_len] = '\0';
+}
+
+static void say_number(uint64_t number)
+{
+    char text[18], *p = &text[17];
+
+    *p = '\0';
+    do {
+        *--p = "0123456789abcdef"[number & 15];
+        number >>= 4;
+    } while (number);
+    *--p = ' ';
+    say(p);
+}
+
+static bool fail(const char *reason)
+{
+    answer_len = 0;
+    say("error ");
+    say(reason);
+    return false;
+}
+
+static bool same_text(const char *a, const char *b)
+{
+    while (*a && *a == *b) {
+        a++;
+        b++;
+    }
+    return *a == *b;
+}
+
+/* The next word of the line; it ends at a blank. */
+static char *next_word(char **next)
+{
+    char *word = *next, *end;
+
+    while (*word == ' ') {
+        word++;
+    }
+    for (end = word; *end && *end != ' '; end++) {
+        /* still the word */
+    }
+    *next = *end ? end + 1 : end;
+    *end = '\0';
+    return word;
+}
+
+static bool parse_number(const char *word, uint64_t *number)
+{
+    *number = 0;
+    if (!*word) {
+        return false;
+    }
+    for (; *word; word++) {
+        if (*word >= '0' && *word <= '9') {
+            *number = *number << 4 | (*word - '0');
+        } else if (*word >= 'a' && *word <= 'f') {
+            *number = *number << 4 | (*word - 'a' + 10);
+        } else {
+            return false;
+        }
+    }
+    return true;
+}
+
+/*
+ * Memory, registers and interrupts
+ */
+
+static uint32_t config_read(uint32_t address)
+{
+    out(0xcf8, 4, 0x80000000 | (address & ~3u));
+    return in(0xcfc, 4);
+}
+
+static void *space_pointer(uint64_t space, uint64_t offset)
+{
+    return (void *)((space == SPACE_MEMORY ? 0 : bars[space]) + offset);
+}
+
+static bool space_valid(uint64_t space)
+{
+    if (space < SPACE_CONFIG && !bars[space]) {
+        return fail("no such BAR");
+    }
+    return space <= SPACE_MEMORY || fail("no such space");
+}
+
+static uint64_t space_read(uint64_t space, uint64_t offset, uint64_t size)
+{
+    void *p;
+
+    switch (space) {
+    case SPACE_CONFIG:
+        out(0xcf8, 4, 0x80000000 | config | (offset & ~3ul));
+        return in(0xcfc + (offset & 3), size);
+    case SPACE_IO:
+        return in(offset, size);
+    default:
+        p = space_pointer(space, offset);
+        return size == 1 ? LOAD((uint8_t *)p) :
+               size == 2 ? LOAD((uint16_t *)p) :
+               size == 4 ? LOAD((uint32_t *)p) : LOAD((uint64_t *)p);
+    }
+}
+
+static void space_write(uint64_t space, uint64_t offset, uint64_t size,
+                        uint64_t value)
+{
+    void *p;
+
+    switch (space) {
+    case SPACE_CONFIG:
+        out(0xcf8, 4, 0x80000000 | config | (offset & ~3ul));
+        out(0xcfc + (offset & 3), size, value);
+        break;
+    case SPACE_IO:
+        out(offset, size, value);
+        break;
+    default:
+        p = space_pointer(space, offset);
+        if (size == 1) {
+            STORE((uint8_t *)p, value);
+        } else if (size == 2) {
+            STORE((uint16_t *)p, value);
+        } else if (size == 4) {
+            STORE((uint32_t *)p, value);
+        } else {
+            STORE((uint64_t *)p, value);
+        }
+        break;
+    }
+}
+
+static bool run_device(const uint64_t *args)
+{
+    config = args[0] << 11;
+    if (config_read(config) == 0xffffffff) {
+        return fail("no device in this slot");
+    }
+    for (int i = 0; i < 6; i++) {
+        uint32_t bar = config_read(config + 0x10 + 4 * i);
+
+        bars[i] = bar & 1 ? 0 : bar & ~15u;
+        if ((bar & 7) == 4) {
+            i++;
+            bars[i] = 0;
+            if (config_read(config + 0x10 + 4 * i)) {
+                return fail("a BAR above 4 GiB");
+            }
+        }
+    }
+    return true;
+}
+
+static bool run_read(const uint64_t *args)
+{
+    if (!space_valid(args[0])) {
+        return false;
+    }
+    say_number(space_read(args[0], args[1], args[2]));
+    return true;
+}
+
+static bool run_write(const uint64_t *args)
+{
+    if (!space_valid(args[0])) {
+        return false;
+    }
+    space_write(args[0], args[1], args[2], args[3]);
+    return true;
+}
+
+static bool run_check(const uint64_t *args)
+{
+    uint64_t value;
+
+    if (!space_valid(args[0])) {
+        return false;
+    }
+    value = space_read(args[0], args[1], args[2]);
+    if (value != args[3]) {
+        fail("check: there is");
+        say_number(value);
+        return false;
+    }
+    return true;
+}
+
+static bool run_take(const uint64_t *args)
+{
+    uint8_t vector = args[0];
+    uint64_t now;
+
+    taken[vector] += args[1];
+    while ((now = LOAD(&interrupts[vector])) < taken[vector]) {
+        if (line_waits()) {
+            fail("take: missing");
+            say_number(taken[vector] - now);
+            taken[vector] = now;
+            return false;
+        }
+        halt_unless(&interrupts[vector], now,
+                    &interrupts[COM1_VECTOR], serial_seen);
+    }
+    return true;
+}
+
+static bool run_left(const uint64_t *args)
+{
+    uint8_t vector = args[0];
+
+    say_number(LOAD(&interrupts[vector]) - taken[vector]);
+    return true;
+}
+
+static bool run_await(const uint64_t *args)
+{
+    uint8_t vector = args[0];
+    uint64_t value;
+
+    if (!space_valid(args[1])) {
+        return false;
+    }
+    for (;;) {
+        taken[vector] = LOAD(&interrupts[vector]);
+        value = space_read(args[1], args[2], args[3]);
+        if (value == args[4]) {
+            return true;
+        }
+        if (line_waits()) {
+            fail("await: there is still");
+            say_number(value);
+            return false;
+        }
+        halt_unless(&interrupts[vector], taken[vector],
+                    &interrupts[COM1_VECTOR], serial_seen);
+    }
+}
+
+static bool run_forget(const uint64_t *unused)
+{
+    (void)unused;
+    for (int i = 0; i < 256; i++) {
+        taken[i] = LOAD(&interrupts[i]);
+    }
+    return true;
+}
+
+static const Command commands[] = {
+    { "device", 1, run_device },
+    { "read", 3, run_read },
+    { "write", 4, run_write },
+    { "check", 4, run_check },
+    { "take", 2, run_take },
+    { "left", 1, run_left },
+    { "await", 5, run_await },
+    { "forget", 0, run_forget },
+};
+
+/*
+ * Programs
+ */
+
+static bool parse_step(Step *step, char *word, char **next)
+{
+    step->command = NULL;
+    for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
+        if (same_text(word, commands[i].name)) {
+            step->command = &commands[i];
+        }
+    }
+    if (!step->command) {
+        return fail("no such command");
+    }
+    step->rounds = 0;
+    for (unsigned i = 0; i < step->command->n_args; i++) {
+        word = next_word(next);
+        if (same_text(word, "#")) {
+            step->rounds |= 1u << i;
+        } else if (!parse_number(word, &step->args[i])) {
+            return fail("not a number");
+        }
+    }
+    word = next_word(next);
+    return !*word || same_text(word, ";") || fail("too many arguments");
+}
+
+/* Returns the number of steps; 0 is an error. */
+static unsigned parse_line(uint64_t *repeat)
+{
+    char *next = line, *word = next_word(&next);
+    unsigned n = 0;
+
+    *repeat = 1;
+    if (same_text(word, "repeat")) {
+        if (!parse_number(next_word(&next), repeat) ||
+            !same_text(next_word(&next), ";")) {
+            fail("repeat COUNT ; ...");
+            return 0;
+        }
+        word = next_word(&next);
+    }
+    for (; *word; word = next_word(&next)) {
+        if (n == MAX_STEPS) {
+            fail("too many steps");
+            return 0;
+        }
+        if (!parse_step(&steps[n++], word, &next)) {
+            return 0;
+        }
+    }
+    if (!n) {
+        fail("nothing to do");
+    }
+    return n;
+}
+
+static bool run_round(unsigned n_steps, uint64_t round)
+{
+    answer_len = 0;
+    say("ok");
+    for (unsigned i = 0; i < n_steps; i++) {
+        Step *step = &steps[i];
+
+        for (unsigned j = 0; step->rounds >> j; j++) {
+            if (step->rounds >> j & 1) {
+                step->args[j] = round;
+            }
+        }
+        if (!step->command->run(step->args)) {
+            say(", in round");
+            say_number(round);
+            return false;
+        }
+    }
+    return true;
+}
+
+static void run_line(void)
+{
+    uint64_t repeat;
+    unsigned n = parse_line(&repeat);
+
+    if (!n) {
+        return;
+    }
+    for (uint64_t i = 1; run_round(n, i) && i != repeat; i++) {
+        if (!repeat && line_waits()) {
+            return;
+        }
+    }
+}
+
+/*
+ * Start and end
+ */
+
+static void ioapic_write(uint32_t index, uint32_t value)
+{
+    STORE((uint32_t *)IOAPIC, index);
+    STORE((uint32_t *)(IOAPIC + 0x10), value);
+}
+
+static void apic_write(uint32_t offset, uint32_t value)
+{
+    STORE((uint32_t *)(APIC + offset), value);
+}
+
+static void setup_interrupts(void)
+{
+    /* the local APIC, also by its logical ID 1 */
+    apic_write(0xe0, 0xffffffff);
+    apic_write(0xd0, 1 << 24);
+    apic_write(0x80, 0);
+    apic_write(0xf0, 0x100 | SPURIOUS_VECTOR);
+    /* the serial line: no FIFO, an interrupt for each character */
+    ioapic_write(0x11 + 2 * COM1_IRQ, 0);
+    ioapic_write(0x10 + 2 * COM1_IRQ, COM1_VECTOR);
+    out(COM1 + 2, 1, 0);
+    out(COM1 + 3, 1, 0x03);
+    out(COM1 + 4, 1, 0x0b);
+    out(COM1 + 1, 1, 0x01);
+}
+
+void fatal(uint64_t vector, const uint64_t *stack)
+{
+    answer_len = 0;
+    say("error exception");
+    say_number(vector);
+    say(", stack");
+    for (int i = 0; i < 6; i++) {
+        say_number(stack[i]);
+    }
+    put_text(answer);
+    put_char('\n');
+    for (;;) {
+        halt_unless(&idt[0][1], 0, &idt[0][1], 0);
+    }
+}
+
+int main(void)
+{
+    setup_interrupts();
+    put_text("\nready\n");
+    for (;;) {
+        get_line();
+        run_line();
+        put_text(answer);
+        put_char('\n');
+    }
+}

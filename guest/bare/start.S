@@ -1,0 +1,198 @@
+/*
+ * The privileged part of the bare-metal test guest
+ *
+ * Entered as the PVH boot protocol says: 32-bit, no paging. Everything else
+ * runs in ring 3, with all memory and all registers mapped for it; this part
+ * counts interrupts and does on request what only ring 0 can do.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#define SELECTOR_CODE       0x08
+#define SELECTOR_DATA       0x10
+#define SELECTOR_USER_DATA  0x1b
+#define SELECTOR_USER_CODE  0x23
+#define SELECTOR_TSS        0x28
+
+#define VECTOR_UD           6
+#define VECTOR_FIRST_IRQ    32
+
+#define CR0_PE_PG           0x80000001
+#define CR4_PAE             0x20
+#define MSR_EFER            0xc0000080
+#define EFER_LME            0x100
+#define APIC_EOI            0xfee000b0
+
+#define STACK_SIZE          16384
+
+        .section .note.pvh, "a", @note
+        .balign 4
+        .long 4, 8, 18          /* XEN_ELFNOTE_PHYS32_ENTRY */
+        .asciz "Xen"
+        .quad start
+
+        .text
+        .code32
+        .globl start
+start:
+        movl $pml4, %eax
+        movl %eax, %cr3
+        movl $CR4_PAE, %eax
+        movl %eax, %cr4
+        movl $MSR_EFER, %ecx
+        rdmsr
+        orl $EFER_LME, %eax
+        wrmsr
+        movl %cr0, %eax
+        orl $CR0_PE_PG, %eax
+        movl %eax, %cr0
+        lgdt gdt_pointer
+        ljmp $SELECTOR_CODE, $start64
+
+        .code64
+start64:
+        movb $0xff, %al         /* no interrupts from the PICs */
+        outb %al, $0x21
+        outb %al, $0xa1
+        movl $SELECTOR_DATA, %eax
+        movl %eax, %ds
+        movl %eax, %es
+        movl %eax, %ss
+        movq $kernel_stack, %rsp
+        call setup_tables
+        lidt idt_pointer
+        movl $SELECTOR_TSS, %eax
+        ltr %ax
+        pushq $SELECTOR_USER_DATA
+        pushq $user_stack
+        pushq $0x202            /* interrupts are on */
+        pushq $SELECTOR_USER_CODE
+        pushq $main
+        iretq
+
+/* One stub of 16 bytes for each vector */
+        .balign 16
+        .globl stubs
+stubs:
+        .set vector, 0
+        .rept 256
+        .balign 16
+        .if vector == VECTOR_UD
+        jmp syscall
+        .elseif vector < VECTOR_FIRST_IRQ
+        pushq $vector
+        jmp exception
+        .else
+        incq interrupts + 8 * vector
+        jmp end_of_interrupt
+        .endif
+        .set vector, vector + 1
+        .endr
+
+end_of_interrupt:
+        pushq %rax
+        movl $APIC_EOI, %eax
+        movl $0, (%rax)
+        popq %rax
+        iretq
+
+/*
+ * An unexpected exception: go on at fatal(vector, stack). The stack is that
+ * of ring 0, so that its end can be printed; there is no way back.
+ */
+exception:
+        popq %rdi
+        movq %rsp, %rsi
+        pushq $SELECTOR_USER_DATA
+        pushq $user_stack
+        pushq $0x2
+        pushq $SELECTOR_USER_CODE
+        pushq $fatal
+        iretq
+
+/*
+ * ring 3 executes ud2, with %eax:
+ *   0  halt until there is an interrupt, unless *%rdi != %rsi or *%rdx != %rcx
+ *   1  %eax = input of %ecx bytes from port %dx
+ *   2  output of %ecx bytes of %edi to port %dx
+ */
+syscall:
+        addq $2, (%rsp)
+        cmpl $1, %eax
+        je 1f
+        ja 2f
+        cmpq %rsi, (%rdi)
+        jne 3f
+        cmpq %rcx, (%rdx)
+        jne 3f
+        sti
+        hlt
+        cli
+3:      iretq
+
+1:      xorl %eax, %eax
+        cmpl $2, %ecx
+        je 3f
+        ja 4f
+        inb %dx, %al
+        iretq
+3:      inw %dx, %ax
+        iretq
+4:      inl %dx, %eax
+        iretq
+
+2:      movl %edi, %eax
+        cmpl $2, %ecx
+        je 3f
+        ja 4f
+        outb %al, %dx
+        iretq
+3:      outw %ax, %dx
+        iretq
+4:      outl %eax, %dx
+        iretq
+
+        .data
+        .balign 8
+        .globl gdt
+gdt:
+        .quad 0
+        .quad 0x00af9b000000ffff        /* SELECTOR_CODE */
+        .quad 0x00cf93000000ffff        /* SELECTOR_DATA */
+        .quad 0x00cff3000000ffff        /* SELECTOR_USER_DATA */
+        .quad 0x00affb000000ffff        /* SELECTOR_USER_CODE */
+        .quad 0, 0                      /* SELECTOR_TSS, by setup_tables() */
+gdt_pointer:
+        .word . - gdt - 1
+        .quad gdt
+idt_pointer:
+        .word 256 * 16 - 1
+        .quad idt
+
+/* The first 4 GiB as they are, in pages of 2 MiB, for every ring */
+        .balign 4096
+pml4:
+        .quad pdpt + 7
+        .fill 511, 8, 0
+pdpt:
+        .quad page_directories + 7
+        .quad page_directories + 0x1007
+        .quad page_directories + 0x2007
+        .quad page_directories + 0x3007
+        .fill 508, 8, 0
+page_directories:
+        .set page, 0
+        .rept 2048
+        .quad (page << 21) + 0x87
+        .set page, page + 1
+        .endr
+
+        .bss
+        .balign 16
+        .skip STACK_SIZE
+        .globl kernel_stack
+kernel_stack:
+        .skip STACK_SIZE
+user_stack:
+
+        .section .note.GNU-stack, "", @progbits

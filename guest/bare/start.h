@@ -1,0 +1,24 @@
+/*
+ * Between the privileged part of the bare-metal test guest and the rest
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef START_H
+#define START_H
+
+#include <stdint.h>
+
+/* of start.S */
+extern uint64_t gdt[];
+extern char stubs[];
+extern char kernel_stack[];
+
+/* for start.S */
+extern uint64_t interrupts[256];
+extern uint64_t idt[256][2];
+void setup_tables(void);
+void fatal(uint64_t vector, const uint64_t *stack);
+int main(void);
+
+#endif /* START_H */
