@@ -1,0 +1,2 @@
+# The data of class_init is constant.
+s/(_class_init\(ObjectClass \*\w+, )void \*/\1const void */

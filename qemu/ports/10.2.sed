@@ -1,0 +1,2 @@
+# What a device holds of a chardev got another name.
+s/\bCharBackend\b/CharFrontend/g
