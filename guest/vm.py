@@ -158,6 +158,7 @@ class Client:
 
     def __init__(self, process):
         self.process = process
+        self.info()                 # from here on it is a peer
 
     def start(self, command):
         """Begin a command; finish() gets its outcome."""
