@@ -43,25 +43,33 @@ debian_mirror()
 # read nor changed; his proxy settings are honoured.
 private_apt()
 {
-    local suite=$1 dir=$build/debian-$1/apt mirror
+    local suite=$1 dir=$build/debian-$1/apt
     shift
-    # Mirrors drop superseded versions: old lists name files that are gone.
-    if [ -z "$(find "$dir/ready" -mmin -60 2>/dev/null)" ]; then
-        mirror=$(debian_mirror)
-        [ -n "$mirror" ] ||
-            die "apt knows no Debian mirror: run 'apt-get update'," \
-                "or set DEBIAN_MIRROR=URL"
-        say "reading the package lists of $suite"
-        rm -rf "$dir"
-        mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
-        : > "$dir/status"
-        for type in deb deb-src; do
-            echo "$type [signed-by=$debian_keyring] $mirror $suite main"
-        done > "$dir/sources.list"
-        run_private_apt "$dir" apt-get update -qq -o APT::Update::Error-Mode=any
-        touch "$dir/ready"
-    fi
+    mkdir -p "$dir"
+    (
+        flock 8
+        # Mirrors drop superseded versions: old lists name files that are gone.
+        [ -n "$(find "$dir/ready" -mmin -60 2>/dev/null)" ] ||
+            read_lists "$suite" "$dir"
+    ) 8> "$dir/lock"
     run_private_apt "$dir" "$@"
+}
+
+read_lists()
+{
+    local suite=$1 dir=$2 mirror type
+    mirror=$(debian_mirror)
+    [ -n "$mirror" ] ||
+        die "apt knows no Debian mirror: run 'apt-get update'," \
+            "or set DEBIAN_MIRROR=URL"
+    say "reading the package lists of $suite"
+    mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
+    : > "$dir/status"
+    for type in deb deb-src; do
+        echo "$type [signed-by=$debian_keyring] $mirror $suite main"
+    done > "$dir/sources.list"
+    run_private_apt "$dir" apt-get update -qq -o APT::Update::Error-Mode=any
+    touch "$dir/ready"
 }
 
 debian_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -136,6 +144,7 @@ suite=${QEMU_SUITE:-trixie}
 # Where the QEMU of the user's choice comes from, and where it is built.
 work=$build/qemu-$suite
 pristine=$work/pristine
+# shellcheck disable=SC2034 # used by those who source this
 if [ -n "${QEMU_SRC:-}" ]; then
     work=$build/qemu-own
     pristine=$(realpath -e "$QEMU_SRC")
