@@ -54,7 +54,6 @@ def environment():
         return Path(os.environ.get(variable, default))
 
     return SimpleNamespace(
-        build=build,
         guest=path('GUEST', build / 'guest'),
         qemu=path('QTEST_QEMU_BINARY',
                   build / 'qemu-trixie/build/qemu-system-x86_64'),
@@ -335,7 +334,7 @@ class Lab:
         if not (self.env.guest / 'vmlinuz').exists():
             raise Failure(f'{self.env.guest}/vmlinuz is missing, run '
                           '"make guest"')
-        self.initramfs = self.env.build / 'guest-initramfs'
+        self.initramfs = self.env.guest / 'initramfs'
 
     def __enter__(self):
         for sig in signal.SIGTERM, signal.SIGHUP:
