@@ -448,12 +448,6 @@ void ivshmem2_client_receive(Ivshmem2Client *c, const Ivshmem2Msg *msg)
         c->phase = PHASE_OVER;
         return;
     }
-    /* also of who cannot make use of what it was given */
-    if (msg->hdr.type == IVSHMEM2_GOODBYE && c->id != IVSHMEM2_ID_ANY) {
-        leave(c, true);
-        c->phase = PHASE_OVER;
-        return;
-    }
     if (hello || c->phase != PHASE_PEER) {
         ivshmem2_client_refuse(c, IVSHMEM2_ERR_PROTOCOL, "%s came %s",
                                ivshmem2_type_name(msg->hdr.type),
