@@ -245,6 +245,13 @@ static bool configure(Ivshmem2Link *link, GError **error)
     return ivshmem2_welcome_check(w, error);
 }
 
+bool ivshmem2_link_check(const Ivshmem2LinkConfig *config, GError **error)
+{
+    Ivshmem2Link link = { .config = *config };
+
+    return configure(&link, error);
+}
+
 /* A random UUID, as in RFC 9562 */
 static bool make_session(Ivshmem2Link *link, GError **error)
 {

@@ -49,6 +49,9 @@ typedef struct Ivshmem2Link {
     int **eventfds;             /* of each ID: NULL, or one for each vector */
 } Ivshmem2Link;
 
+/* Is this a link that there can be? */
+bool ivshmem2_link_check(const Ivshmem2LinkConfig *config, GError **error);
+
 /*
  * Check @config and make everything.  NULL with @error set on failure, and
  * then nothing is left behind.

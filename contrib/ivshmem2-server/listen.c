@@ -169,28 +169,27 @@ static bool bind_and_listen(int fd, const struct sockaddr_un *addr,
  * The socket gets its name when it can be connected to: who sees the file
  * need not wait any more.
  */
-static bool make_socket(Ivshmem2Listener *l, const char *path, mode_t mode,
+static bool make_socket(Ivshmem2Listener *l, const struct sockaddr_un *addr,
+                        const struct sockaddr_un *new_addr, mode_t mode,
                         gid_t gid, GError **error)
 {
-    struct sockaddr_un addr, new_addr;
+    const char *path = addr->sun_path;
+    const char *new_path = new_addr->sun_path;
     struct stat st;
 
-    if (!set_address(&addr, path, "", error) ||
-        !set_address(&new_addr, path, NEW_SUFFIX, error) ||
-        !remove_stale(&addr, error) || !remove_stale(&new_addr, error)) {
+    if (!remove_stale(addr, error) || !remove_stale(new_addr, error)) {
         return false;
     }
     l->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (l->fd < 0) {
         return fail(error, "cannot create a socket: %s", g_strerror(errno));
     }
-    if (!bind_and_listen(l->fd, &new_addr, mode, gid, error)) {
+    if (!bind_and_listen(l->fd, new_addr, mode, gid, error)) {
         return false;
     }
-    if (lstat(new_addr.sun_path, &st) < 0 ||
-        rename(new_addr.sun_path, path) < 0) {
+    if (lstat(new_path, &st) < 0 || rename(new_path, path) < 0) {
         fail(error, "cannot name the socket %s: %s", path, g_strerror(errno));
-        unlink(new_addr.sun_path);
+        unlink(new_path);
         return false;
     }
     l->path = g_strdup(path);
@@ -215,14 +214,20 @@ static void close_listener(Ivshmem2Listener *l)
 bool ivshmem2_listen(Ivshmem2Listener *l, const char *path, mode_t mode,
                      gid_t gid, GError **error)
 {
-    int lock = lock_directory(path, error);
+    struct sockaddr_un addr, new_addr;
+    int lock;
     bool ok;
 
     *l = (Ivshmem2Listener) { .fd = -1 };
+    if (!set_address(&addr, path, "", error) ||
+        !set_address(&new_addr, path, NEW_SUFFIX, error)) {
+        return false;
+    }
+    lock = lock_directory(path, error);
     if (lock < 0) {
         return false;
     }
-    ok = make_socket(l, path, mode, gid, error);
+    ok = make_socket(l, &addr, &new_addr, mode, gid, error);
     if (!ok) {
         close_listener(l);
     }

@@ -347,6 +347,10 @@ static bool parse_config(Config *config, GError **error)
                     opt.output_size, opt.max_peers, IVSHMEM2_MAX_OUTPUTS);
     }
     config->daemon.handshake_timeout = timeout;
+    if (!ivshmem2_link_check(&config->link, error)) {
+        g_prefix_error(error, "there can be no such link: ");
+        return false;
+    }
     return true;
 }
 
