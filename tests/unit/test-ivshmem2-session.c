@@ -102,7 +102,7 @@ static bool tell_outputs(Fixture *f, uint32_t first, unsigned n,
         .hdr = { .type = IVSHMEM2_OUTPUTS, .fds = n },
         .outputs = { .first = first },
     };
-    int fds[IVSHMEM2_MAX_FDS];
+    int fds[IVSHMEM2_MAX_FDS] = { 0 };
 
     for (unsigned i = 0; i < n; i++) {
         fds[i] = first + i == OWN_ID ? f->memory : f->memory_read_only;
@@ -117,7 +117,7 @@ static bool tell_eventfds(Fixture *f, uint32_t id, uint32_t first, unsigned n,
         .hdr = { .type = IVSHMEM2_EVENTFDS, .fds = n },
         .eventfds = { .id = id, .first = first },
     };
-    int fds[IVSHMEM2_MAX_FDS];
+    int fds[IVSHMEM2_MAX_FDS] = { 0 };
 
     for (unsigned i = 0; i < n; i++) {
         fds[i] = f->event_fd;
