@@ -70,7 +70,7 @@ struct Ivshmem2State {
     /* interrupts */
     int epoll_fd;               /* of all own eventfds */
     bool receiving;             /* X3: the guest wants interrupts */
-    bool polling;               /* ... and the VM is running */
+    bool polling;               /* the main loop looks at epoll_fd */
     unsigned long *pending;     /* vectors that arrived while masked */
     Ivshmem2Kvm kvm;
     bool kernel_delivers;       /* KVM may, if the vector is not masked */
@@ -166,18 +166,25 @@ static bool ivshmem2_one_shot(Ivshmem2State *s)
 
 static void ivshmem2_eventfds_readable(void *opaque);
 
-/*
- * To be called whenever what it looks at may have changed.  The eventfds are
- * not polled unless somebody wants the interrupts: a storm of doorbells costs
- * nothing while reception is disabled.
- */
+static void ivshmem2_set_polling(Ivshmem2State *s, bool polling)
+{
+    if (polling != s->polling) {
+        s->polling = polling;
+        qemu_set_fd_handler(s->epoll_fd,
+                            polling ? ivshmem2_eventfds_readable : NULL,
+                            NULL, s);
+    }
+}
+
+/* To be called whenever what it looks at may have changed. */
 static void ivshmem2_update_reception(Ivshmem2State *s)
 {
     bool receiving = ivshmem2_wants_interrupts(s);
-    bool polling = receiving && runstate_is_running();
+    bool running = runstate_is_running();
     /* It does not check bus mastering, and knows nothing of one-shot mode. */
-    bool kernel_delivers = polling && s->use_irqfd && ivshmem2_has_msix(s) &&
-                           !ivshmem2_one_shot(s) && ivshmem2_kvm_delivers();
+    bool kernel_delivers = receiving && running && s->use_irqfd &&
+                           ivshmem2_has_msix(s) && !ivshmem2_one_shot(s) &&
+                           ivshmem2_kvm_delivers();
 
     if (s->kernel_delivers && !kernel_delivers) {
         ivshmem2_set_kernel_delivers(s, false);
@@ -193,11 +200,13 @@ static void ivshmem2_update_reception(Ivshmem2State *s)
     if (kernel_delivers && !s->kernel_delivers) {
         ivshmem2_set_kernel_delivers(s, true);
     }
-    if (polling != s->polling) {
-        s->polling = polling;
-        qemu_set_fd_handler(s->epoll_fd,
-                            polling ? ivshmem2_eventfds_readable : NULL,
-                            NULL, s);
+    /*
+     * Guests toggle reception often, so polling ends only when it finds
+     * something that nobody wants.  A storm of doorbells costs nothing while
+     * reception is disabled, but for the first one.
+     */
+    if (receiving || !running) {
+        ivshmem2_set_polling(s, running);
     }
 }
 
@@ -236,8 +245,13 @@ static void ivshmem2_eventfds_readable(void *opaque)
 {
     Ivshmem2State *s = opaque;
     struct epoll_event events[64];
-    int n = epoll_wait(s->epoll_fd, events, ARRAY_SIZE(events), 0);
+    int n;
 
+    if (!s->receiving) {
+        ivshmem2_set_polling(s, false);
+        return;
+    }
+    n = epoll_wait(s->epoll_fd, events, ARRAY_SIZE(events), 0);
     for (int i = 0; i < n && s->receiving; i++) {
         uint32_t vector = events[i].data.u32;
         int fd = ivshmem2_session_own_eventfd(s->link.session, vector);
@@ -254,7 +268,7 @@ static void ivshmem2_eventfds_readable(void *opaque)
  */
 static void ivshmem2_flush_arrived(Ivshmem2State *s)
 {
-    if (s->polling) {
+    if (s->receiving && s->polling) {
         ivshmem2_eventfds_readable(s);
     }
 }
@@ -675,10 +689,7 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
     if (s->kernel_delivers) {
         ivshmem2_set_kernel_delivers(s, false);
     }
-    if (s->polling) {
-        qemu_set_fd_handler(s->epoll_fd, NULL, NULL, NULL);
-        s->polling = false;
-    }
+    ivshmem2_set_polling(s, false);
     s->receiving = false;
     if (msix_present(pdev)) {
         if (pdev->msix_vector_use_notifier) {
