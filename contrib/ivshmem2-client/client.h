@@ -55,6 +55,9 @@ Command cmd_ping, cmd_pong;
 bool parse_number(const char *what, const char *text, uint64_t min,
                   uint64_t max, uint64_t *value, GError **error);
 
+/* Can the vector that the user gave, if any, interrupt this peer? */
+bool check_vector(const Client *c, GError **error);
+
 /* Set @error and return STATUS_ERROR. */
 Status failed(GError **error, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
 

@@ -36,6 +36,7 @@ Status cmd_info(Client *c, char **args, GError **error)
         json_number(json, "max_peers", i->max_peers);
         json_string(json, "interrupts", i->msix ? "msix" : "intx");
         json_number(json, "vectors", i->vectors);
+        json_number(json, "enabled_vectors", i->enabled_vectors);
         json_number(json, "protocol", i->protocol);
         json_number(json, "state", ivshmem2_peer_state(c->peer, i->id));
         json_number(json, "state_table_size", i->state_table_size);
@@ -51,6 +52,10 @@ Status cmd_info(Client *c, char **args, GError **error)
     printf("maximum peers:   %u\n", i->max_peers);
     printf("interrupts:      %s, %u vector%s\n", i->msix ? "MSI-X" : "INTx",
            i->vectors, i->vectors == 1 ? "" : "s");
+    if (i->enabled_vectors < i->vectors) {
+        printf("                 only 0 to %u interrupt this peer, the guest "
+               "has no room for more\n", i->enabled_vectors - 1);
+    }
     printf("protocol type:   0x%04x (%s)\n", i->protocol,
            protocol_name(i->protocol));
     printf("state:           %u\n", ivshmem2_peer_state(c->peer, i->id));
@@ -175,10 +180,7 @@ Status cmd_wait(Client *c, char **args, GError **error)
     int64_t left = c->set.count < 0 ? 1 : c->set.count;
     int vector;
 
-    if (c->set.vector >= (int)c->info->vectors) {
-        g_set_error(error, CLIENT_ERROR, STATUS_USAGE, "--vector '%d' is not "
-                    "a number from 0 to %u", c->set.vector,
-                    c->info->vectors - 1);
+    if (!check_vector(c, error)) {
         return STATUS_USAGE;
     }
     while (left > 0) {

@@ -61,14 +61,11 @@ static Status check_room(Client *c, GError **error)
 /* Vector 0 also says that a state changed: use another one if there is. */
 static Status choose_vector(Client *c, uint32_t *vector, GError **error)
 {
-    if (c->set.vector >= (int)c->info->vectors) {
-        g_set_error(error, CLIENT_ERROR, STATUS_USAGE, "--vector '%d' is not "
-                    "a number from 0 to %u", c->set.vector,
-                    c->info->vectors - 1);
+    if (!check_vector(c, error)) {
         return STATUS_USAGE;
     }
     *vector = c->set.vector >= 0 ? (uint32_t)c->set.vector :
-              c->info->vectors > 1;
+              c->info->enabled_vectors > 1;
     return STATUS_OK;
 }
 

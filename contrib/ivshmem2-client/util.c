@@ -37,6 +37,17 @@ bool parse_number(const char *what, const char *text, uint64_t min,
     return true;
 }
 
+bool check_vector(const Client *c, GError **error)
+{
+    if (c->set.vector >= (int)c->info->enabled_vectors) {
+        g_set_error(error, CLIENT_ERROR, STATUS_USAGE, "--vector '%d' is not "
+                    "a number from 0 to %u", c->set.vector,
+                    c->info->enabled_vectors - 1);
+        return false;
+    }
+    return true;
+}
+
 Status failed(GError **error, const char *fmt, ...)
 {
     g_autofree char *text = NULL;

@@ -31,7 +31,7 @@ struct Ivshmem2Peer {
     Ivshmem2Info info;
     void *memory;               /* all sections in their order, unmapped here */
     size_t memory_size;
-    int *eventfds;              /* one for each vector, borrowed */
+    int *eventfds;              /* of info.enabled_vectors, borrowed */
     int service_fd;             /* borrowed; -1: none */
     int epoll_fd;               /* eventfds and service_fd */
 };

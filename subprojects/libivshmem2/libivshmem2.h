@@ -28,6 +28,11 @@ typedef struct Ivshmem2Info {
     uint32_t id;                /* ID register */
     uint32_t max_peers;         /* Maximum Peers register */
     uint32_t vectors;           /* of every peer */
+    /*
+     * The first ones of our own that can interrupt us: all of them, unless
+     * the guest's processors have no room for so many.
+     */
+    uint32_t enabled_vectors;
     bool msix;                  /* MSI-X, else INTx */
     uint16_t protocol;          /* protocol type of this peer */
     uint32_t state_table_size;  /* bytes */
@@ -55,7 +60,7 @@ Ivshmem2Peer *ivshmem2_peer_open_socket(const char *path,
 /*
  * Drive the PCI device at @address ("0000:00:04.0", the domain may be left
  * out), which must be bound to vfio-pci, with an IOMMU.  Interrupts are
- * enabled with as many vectors as the device has.
+ * enabled with all vectors of the device, or as many as there is room for.
  */
 Ivshmem2Peer *ivshmem2_peer_open_pci(const char *address, GError **error);
 

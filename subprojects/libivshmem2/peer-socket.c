@@ -266,6 +266,7 @@ static void set_info(SocketPeer *p)
         .id = w->id,
         .max_peers = w->max_peers,
         .vectors = w->vectors,
+        .enabled_vectors = w->vectors,
         .msix = w->features == IVSHMEM2_F_MSIX,
         .protocol = w->protocol,
         .state_table_size = w->state_table_size,

@@ -98,6 +98,7 @@ static bool set_irqs(VfioPeer *p, uint32_t index, uint32_t flags,
     if (fds) {
         memcpy(set->data, fds, n * sizeof(int));
     }
+    /* more than 0 is how many would have been possible */
     if (ioctl(p->device, VFIO_DEVICE_SET_IRQS, set) != 0) {
         return fail(error, "cannot set up %u interrupts: %s", n,
                     g_strerror(errno));
@@ -135,11 +136,10 @@ static bool vfio_connected(const Ivshmem2Peer *peer)
     return !((const VfioPeer *)peer)->removed;
 }
 
-static bool enable_interrupts(VfioPeer *p, GError **error)
+static bool make_eventfds(VfioPeer *p, uint32_t n, GError **error)
 {
-    uint32_t n = p->parent.info.vectors;
-
     p->eventfds = g_new(int, n);
+    p->parent.eventfds = p->eventfds;
     while (p->n_eventfds < n) {
         int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 
@@ -149,17 +149,32 @@ static bool enable_interrupts(VfioPeer *p, GError **error)
         }
         p->eventfds[p->n_eventfds++] = fd;
     }
-    p->parent.eventfds = p->eventfds;
+    return true;
+}
+
+static bool enable_interrupts(VfioPeer *p, GError **error)
+{
+    const uint32_t flags = VFIO_IRQ_SET_DATA_EVENTFD |
+                           VFIO_IRQ_SET_ACTION_TRIGGER;
+    Ivshmem2Info *info = &p->parent.info;
+    uint32_t index = info->msix ? VFIO_PCI_MSIX_IRQ_INDEX
+                                : VFIO_PCI_INTX_IRQ_INDEX;
+    uint32_t n = info->vectors;
+
+    if (!make_eventfds(p, n, error)) {
+        return false;
+    }
     p->request_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (p->request_fd >= 0 &&
-        set_irqs(p, VFIO_PCI_REQ_IRQ_INDEX, VFIO_IRQ_SET_DATA_EVENTFD |
-                 VFIO_IRQ_SET_ACTION_TRIGGER, &p->request_fd, 1, NULL)) {
+        set_irqs(p, VFIO_PCI_REQ_IRQ_INDEX, flags, &p->request_fd, 1, NULL)) {
         p->parent.service_fd = p->request_fd;
     }
-    return set_irqs(p, p->parent.info.msix ? VFIO_PCI_MSIX_IRQ_INDEX
-                                           : VFIO_PCI_INTX_IRQ_INDEX,
-                    VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
-                    p->eventfds, n, error);
+    /* a processor has about 200 vectors for all its devices */
+    while (n > 1 && !set_irqs(p, index, flags, p->eventfds, n, NULL)) {
+        n /= 2;
+    }
+    info->enabled_vectors = n;
+    return n > 1 || set_irqs(p, index, flags, p->eventfds, n, error);
 }
 
 /* Configuration space */

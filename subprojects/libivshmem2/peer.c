@@ -47,7 +47,7 @@ bool ivshmem2_peer_complete(Ivshmem2Peer *peer, GError **error)
                     "cannot wait for interrupts: %s", g_strerror(errno));
         return false;
     }
-    for (uint32_t i = 0; i < peer->info.vectors; i++) {
+    for (uint32_t i = 0; i < peer->info.enabled_vectors; i++) {
         if (!watch_fd(peer, peer->eventfds[i], i, error)) {
             return false;
         }
@@ -180,10 +180,10 @@ int ivshmem2_peer_wait(Ivshmem2Peer *peer, int *vector, int timeout_ms,
     uint32_t what;
     int ret;
 
-    if (*vector < -1 || *vector >= (int)peer->info.vectors) {
+    if (*vector < -1 || *vector >= (int)peer->info.enabled_vectors) {
         g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT,
-                    "there is no vector %d, the link has 0 to %u", *vector,
-                    peer->info.vectors - 1);
+                    "there is no vector %d that interrupts this peer, it has "
+                    "0 to %u", *vector, peer->info.enabled_vectors - 1);
         return -1;
     }
     do {
