@@ -7,6 +7,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import ctypes
+import functools
 import json
 import os
 import re
@@ -259,6 +260,49 @@ class Guest:
                 '-qmp', f'unix:{self.qmp_path},server=on,wait=off',
                 '-device', 'intel-iommu,intremap=on', *devices]
 
+    def plug(self, name, server, peer_id, bus):
+        """Plug another device in; it becomes the last one."""
+        self.leave_client()
+        self.qmp.command('chardev-add', id=f'link-{name}', backend={
+            'type': 'socket', 'data': {'server': False, 'addr': {
+                'type': 'unix', 'data': {'path': str(server)}}}})
+        self.qmp.command('device_add', driver='ivshmem2', id=name, bus=bus,
+                         chardev=f'link-{name}', **{'peer-id': str(peer_id)})
+        address = self.await_devices(len(self.addresses) + 1)[-1]
+        self.run(f'echo vfio-pci > /sys/bus/pci/devices/{address}/'
+                 'driver_override; '
+                 f'echo {address} > /sys/bus/pci/drivers_probe')
+        self.addresses.append(address)
+
+    def unplug(self, name):
+        """Ask the guest to give it back, and wait until it has."""
+        self.qmp.command('device_del', id=name)
+        self.leave_client()
+        self.addresses = self.await_devices(len(self.addresses) - 1)
+        deadline = time.monotonic() + COMMAND_TIMEOUT
+        while True:
+            try:
+                # QEMU lets go of it a little later than the guest
+                self.qmp.command('chardev-remove', id=f'link-{name}')
+                return
+            except Failure:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def await_devices(self, count):
+        """The addresses of the ivshmem2 devices, when there are so many."""
+        deadline = time.monotonic() + COMMAND_TIMEOUT
+        while True:
+            found = self.run('cd /sys/bus/pci/devices; grep -l 0x4106 '
+                             '*/device; true').split()
+            if len(found) == count:
+                return [path.split('/')[0] for path in found]
+            if time.monotonic() > deadline:
+                raise Failure(f'{self.name} has {len(found)} devices instead '
+                              f'of {count}')
+            time.sleep(0.2)
+
     def wait_ready(self):
         """Wait until it has booted."""
         _, match = self.process.expect(r'^guest is ready:(.*)$', BOOT_TIMEOUT)
@@ -331,15 +375,20 @@ class Lab:
         for path in self.env.qemu, self.env.server, self.env.client:
             if not os.access(path, os.X_OK):
                 raise Failure(f'{path} is missing, run "make qemu tools"')
+
+    @functools.cached_property
+    def initramfs(self):
+        """The initial RAM disk of Linux guests, made if need be."""
         if not (self.env.guest / 'vmlinuz').exists():
             raise Failure(f'{self.env.guest}/vmlinuz is missing, run '
                           '"make guest"')
-        self.initramfs = self.env.guest / 'initramfs'
+        path = self.env.guest / 'initramfs'
+        subprocess.run([HERE / 'initramfs', path], check=True)
+        return path
 
     def __enter__(self):
         for sig in signal.SIGTERM, signal.SIGHUP:
             signal.signal(sig, lambda number, frame: sys.exit(128 + number))
-        subprocess.run([HERE / 'initramfs', self.initramfs], check=True)
         self.path = Path(tempfile.mkdtemp(prefix='ivshmem2-'))
         return self
 
@@ -378,9 +427,9 @@ class Lab:
     def socket(self, server='server'):
         return self.path / f'{server}.sock'
 
-    def guest(self, name, *peers):
+    def guest(self, name, *peers, options=()):
         """Start a guest with a device for each of @peers: (server, ID)."""
-        devices = []
+        devices = [*options]
         for number, (server, peer_id) in enumerate(peers):
             devices += ['-chardev',
                         f'socket,id=link{number},path={self.socket(server)}',
