@@ -29,10 +29,8 @@ static const char *server_path(void)
 
 /* The server */
 
-static void in_server(void *ready_path)
+static void in_server(void *unused)
 {
-    g_setenv("NOTIFY_SOCKET", ready_path, true);
-    g_unsetenv("LISTEN_FDS");
     /* not a word into the test's own output */
     dup2(STDERR_FILENO, STDOUT_FILENO);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -56,6 +54,8 @@ void test_link_start_server(TestLink *link, const char *options)
                         link->socket, options);
     g_autofree char *ready_path = g_strdup_printf("%s/ready", link->dir);
     g_auto(GStrv) argv = g_strsplit(command, " ", 0);
+    g_auto(GStrv) env = g_environ_setenv(g_get_environ(), "NOTIFY_SOCKET",
+                                         ready_path, true);
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
     g_autoptr(GError) err = NULL;
     int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -64,8 +64,8 @@ void test_link_start_server(TestLink *link, const char *options)
                                sizeof(addr.sun_path)), <,
                      sizeof(addr.sun_path));
     g_assert_cmpint(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
-    g_spawn_async(NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD, in_server,
-                  ready_path, &link->pid, &err);
+    g_spawn_async(NULL, argv, env, G_SPAWN_DO_NOT_REAP_CHILD, in_server,
+                  NULL, &link->pid, &err);
     g_assert_no_error(err);
     wait_ready(fd);
     close(fd);
@@ -221,12 +221,25 @@ void test_link_kill_peer(QIvshmem2 *d)
 void test_link_add_chardev(QTestState *qts, const char *id,
                            const char *socket, int reconnect_ms)
 {
-    qtest_qmp_assert_success(qts,
-        "{ 'execute': 'chardev-add', 'arguments': { 'id': %s, 'backend': {"
-        "  'type': 'socket', 'data': { 'server': false,"
-        "  'reconnect-ms': %d,"
-        "  'addr': { 'type': 'unix', 'data': { 'path': %s } } } } } }",
-        id, reconnect_ms, socket);
+    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
+
+    for (;;) {
+        /* One that was removed while it connects goes a little later. */
+        QDict *response = qtest_qmp(qts,
+            "{ 'execute': 'chardev-add', 'arguments': { 'id': %s,"
+            "  'backend': { 'type': 'socket', 'data': { 'server': false,"
+            "  'reconnect-ms': %d,"
+            "  'addr': { 'type': 'unix', 'data': { 'path': %s } } } } } }",
+            id, reconnect_ms, socket);
+        bool done = qdict_haskey(response, "return");
+
+        qobject_unref(response);
+        if (done) {
+            return;
+        }
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        g_usleep(1000);
+    }
 }
 
 void test_link_remove_chardev(QTestState *qts, const char *id)

@@ -1,0 +1,1396 @@
+/*
+ * ivshmem2 tests: servers that nobody should have to deal with
+ *
+ * A scripted server does one thing wrong at a time, while a device is plugged
+ * into a running VM.  That has to fail with an error that says what is wrong,
+ * leave nothing behind, and leave the VM able to plug a good one.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include "hw/pci/pci_regs.h"
+#include "libivshmem2-core.h"
+#include "qemu/bswap.h"
+#include "qemu/memfd.h"
+#include "qemu/module.h"
+#include "qemu/units.h"
+#include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "ivshmem2-link.h"
+
+#define SEALS       (F_SEAL_SHRINK | F_SEAL_GROW)
+#define SLOT        5
+#define PEERS       2
+#define VECTORS     2
+#define SECTION     (4 * KiB)
+
+/*
+ * The scripted server
+ */
+
+/* The messages of a handshake, and what comes before the first one */
+typedef enum Step {
+    STEP_ACCEPT,
+    STEP_WELCOME,
+    STEP_OUTPUTS,
+    STEP_EVENTFDS,
+    STEP_READY,
+    STEP_COUNT,
+} Step;
+
+typedef enum Action {
+    ACT_NOTHING,        /* a good server */
+    ACT_CLOSE,
+    ACT_SILENCE,
+    ACT_CUT_CLOSE,      /* in the middle of the message */
+    ACT_CUT_SILENCE,
+    ACT_CHANGE,         /* something in the message */
+    ACT_BYTES,          /* say something else */
+    ACT_SPLIT,          /* descriptors come with the second half */
+    ACT_TRICKLE,        /* all messages, byte by byte */
+    ACT_ENDLESS,        /* the message before this one, again and again */
+} Action;
+
+/* A message to be sent */
+typedef struct Packet {
+    Ivshmem2Msg msg;            /* the payload, in host byte order */
+    Ivshmem2Header hdr;
+    size_t size;                /* bytes to be sent */
+    int fds[32];
+    unsigned n_fds;
+} Packet;
+
+typedef struct Case {
+    const char *name;
+    Step step;
+    Action action;
+    void (*change)(Packet *p);
+    const char *error;          /* what the device's error says */
+    const char *peer_id;
+} Case;
+
+typedef struct Server {
+    TestLink *link;
+    const Case *script;
+    uint32_t max_peers;
+    bool keep;                  /* the connection, once it is ready */
+    int listen_fd;
+    int stop_fd;                /* eventfd */
+    int fd;                     /* the connection that is ready */
+    int eventfds[VECTORS];
+    GArray *opened;             /* descriptors, to be closed in the end */
+    Packet last;
+    GThread *thread;
+} Server;
+
+/* What a change() opened is closed when the server ends. */
+static GArray *opened;
+
+static int keep_open(int fd)
+{
+    g_assert_cmpint(fd, >=, 0);
+    g_array_append_val(opened, fd);
+    return fd;
+}
+
+static int make_memory(uint64_t size, int seals)
+{
+    int fd = keep_open(memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+
+    g_assert_cmpint(ftruncate(fd, size), ==, 0);
+    g_assert_cmpint(fcntl(fd, F_ADD_SEALS, seals), ==, 0);
+    return fd;
+}
+
+static int make_read_only(int fd)
+{
+    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
+
+    return keep_open(open(path, O_RDONLY | O_CLOEXEC));
+}
+
+static int make_pipe(void)
+{
+    int fds[2];
+
+    g_assert_cmpint(pipe(fds), ==, 0);
+    keep_open(fds[1]);
+    return keep_open(fds[0]);
+}
+
+static bool send_bytes(int fd, const void *buf, size_t size, const int *fds,
+                       unsigned n_fds)
+{
+    union {
+        struct cmsghdr align;
+        char buf[CMSG_SPACE(32 * sizeof(int))];
+    } control = {};
+    struct iovec iov = { .iov_base = (void *)buf, .iov_len = size };
+    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+    if (n_fds) {
+        struct cmsghdr *cmsg = &control.align;
+
+        msg.msg_control = &control;
+        msg.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
+        cmsg->cmsg_level = SOL_SOCKET;
+        cmsg->cmsg_type = SCM_RIGHTS;
+        cmsg->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
+        memcpy(CMSG_DATA(cmsg), fds, n_fds * sizeof(int));
+    }
+    return sendmsg(fd, &msg, MSG_NOSIGNAL) == size;
+}
+
+/* Until the device hangs up, or the test is over */
+static void wait_closed(Server *s, int fd)
+{
+    struct pollfd pfd[] = {
+        { .fd = fd, .events = POLLIN },
+        { .fd = s->stop_fd, .events = POLLIN },
+    };
+    char buf[4096];
+
+    do {
+        g_assert_cmpint(RETRY_ON_EINTR(poll(pfd, 2, -1)), >, 0);
+    } while (!pfd[1].revents && read(fd, buf, sizeof(buf)) > 0);
+}
+
+/* What was sent so far has been read. */
+static void wait_read(int fd)
+{
+    int left;
+
+    do {
+        g_usleep(100);
+        g_assert_cmpint(ioctl(fd, TIOCOUTQ, &left), ==, 0);
+    } while (left);
+}
+
+static bool send_packet(Server *s, int fd, const Packet *p, Step step)
+{
+    Action action = s->script->action;
+    bool now = s->script->step == step;
+    Ivshmem2Msg wire = p->msg;
+    uint8_t *bytes = (uint8_t *)&wire;
+
+    ivshmem2_msg_encode(&wire);
+    wire.hdr.type = cpu_to_le16(p->hdr.type);
+    wire.hdr.fds = cpu_to_le16(p->hdr.fds);
+    wire.hdr.size = cpu_to_le32(p->hdr.size);
+    if (now && (action == ACT_CUT_CLOSE || action == ACT_CUT_SILENCE)) {
+        send_bytes(fd, bytes, p->size / 2, p->fds, p->n_fds);
+        if (action == ACT_CUT_SILENCE) {
+            wait_closed(s, fd);
+        }
+        return false;
+    }
+    if (now && action == ACT_SPLIT) {
+        if (!send_bytes(fd, bytes, 5, NULL, 0)) {
+            return false;
+        }
+        wait_read(fd);
+        return send_bytes(fd, bytes + 5, p->size - 5, p->fds, p->n_fds);
+    }
+    if (action == ACT_TRICKLE) {
+        for (size_t i = 0; i < p->size; i++) {
+            if (!send_bytes(fd, bytes + i, 1, p->fds, i ? 0 : p->n_fds)) {
+                return false;
+            }
+        }
+        return true;
+    }
+    return send_bytes(fd, bytes, p->size, p->fds, p->n_fds);
+}
+
+/* Returns false if that was the last thing to say. */
+static bool say(Server *s, int fd, Step step, Packet *p)
+{
+    static const char nonsense[] = "HTTP/1.1 400 Bad Request\r\n\r\n";
+
+    p->hdr.type = p->msg.hdr.type;
+    p->hdr.fds = p->n_fds;
+    p->hdr.size = ivshmem2_type_size(p->hdr.type);
+    p->size = p->hdr.size;
+    if (s->script->step == step) {
+        switch (s->script->action) {
+        case ACT_CLOSE:
+            return false;
+        case ACT_SILENCE:
+            wait_closed(s, fd);
+            return false;
+        case ACT_BYTES:
+            send_bytes(fd, nonsense, sizeof(nonsense), NULL, 0);
+            wait_closed(s, fd);
+            return false;
+        case ACT_ENDLESS:
+            while (send_packet(s, fd, &s->last, step)) {
+                continue;
+            }
+            return false;
+        case ACT_CHANGE:
+            s->script->change(p);
+            break;
+        default:
+            break;
+        }
+    }
+    s->last = *p;
+    return send_packet(s, fd, p, step);
+}
+
+static bool say_welcome(Server *s, int fd, const Ivshmem2Hello *hello)
+{
+    uint32_t table = QEMU_ALIGN_UP(s->max_peers * 4, SECTION);
+    bool has_outputs = s->max_peers == PEERS;
+    Packet p = {
+        .msg.hdr.type = IVSHMEM2_WELCOME,
+        .msg.welcome = {
+            .version = 1,
+            .features = IVSHMEM2_F_MSIX,
+            .vectors = VECTORS,
+            .id = hello->id == IVSHMEM2_ID_ANY ? 0 : le32_to_cpu(hello->id),
+            .max_peers = s->max_peers,
+            .page_size = SECTION,
+            .state_table_size = table,
+            .rw_size = SECTION,
+            .output_size = has_outputs ? SECTION : 0,
+            .session = "a session",
+        },
+        .fds = { make_memory(table, SEALS), make_memory(SECTION, SEALS) },
+        .n_fds = 2,
+    };
+
+    return say(s, fd, STEP_WELCOME, &p);
+}
+
+static bool say_outputs(Server *s, int fd, uint32_t id)
+{
+    int others = make_read_only(make_memory(SECTION, SEALS));
+    Packet p = {
+        .msg.hdr.type = IVSHMEM2_OUTPUTS,
+        .fds = { others, others },
+        .n_fds = PEERS,
+    };
+
+    p.fds[id] = make_memory(SECTION, SEALS);
+    return s->max_peers != PEERS || say(s, fd, STEP_OUTPUTS, &p);
+}
+
+static bool say_eventfds(Server *s, int fd, uint32_t id)
+{
+    Packet p = {
+        .msg.hdr.type = IVSHMEM2_EVENTFDS,
+        .msg.eventfds.id = id,
+        .n_fds = VECTORS,
+    };
+
+    for (int i = 0; i < VECTORS; i++) {
+        s->eventfds[i] = keep_open(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+        p.fds[i] = s->eventfds[i];
+    }
+    return say(s, fd, STEP_EVENTFDS, &p);
+}
+
+/* Returns true if the handshake is complete. */
+static bool serve(Server *s, int fd)
+{
+    Packet ready = { .msg.hdr.type = IVSHMEM2_READY };
+    struct {
+        Ivshmem2Header hdr;
+        Ivshmem2Hello hello;
+    } hello;
+    uint32_t id;
+
+    if (s->script->step == STEP_ACCEPT) {
+        if (s->script->action == ACT_SILENCE) {
+            wait_closed(s, fd);
+        }
+        if (s->script->action != ACT_NOTHING) {
+            return false;
+        }
+    }
+    if (recv(fd, &hello, sizeof(hello), MSG_WAITALL) != sizeof(hello)) {
+        return false;
+    }
+    g_assert_cmpuint(le32_to_cpu(hello.hello.magic), ==, IVSHMEM2_MAGIC);
+    id = hello.hello.id == IVSHMEM2_ID_ANY ? 0 : le32_to_cpu(hello.hello.id);
+    return say_welcome(s, fd, &hello.hello) && say_outputs(s, fd, id) &&
+           say_eventfds(s, fd, id) && say(s, fd, STEP_READY, &ready);
+}
+
+static void *server_thread(void *opaque)
+{
+    Server *s = opaque;
+    struct pollfd pfd[] = {
+        { .fd = s->listen_fd, .events = POLLIN },
+        { .fd = s->stop_fd, .events = POLLIN },
+    };
+
+    for (;;) {
+        int fd;
+
+        g_assert_cmpint(RETRY_ON_EINTR(poll(pfd, 2, -1)), >, 0);
+        if (pfd[1].revents) {
+            return NULL;
+        }
+        fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+        g_assert_cmpint(fd, >=, 0);
+        if (serve(s, fd)) {
+            if (s->keep) {
+                s->fd = fd;
+                return NULL;
+            }
+            wait_closed(s, fd);
+        }
+        close(fd);
+    }
+}
+
+static Server *server_start(TestLink *link, const Case *script,
+                            uint32_t max_peers)
+{
+    static const Case good;
+    Server *s = g_new0(Server, 1);
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+
+    s->link = link;
+    s->script = script ?: &good;
+    s->keep = !script;
+    s->max_peers = max_peers;
+    s->fd = -1;
+    opened = g_array_new(false, false, sizeof(int));
+    s->stop_fd = eventfd(0, EFD_CLOEXEC);
+    s->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    g_strlcpy(addr.sun_path, link->socket, sizeof(addr.sun_path));
+    g_assert_cmpint(bind(s->listen_fd, (struct sockaddr *)&addr,
+                         sizeof(addr)), ==, 0);
+    g_assert_cmpint(listen(s->listen_fd, 16), ==, 0);
+    s->thread = g_thread_new("server", server_thread, s);
+    return s;
+}
+
+/* The handshake is complete: from here on the test is the server. */
+static void server_take(Server *s)
+{
+    g_thread_join(s->thread);
+    s->thread = NULL;
+    g_assert_cmpint(s->fd, >=, 0);
+}
+
+static void server_stop(Server *s)
+{
+    ivshmem2_eventfd_signal(s->stop_fd);
+    if (s->thread) {
+        g_thread_join(s->thread);
+    }
+    for (guint i = 0; i < opened->len; i++) {
+        close(g_array_index(opened, int, i));
+    }
+    g_array_free(opened, true);
+    ivshmem2_close(&s->fd);
+    close(s->stop_fd);
+    close(s->listen_fd);
+    g_unlink(s->link->socket);
+    g_free(s);
+}
+
+/*
+ * Plugging
+ */
+
+static QDict *plug_props(const char *peer_id, int timeout_ms)
+{
+    QDict *props = qdict_from_jsonf_nofail("{ 'addr': '05.0',"
+                                           "  'handshake-timeout-ms': %d }",
+                                           timeout_ms);
+
+    if (peer_id) {
+        qdict_put_str(props, "peer-id", peer_id);
+    }
+    return props;
+}
+
+/* It can be tried again, and nothing of the failures is in the way. */
+static void plug_well(QPCIBus *bus, TestLink *link, QGuestAllocator *alloc,
+                      unsigned fds)
+{
+    QIvshmem2 d = {};
+
+    test_link_start_server(link, "--max-peers 2 --rw-size 4K "
+                           "--output-size 4K");
+    g_assert_null(test_link_plug(bus->qts, "good", link->socket, 0,
+                                 plug_props(NULL, 60000)));
+    qivshmem2_init(&d, bus, QPCI_DEVFN(SLOT, 0), alloc);
+    qivshmem2_start(&d);
+    qivshmem2_writel(&d, IVSHMEM2_REG_INT_CONTROL, 1);
+    qivshmem2_ring(&d, qivshmem2_readl(&d, IVSHMEM2_REG_ID), 1);
+    qivshmem2_wait(&d, 1);
+    test_link_unplug(bus->qts, "good", SLOT);
+    test_link_kill_server(link, SIGTERM);
+    test_link_wait_fds(bus->qts, fds);
+}
+
+static void plug_badly(QPCIBus *bus, TestLink *link, const Case *script,
+                       int timeout_ms, unsigned fds)
+{
+    Server *server = server_start(link, script, PEERS);
+    g_autofree char *error =
+        test_link_plug(bus->qts, "bad", link->socket, 0,
+                       plug_props(script->peer_id, timeout_ms));
+
+    g_test_message("%s, step %d, action %d: %s", script->name ?: "",
+                   script->step, script->action, error ?: "plugged");
+    g_assert_nonnull(error);
+    g_assert_nonnull(strstr(error, script->error));
+    server_stop(server);
+    test_link_wait_fds(bus->qts, fds);
+}
+
+/* Each step of the handshake, with the same action */
+static void plug_at_each_step(QPCIBus *bus, TestLink *link,
+                              QGuestAllocator *alloc, Step first,
+                              Action action, int timeout_ms,
+                              const char *error)
+{
+    unsigned fds = test_link_count_fds(bus->qts);
+
+    for (Step step = first; step < STEP_COUNT; step++) {
+        Case script = { .step = step, .action = action, .error = error };
+
+        plug_badly(bus, link, &script, timeout_ms, fds);
+    }
+    plug_well(bus, link, alloc, fds);
+}
+
+static void test_close(void *obj, void *link, QGuestAllocator *alloc)
+{
+    plug_at_each_step(obj, link, alloc, STEP_ACCEPT, ACT_CLOSE, 60000,
+                      "the server closed the connection");
+}
+
+static void test_cut(void *obj, void *link, QGuestAllocator *alloc)
+{
+    plug_at_each_step(obj, link, alloc, STEP_WELCOME, ACT_CUT_CLOSE, 60000,
+                      "the server closed the connection");
+}
+
+static void test_garbage(void *obj, void *link, QGuestAllocator *alloc)
+{
+    plug_at_each_step(obj, link, alloc, STEP_WELCOME, ACT_BYTES, 60000,
+                      "is it an ivshmem2 server?");
+}
+
+static void test_silence(void *obj, void *link, QGuestAllocator *alloc)
+{
+    plug_at_each_step(obj, link, alloc, STEP_ACCEPT, ACT_SILENCE, 200,
+                      "not complete in time");
+}
+
+static void test_half_silence(void *obj, void *link, QGuestAllocator *alloc)
+{
+    plug_at_each_step(obj, link, alloc, STEP_WELCOME, ACT_CUT_SILENCE, 200,
+                      "not complete in time");
+}
+
+/* A server that never comes to an end, without a pause */
+static void test_endless(void *obj, void *link, QGuestAllocator *alloc)
+{
+    static const Case script = {
+        .step = STEP_READY, .action = ACT_ENDLESS,
+        .error = "not complete in time",
+    };
+    QPCIBus *bus = obj;
+    unsigned fds = test_link_count_fds(bus->qts);
+
+    plug_badly(bus, link, &script, 500, fds);
+    plug_well(bus, link, alloc, fds);
+}
+
+/*
+ * Messages that are wrong
+ */
+
+static void change_type_unknown(Packet *p)
+{
+    p->hdr.type = 0x7777;
+}
+
+static void change_type_mine(Packet *p)
+{
+    p->hdr.type = IVSHMEM2_RING;
+}
+
+static void change_type_error(Packet *p)
+{
+    memset(&p->msg, 0, sizeof(p->msg));
+    p->msg.hdr.type = IVSHMEM2_ERROR;
+    p->msg.error.code = IVSHMEM2_ERR_FULL;
+    strcpy(p->msg.error.text, "no room\033[31m for you\n");
+    p->size = ivshmem2_type_size(IVSHMEM2_ERROR);
+    p->hdr = (Ivshmem2Header) {
+        .type = IVSHMEM2_ERROR, .size = p->size,
+    };
+    p->n_fds = 0;
+}
+
+/* not terminated */
+static void change_type_long_error(Packet *p)
+{
+    change_type_error(p);
+    memset(p->msg.error.text, 'x', sizeof(p->msg.error.text));
+}
+
+static void change_type_ready(Packet *p)
+{
+    p->msg.hdr.type = IVSHMEM2_READY;
+    p->hdr = (Ivshmem2Header) { .type = IVSHMEM2_READY, .size = 8 };
+    p->size = 8;
+    p->n_fds = 0;
+}
+
+static void change_type_outputs(Packet *p)
+{
+    p->msg.hdr.type = IVSHMEM2_OUTPUTS;
+    p->hdr.type = IVSHMEM2_OUTPUTS;
+}
+
+static void change_size_0(Packet *p)
+{
+    p->hdr.size = 0;
+}
+
+static void change_size_8(Packet *p)
+{
+    p->hdr.size = 8;
+}
+
+static void change_size_more(Packet *p)
+{
+    p->hdr.size++;
+}
+
+static void change_size_huge(Packet *p)
+{
+    p->hdr.size = 0xfffffff8;
+}
+
+static void change_fds_0(Packet *p)
+{
+    p->hdr.fds = 0;
+    p->n_fds = 0;
+}
+
+static void change_fds_17(Packet *p)
+{
+    p->hdr.fds = 17;
+}
+
+static void change_fds_none_came(Packet *p)
+{
+    p->n_fds = 0;
+}
+
+static void change_fds_missing(Packet *p)
+{
+    p->n_fds--;
+}
+
+static void change_fds_surplus(Packet *p)
+{
+    p->fds[p->n_fds++] = p->fds[0];
+}
+
+static void change_fds_announced_surplus(Packet *p)
+{
+    change_fds_surplus(p);
+    p->hdr.fds++;
+}
+
+static void change_fds_32(Packet *p)
+{
+    while (p->n_fds < 32) {
+        p->fds[p->n_fds++] = p->fds[0];
+    }
+}
+
+static void change_version_0(Packet *p)
+{
+    p->msg.welcome.version = 0;
+}
+
+static void change_version_2(Packet *p)
+{
+    p->msg.welcome.version = 2;
+}
+
+static void change_peers_1(Packet *p)
+{
+    p->msg.welcome.max_peers = 1;
+}
+
+static void change_peers_65537(Packet *p)
+{
+    p->msg.welcome.max_peers = 65537;
+}
+
+static void change_peers_max(Packet *p)
+{
+    p->msg.welcome.max_peers = UINT32_MAX;
+}
+
+static void change_peers_2048(Packet *p)
+{
+    p->msg.welcome.max_peers = 2048;
+}
+
+static void change_id_2(Packet *p)
+{
+    p->msg.welcome.id = 2;
+}
+
+static void change_id_max(Packet *p)
+{
+    p->msg.welcome.id = UINT32_MAX;
+}
+
+static void change_id_0(Packet *p)
+{
+    p->msg.welcome.id = 0;
+}
+
+static void change_features_0(Packet *p)
+{
+    p->msg.welcome.features = 0;
+}
+
+static void change_features_both(Packet *p)
+{
+    p->msg.welcome.features = IVSHMEM2_F_INTERRUPTS;
+}
+
+static void change_features_intx(Packet *p)
+{
+    p->msg.welcome.features = IVSHMEM2_F_INTX;
+}
+
+static void change_vectors_0(Packet *p)
+{
+    p->msg.welcome.vectors = 0;
+}
+
+static void change_vectors_2049(Packet *p)
+{
+    p->msg.welcome.vectors = 2049;
+}
+
+static void change_page_0(Packet *p)
+{
+    p->msg.welcome.page_size = 0;
+}
+
+static void change_page_2k(Packet *p)
+{
+    p->msg.welcome.page_size = 2 * KiB;
+}
+
+static void change_page_odd(Packet *p)
+{
+    p->msg.welcome.page_size = 4097;
+}
+
+static void change_page_128k(Packet *p)
+{
+    p->msg.welcome.page_size = 128 * KiB;
+}
+
+static void change_table_0(Packet *p)
+{
+    p->msg.welcome.state_table_size = 0;
+}
+
+static void change_table_odd(Packet *p)
+{
+    p->msg.welcome.state_table_size = SECTION + 8;
+}
+
+static void change_table_large(Packet *p)
+{
+    p->msg.welcome.state_table_size = 8 * KiB;
+}
+
+static void change_rw_odd(Packet *p)
+{
+    p->msg.welcome.rw_size = SECTION + 1;
+}
+
+static void change_rw_0(Packet *p)
+{
+    p->msg.welcome.rw_size = 0;
+}
+
+static void change_rw_large(Packet *p)
+{
+    p->msg.welcome.rw_size = 1 * GiB;
+}
+
+static void change_rw_max(Packet *p)
+{
+    p->msg.welcome.rw_size = -SECTION;
+}
+
+static void change_output_max(Packet *p)
+{
+    p->msg.welcome.output_size = UINT64_C(1) << 63;
+}
+
+static void change_output_large(Packet *p)
+{
+    p->msg.welcome.output_size = 8 * KiB;
+}
+
+static void change_fd0_pipe(Packet *p)
+{
+    p->fds[0] = make_pipe();
+}
+
+static void change_fd0_null(Packet *p)
+{
+    p->fds[0] = keep_open(open("/dev/null", O_RDWR | O_CLOEXEC));
+}
+
+static void change_fd0_file(Packet *p)
+{
+    g_autofree char *path = NULL;
+
+    p->fds[0] = keep_open(g_file_open_tmp("iv2-XXXXXX", &path, NULL));
+    g_unlink(path);
+    g_assert_cmpint(ftruncate(p->fds[0], SECTION), ==, 0);
+}
+
+static void change_fd0_eventfd(Packet *p)
+{
+    p->fds[0] = keep_open(eventfd(0, EFD_CLOEXEC));
+}
+
+static void change_fd0_memory(Packet *p)
+{
+    p->fds[0] = make_memory(SECTION, SEALS);
+}
+
+static void change_fd0_unsealed(Packet *p)
+{
+    p->fds[0] = make_memory(SECTION, 0);
+}
+
+static void change_fd0_may_shrink(Packet *p)
+{
+    p->fds[0] = make_memory(SECTION, F_SEAL_GROW);
+}
+
+static void change_fd0_may_grow(Packet *p)
+{
+    p->fds[0] = make_memory(SECTION, F_SEAL_SHRINK);
+}
+
+static void change_fd0_small(Packet *p)
+{
+    p->fds[0] = make_memory(SECTION - 1, SEALS);
+}
+
+static void change_fd0_read_only(Packet *p)
+{
+    p->fds[0] = make_read_only(make_memory(SECTION, SEALS));
+}
+
+static void change_fd0_write_only(Packet *p)
+{
+    g_autofree char *path = NULL;
+
+    path = g_strdup_printf("/proc/self/fd/%d", make_memory(SECTION, SEALS));
+    p->fds[0] = keep_open(open(path, O_WRONLY | O_CLOEXEC));
+}
+
+static void change_fd1_pipe(Packet *p)
+{
+    p->fds[1] = make_pipe();
+}
+
+static void change_fd1_unsealed(Packet *p)
+{
+    p->fds[1] = make_memory(SECTION, 0);
+}
+
+static void change_fd1_small(Packet *p)
+{
+    p->fds[1] = make_memory(0, SEALS);
+}
+
+static void change_fd1_read_only(Packet *p)
+{
+    p->fds[1] = make_read_only(make_memory(SECTION, SEALS));
+}
+
+/* the second half of OUTPUTS and EVENTFDS is where this begins */
+static void change_first_1(Packet *p)
+{
+    p->msg.outputs.first = 1;
+}
+
+static void change_first_max(Packet *p)
+{
+    p->msg.outputs.first = UINT32_MAX;
+}
+
+static void change_eventfds_first_1(Packet *p)
+{
+    p->msg.eventfds.first = 1;
+}
+
+static void change_eventfds_first_max(Packet *p)
+{
+    p->msg.eventfds.first = UINT32_MAX;
+}
+
+static void change_eventfds_id_1(Packet *p)
+{
+    p->msg.eventfds.id = 1;
+}
+
+static void change_eventfds_id_2(Packet *p)
+{
+    p->msg.eventfds.id = 2;
+}
+
+#define CHANGE(step, what, error) \
+    { #step " " #what, STEP_ ## step, ACT_CHANGE, change_ ## what, error }
+
+static const Case header_cases[] = {
+    CHANGE(WELCOME, type_unknown, "unknown type 0x7777"),
+    CHANGE(WELCOME, type_mine, "server sent RING, which is not its to send"),
+    CHANGE(WELCOME, type_ready, "READY came out of order"),
+    CHANGE(WELCOME, size_0, "WELCOME with size 0 instead of 72"),
+    CHANGE(WELCOME, size_8, "WELCOME with size 8 instead of 72"),
+    CHANGE(WELCOME, size_more, "WELCOME with size 73 instead of 72"),
+    CHANGE(WELCOME, size_huge, "WELCOME with size 4294967288 instead of 72"),
+    CHANGE(OUTPUTS, type_unknown, "unknown type 0x7777"),
+    CHANGE(OUTPUTS, type_ready, "READY came out of order"),
+    CHANGE(OUTPUTS, size_huge, "OUTPUTS with size 4294967288 instead of 16"),
+    CHANGE(EVENTFDS, type_unknown, "unknown type 0x7777"),
+    CHANGE(EVENTFDS, type_outputs, "OUTPUTS came out of order"),
+    CHANGE(EVENTFDS, type_ready, "READY came before all 2 eventfds"),
+    CHANGE(EVENTFDS, size_0, "EVENTFDS with size 0 instead of 16"),
+    CHANGE(READY, type_unknown, "unknown type 0x7777"),
+    CHANGE(READY, type_outputs, "OUTPUTS with size 8 instead of 16"),
+    CHANGE(READY, size_more, "READY with size 9 instead of 8"),
+};
+
+static const Case refusal_cases[] = {
+    CHANGE(WELCOME, type_error, "the server says: no room?[31m for you?"),
+    CHANGE(OUTPUTS, type_error, "the server says: no room?[31m for you?"),
+    CHANGE(EVENTFDS, type_error, "the server says: no room?[31m for you?"),
+    CHANGE(READY, type_error, "the server says: no room?[31m for you?"),
+    CHANGE(WELCOME, type_long_error, "the server says: xxxxxx"),
+};
+
+static const Case welcome_cases[] = {
+    CHANGE(WELCOME, version_0, "version 0"),
+    CHANGE(WELCOME, version_2, "version 2"),
+    CHANGE(WELCOME, peers_1, "the link has 1 peers"),
+    CHANGE(WELCOME, peers_65537, "the link has 65537 peers"),
+    CHANGE(WELCOME, peers_max, "the link has 4294967295 peers"),
+    CHANGE(WELCOME, peers_2048, "too small for 2048 peers"),
+    CHANGE(WELCOME, id_2, "ID 2 is out of range"),
+    CHANGE(WELCOME, id_max, "ID 4294967295 is out of range"),
+    { "WELCOME another ID", STEP_WELCOME, ACT_CHANGE, change_id_0,
+      "the server gave us ID 0 instead of 1", .peer_id = "1" },
+    CHANGE(WELCOME, features_0, "interrupt features 0x0"),
+    CHANGE(WELCOME, features_both, "interrupt features 0x3"),
+    CHANGE(WELCOME, features_intx, "2 vectors are not possible"),
+    CHANGE(WELCOME, vectors_0, "0 vectors are not possible"),
+    CHANGE(WELCOME, vectors_2049, "2049 vectors are not possible"),
+    CHANGE(WELCOME, page_0, "page size 0"),
+    CHANGE(WELCOME, page_2k, "page size 2048"),
+    CHANGE(WELCOME, page_odd, "page size 4097"),
+    CHANGE(WELCOME, page_128k, "page size 131072"),
+    CHANGE(WELCOME, table_0, "State Table of 0 bytes"),
+    CHANGE(WELCOME, table_odd, "not multiples of the link's page size"),
+    CHANGE(WELCOME, rw_odd, "not multiples of the link's page size"),
+    CHANGE(WELCOME, rw_max, "the sections are larger than"),
+    CHANGE(WELCOME, output_max, "the sections are larger than"),
+};
+
+static const Case descriptor_cases[] = {
+    CHANGE(WELCOME, fds_0, "announced 0 descriptors"),
+    CHANGE(WELCOME, fds_17, "announced 17 descriptors"),
+    CHANGE(WELCOME, fds_none_came, "came with 0 descriptors"),
+    CHANGE(WELCOME, fds_missing, "came with 1 descriptors"),
+    CHANGE(WELCOME, fds_surplus, "came with 3 descriptors"),
+    CHANGE(WELCOME, fds_announced_surplus, "announced 3 descriptors"),
+    CHANGE(WELCOME, fds_32, "WELCOME"),
+    CHANGE(WELCOME, rw_0, "came with 2 descriptors instead of 1"),
+    CHANGE(WELCOME, fd0_pipe, "State Table is not a memory file"),
+    CHANGE(WELCOME, fd0_null, "State Table is not a memory file"),
+    CHANGE(WELCOME, fd0_file, "State Table"),
+    CHANGE(WELCOME, fd0_eventfd, "State Table is not a memory file"),
+    CHANGE(WELCOME, fd0_unsealed, "State Table is not sealed"),
+    CHANGE(WELCOME, fd0_may_shrink, "State Table is not sealed"),
+    CHANGE(WELCOME, fd0_may_grow, "State Table is not sealed"),
+    CHANGE(WELCOME, fd0_small, "State Table has 4095 bytes, too small"),
+    CHANGE(WELCOME, table_large, "State Table has 4096 bytes, too small"),
+    CHANGE(WELCOME, fd0_read_only,
+           "State Table is not open for reading and writing"),
+    CHANGE(WELCOME, fd1_pipe, "R/W section is not a memory file"),
+    CHANGE(WELCOME, fd1_unsealed, "R/W section is not sealed"),
+    CHANGE(WELCOME, fd1_small, "R/W section has 0 bytes, too small"),
+    CHANGE(WELCOME, rw_large, "R/W section has 4096 bytes, too small"),
+    CHANGE(WELCOME, fd1_read_only,
+           "R/W section is not open for reading and writing"),
+    CHANGE(OUTPUTS, fds_0, "announced 0 descriptors"),
+    CHANGE(OUTPUTS, fds_missing, "came with 1 descriptors"),
+    CHANGE(OUTPUTS, fds_surplus, "came with 3 descriptors"),
+    CHANGE(OUTPUTS, fds_announced_surplus, "OUTPUTS is about sections 0 to 2"),
+    CHANGE(OUTPUTS, first_1, "OUTPUTS is about sections 1 to 2"),
+    CHANGE(OUTPUTS, first_max, "OUTPUTS is about sections"),
+    CHANGE(OUTPUTS, fd0_pipe, "output section 0 is not a memory file"),
+    CHANGE(OUTPUTS, fd0_unsealed, "output section 0 is not sealed"),
+    CHANGE(OUTPUTS, fd0_small, "output section 0 has 4095 bytes, too small"),
+    CHANGE(OUTPUTS, fd0_read_only,
+           "output section 0 is not open for reading and writing"),
+    CHANGE(OUTPUTS, fd0_write_only,
+           "output section 0 is not open for reading and writing"),
+    CHANGE(OUTPUTS, fd1_unsealed, "output section 1 is not sealed"),
+    CHANGE(OUTPUTS, fd1_small, "output section 1 has 0 bytes, too small"),
+    CHANGE(WELCOME, output_large, "output section 0 has 4096 bytes"),
+    CHANGE(EVENTFDS, fds_0, "our own are missing from 0 on"),
+    CHANGE(EVENTFDS, fds_none_came, "came with 0 descriptors"),
+    CHANGE(EVENTFDS, fds_missing, "came with 1 descriptors"),
+    CHANGE(EVENTFDS, fds_surplus, "came with 3 descriptors"),
+    CHANGE(EVENTFDS, fds_announced_surplus, "the link has 2 peers with 2"),
+    CHANGE(EVENTFDS, fds_32, "EVENTFDS"),
+    CHANGE(EVENTFDS, eventfds_first_1, "EVENTFDS is about peer 0"),
+    CHANGE(EVENTFDS, eventfds_first_max, "EVENTFDS is about peer 0"),
+    CHANGE(EVENTFDS, eventfds_id_1, "EVENTFDS is about peer 1"),
+    CHANGE(EVENTFDS, eventfds_id_2, "EVENTFDS is about peer 2"),
+    CHANGE(EVENTFDS, fd0_pipe, "not an eventfd"),
+    CHANGE(EVENTFDS, fd0_memory, "not an eventfd"),
+    CHANGE(EVENTFDS, fd0_null, "not an eventfd"),
+    CHANGE(EVENTFDS, fd1_unsealed, "not an eventfd"),
+    CHANGE(READY, fds_surplus, "READY came with 1 descriptors"),
+    { "WELCOME split", STEP_WELCOME, ACT_SPLIT, NULL,
+      "descriptors came in the middle of a message" },
+    { "EVENTFDS split", STEP_EVENTFDS, ACT_SPLIT, NULL,
+      "descriptors came in the middle of a message" },
+};
+
+static void plug_cases(QPCIBus *bus, TestLink *link, QGuestAllocator *alloc,
+                       const Case *cases, int n)
+{
+    unsigned fds = test_link_count_fds(bus->qts);
+
+    for (int i = 0; i < n; i++) {
+        plug_badly(bus, link, &cases[i], 60000, fds);
+    }
+    plug_well(bus, link, alloc, fds);
+}
+
+static void test_headers(void *obj, void *link, QGuestAllocator *alloc)
+{
+    plug_cases(obj, link, alloc, header_cases, ARRAY_SIZE(header_cases));
+}
+
+static void test_refusals(void *obj, void *link, QGuestAllocator *alloc)
+{
+    plug_cases(obj, link, alloc, refusal_cases, ARRAY_SIZE(refusal_cases));
+}
+
+static void test_welcome(void *obj, void *link, QGuestAllocator *alloc)
+{
+    plug_cases(obj, link, alloc, welcome_cases, ARRAY_SIZE(welcome_cases));
+}
+
+static void test_descriptors(void *obj, void *link, QGuestAllocator *alloc)
+{
+    plug_cases(obj, link, alloc, descriptor_cases,
+               ARRAY_SIZE(descriptor_cases));
+}
+
+/* The server of ivshmem version 1 begins with three numbers of 64 bits. */
+static void change_version_1(Packet *p)
+{
+    memset(&p->msg, 0, sizeof(p->msg));
+    p->msg.hdr.type = IVSHMEM2_WELCOME;
+    p->hdr = (Ivshmem2Header) {};
+    p->fds[0] = make_memory(4 * MiB, 0);
+    p->n_fds = 1;
+    p->size = 24;
+}
+
+static void test_version_1(void *obj, void *link, QGuestAllocator *alloc)
+{
+    static const Case script = {
+        "version 1", STEP_WELCOME, ACT_CHANGE, change_version_1,
+        "is it an ivshmem2 server?",
+    };
+
+    plug_cases(obj, link, alloc, &script, 1);
+}
+
+/* Slow is not wrong, as long as it is complete in the end. */
+static void test_trickle(void *obj, void *link, QGuestAllocator *alloc)
+{
+    static const Case script = { .action = ACT_TRICKLE, .step = STEP_COUNT };
+    QPCIBus *bus = obj;
+    unsigned fds = test_link_count_fds(bus->qts);
+    Server *server = server_start(link, &script, PEERS);
+
+    g_assert_null(test_link_plug(bus->qts, "slow",
+                                 ((TestLink *)link)->socket, 0,
+                                 plug_props(NULL, 60000)));
+    g_assert_true(test_link_get_bool(bus->qts, "slow", "connected"));
+    test_link_unplug(bus->qts, "slow", SLOT);
+    server_stop(server);
+    test_link_wait_fds(bus->qts, fds);
+}
+
+/*
+ * Chardevs
+ */
+
+static void expect_device_error(QTestState *qts, const char *chardev,
+                                const char *wanted)
+{
+    QDict *args = plug_props(NULL, 300);
+    QDict *error;
+
+    qdict_put_str(args, "driver", "ivshmem2");
+    if (chardev) {
+        qdict_put_str(args, "chardev", chardev);
+    }
+    error = qtest_qmp_assert_failure_ref(qts, "{ 'execute': 'device_add',"
+                                         "  'arguments': %p }", args);
+    g_test_message("%s", qdict_get_str(error, "desc"));
+    g_assert_nonnull(strstr(qdict_get_str(error, "desc"), wanted));
+    qobject_unref(error);
+}
+
+static void test_chardevs(void *obj, void *opaque, QGuestAllocator *alloc)
+{
+    TestLink *link = opaque;
+    QPCIBus *bus = obj;
+    QTestState *qts = bus->qts;
+    unsigned fds = test_link_count_fds(qts);
+    struct sockaddr_in addr = { .sin_family = AF_INET };
+    socklen_t len = sizeof(addr);
+    g_autofree char *port = NULL;
+    int tcp = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    expect_device_error(qts, NULL, "You must specify a 'chardev'");
+    expect_device_error(qts, "absent", "absent");
+
+    qtest_qmp_assert_success(qts,
+        "{ 'execute': 'chardev-add', 'arguments': { 'id': 'null',"
+        "  'backend': { 'type': 'null', 'data': {} } } }");
+    expect_device_error(qts, "null", "'null' is not a unix socket");
+    test_link_remove_chardev(qts, "null");
+
+    qtest_qmp_assert_success(qts,
+        "{ 'execute': 'chardev-add', 'arguments': { 'id': 'ring',"
+        "  'backend': { 'type': 'ringbuf', 'data': {} } } }");
+    expect_device_error(qts, "ring", "'ring' is not a unix socket");
+    test_link_remove_chardev(qts, "ring");
+
+    qtest_qmp_assert_success(qts,
+        "{ 'execute': 'chardev-add', 'arguments': { 'id': 'listens',"
+        "  'backend': { 'type': 'socket', 'data': { 'server': true,"
+        "  'wait': false, 'addr': { 'type': 'unix',"
+        "  'data': { 'path': %s } } } } } }", link->socket);
+    expect_device_error(qts, "listens", "chardev 'listens' listens");
+    test_link_remove_chardev(qts, "listens");
+
+    g_assert_cmpint(bind(tcp, (struct sockaddr *)&addr, len), ==, 0);
+    g_assert_cmpint(listen(tcp, 1), ==, 0);
+    g_assert_cmpint(getsockname(tcp, (struct sockaddr *)&addr, &len), ==, 0);
+    port = g_strdup_printf("%u", ntohs(addr.sin_port));
+    qtest_qmp_assert_success(qts,
+        "{ 'execute': 'chardev-add', 'arguments': { 'id': 'tcp',"
+        "  'backend': { 'type': 'socket', 'data': { 'server': false,"
+        "  'addr': { 'type': 'inet', 'data': { 'host': '127.0.0.1',"
+        "  'port': %s } } } } } }", port);
+    expect_device_error(qts, "tcp", "'tcp' is not a unix socket");
+    test_link_remove_chardev(qts, "tcp");
+    close(tcp);
+
+    /* a second device on one chardev */
+    test_link_start_server(link, "--max-peers 2");
+    g_assert_null(test_link_plug(qts, "first", link->socket, 0,
+                                 qdict_from_jsonf_nofail("{'addr':'06.0'}")));
+    expect_device_error(qts, "first", "first");
+    test_link_unplug(qts, "first", 6);
+    test_link_kill_server(link, SIGTERM);
+    plug_well(bus, link, alloc, fds);
+}
+
+/* reconnect-ms: as long as the device waits, and no longer */
+static void test_reconnect_absent(void *obj, void *opaque,
+                                  QGuestAllocator *alloc)
+{
+    TestLink *link = opaque;
+    QPCIBus *bus = obj;
+    unsigned fds = test_link_count_fds(bus->qts);
+
+    for (int i = 0; i < 3; i++) {
+        g_autofree char *error = test_link_plug(bus->qts, "early",
+                                                link->socket, 20,
+                                                plug_props(NULL, 200));
+
+        g_assert_nonnull(error);
+        g_assert_nonnull(strstr(error, "no connection with the "
+                                       "ivshmem2-server"));
+        test_link_wait_fds(bus->qts, fds);
+    }
+    plug_well(bus, link, alloc, fds);
+}
+
+static void test_reconnect_late(void *obj, void *opaque,
+                                QGuestAllocator *alloc)
+{
+    TestLink *link = opaque;
+    QPCIBus *bus = obj;
+    unsigned fds = test_link_count_fds(bus->qts);
+    QDict *response;
+
+    test_link_add_chardev(bus->qts, "early", link->socket, 20);
+    qtest_qmp_send(bus->qts,
+                   "{ 'execute': 'device_add', 'arguments': {"
+                   "  'driver': 'ivshmem2', 'id': 'early',"
+                   "  'chardev': 'early', 'addr': '05.0',"
+                   "  'handshake-timeout-ms': 60000 } }");
+    test_link_start_server(link, "--max-peers 2");
+    response = qtest_qmp_receive(bus->qts);
+    g_assert(qdict_haskey(response, "return"));
+    qobject_unref(response);
+    g_assert_true(test_link_get_bool(bus->qts, "early", "connected"));
+    test_link_unplug(bus->qts, "early", SLOT);
+    test_link_kill_server(link, SIGTERM);
+    test_link_wait_fds(bus->qts, fds);
+}
+
+/*
+ * Servers that go wrong later
+ */
+
+static Server *plug_scripted(QPCIBus *bus, TestLink *link, QIvshmem2 *d,
+                             QGuestAllocator *alloc, uint32_t max_peers)
+{
+    Server *server = server_start(link, NULL, max_peers);
+
+    g_assert_null(test_link_plug(bus->qts, "late", link->socket, 0,
+                                 plug_props(NULL, 60000)));
+    server_take(server);
+    qivshmem2_init(d, bus, QPCI_DEVFN(SLOT, 0), alloc);
+    qivshmem2_start(d);
+    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, 1);
+    return server;
+}
+
+/* The device works, without the server. */
+static void check_alone(QIvshmem2 *d, Server *server)
+{
+    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
+
+    while (test_link_get_bool(d->qts, "late", "connected")) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        g_usleep(1000);
+    }
+    for (uint32_t i = 1; i < 20; i++) {
+        qivshmem2_writel(d, IVSHMEM2_REG_STATE, i);
+        g_assert_cmphex(qivshmem2_entry(d, 0), ==, i);
+        qivshmem2_ring(d, 0, 1);
+        qivshmem2_wait(d, 1);
+        qivshmem2_ring(d, 1, 1);
+        /* others still have its eventfds */
+        ivshmem2_eventfd_signal(server->eventfds[0]);
+        qivshmem2_wait(d, 0);
+    }
+}
+
+static void test_late(QPCIBus *bus, TestLink *link, QGuestAllocator *alloc,
+                      void (*act)(Server *server))
+{
+    unsigned fds = test_link_count_fds(bus->qts);
+    QIvshmem2 d = {};
+    Server *server = plug_scripted(bus, link, &d, alloc, PEERS);
+
+    act(server);
+    check_alone(&d, server);
+    test_link_unplug(bus->qts, "late", SLOT);
+    server_stop(server);
+    test_link_wait_fds(bus->qts, fds);
+}
+
+static void late_close(Server *server)
+{
+    ivshmem2_close(&server->fd);
+}
+
+static void late_garbage(Server *server)
+{
+    g_autofree uint8_t *noise = g_malloc(64 * KiB);
+
+    for (int i = 0; i < 64 * KiB; i++) {
+        noise[i] = g_test_rand_int();
+    }
+    send(server->fd, noise, 64 * KiB, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static void late_message(Server *server, Packet *p)
+{
+    static const Case good = { .step = STEP_COUNT };
+
+    server->script = &good;
+    /* more than one, if it takes them */
+    for (int i = 0; i < 100 && say(server, server->fd, STEP_READY, p); i++) {
+        continue;
+    }
+}
+
+static void late_welcome(Server *server)
+{
+    Packet p = {
+        .msg.hdr.type = IVSHMEM2_WELCOME,
+        .fds = { make_memory(SECTION, SEALS), make_memory(SECTION, SEALS) },
+        .n_fds = 2,
+    };
+
+    late_message(server, &p);
+}
+
+static void late_eventfds(Server *server)
+{
+    Packet p = {
+        .msg.hdr.type = IVSHMEM2_EVENTFDS,
+        .msg.eventfds.id = 1,
+        .n_fds = 1,
+        .fds = { server->eventfds[0] },
+    };
+
+    late_message(server, &p);
+}
+
+static void late_error(Server *server)
+{
+    Packet p = {
+        .msg.hdr.type = IVSHMEM2_ERROR,
+        .msg.error.text = "enough of you",
+    };
+
+    late_message(server, &p);
+}
+
+static void test_late_close(void *obj, void *link, QGuestAllocator *alloc)
+{
+    test_late(obj, link, alloc, late_close);
+}
+
+static void test_late_garbage(void *obj, void *link, QGuestAllocator *alloc)
+{
+    test_late(obj, link, alloc, late_garbage);
+}
+
+static void test_late_message(void *obj, void *link, QGuestAllocator *alloc)
+{
+    test_late(obj, link, alloc, late_welcome);
+    test_late(obj, link, alloc, late_eventfds);
+    test_late(obj, link, alloc, late_error);
+}
+
+static uint64_t memory_used(QTestState *qts)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/statm",
+                                            (int)qtest_pid(qts));
+    g_autofree char *text = NULL;
+    unsigned long pages;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    g_assert_cmpint(sscanf(text, "%*u %lu", &pages), ==, 1);
+    return pages * qemu_real_host_page_size();
+}
+
+static void flood(QIvshmem2 *d, int n)
+{
+    for (int i = 0; i < n; i++) {
+        qivshmem2_writel(d, IVSHMEM2_REG_STATE, i + 1);
+        qivshmem2_ring(d, 1 + i % 65535, i % VECTORS);
+    }
+}
+
+/*
+ * A server that no longer reads, on a link so large that the device has to
+ * ask it for each doorbell: the guest does not notice, QEMU does not grow.
+ */
+static void test_late_deaf(void *obj, void *link, QGuestAllocator *alloc)
+{
+    QPCIBus *bus = obj;
+    unsigned fds = test_link_count_fds(bus->qts);
+    QIvshmem2 d = {};
+    Server *server = plug_scripted(bus, link, &d, alloc, 65536);
+    uint64_t used;
+
+    flood(&d, 5000);
+    used = memory_used(bus->qts);
+    flood(&d, 20000);
+    g_assert_cmpuint(memory_used(bus->qts), <, used + 4 * MiB);
+    g_assert_cmphex(qivshmem2_entry(&d, 0), ==, 20000);
+    g_assert_true(test_link_get_bool(bus->qts, "late", "connected"));
+    qivshmem2_ring(&d, 0, 1);
+    qivshmem2_wait(&d, 1);
+    ivshmem2_eventfd_signal(server->eventfds[0]);
+    qivshmem2_wait(&d, 0);
+
+    /* unplugging does not wait for it either */
+    test_link_unplug(bus->qts, "late", SLOT);
+    server_stop(server);
+    test_link_wait_fds(bus->qts, fds);
+}
+
+static void register_ivshmem2_hostile_test(void)
+{
+    static const struct {
+        const char *name;
+        QOSTestFunc function;
+    } tests[] = {
+        { "ivshmem2/hostile/chardevs", test_chardevs },
+        { "ivshmem2/hostile/reconnect-absent", test_reconnect_absent },
+        { "ivshmem2/hostile/reconnect-late", test_reconnect_late },
+        { "ivshmem2/hostile/close", test_close },
+        { "ivshmem2/hostile/cut", test_cut },
+        { "ivshmem2/hostile/garbage", test_garbage },
+        { "ivshmem2/hostile/silence", test_silence },
+        { "ivshmem2/hostile/half-silence", test_half_silence },
+        { "ivshmem2/hostile/endless", test_endless },
+        { "ivshmem2/hostile/trickle", test_trickle },
+        { "ivshmem2/hostile/version-1", test_version_1 },
+        { "ivshmem2/hostile/headers", test_headers },
+        { "ivshmem2/hostile/refusals", test_refusals },
+        { "ivshmem2/hostile/welcome", test_welcome },
+        { "ivshmem2/hostile/descriptors", test_descriptors },
+        { "ivshmem2/hostile/late-close", test_late_close },
+        { "ivshmem2/hostile/late-garbage", test_late_garbage },
+        { "ivshmem2/hostile/late-message", test_late_message },
+        { "ivshmem2/hostile/late-deaf", test_late_deaf },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(tests); i++) {
+        test_link_add(tests[i].name, "pci-bus", tests[i].function, NULL);
+    }
+}
+
+libqos_init(register_ivshmem2_hostile_test);
