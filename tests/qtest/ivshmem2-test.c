@@ -1053,7 +1053,8 @@ static void test_migration(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *d = obj;
     QDict *error = qtest_qmp_assert_failure_ref(d->qts,
-        "{ 'execute': 'migrate', 'arguments': { 'uri': 'exec:cat' } }");
+        "{ 'execute': 'migrate',"
+        "  'arguments': { 'uri': 'exec:cat > /dev/null' } }");
     g_autofree char *text = NULL;
 
     g_assert_nonnull(strstr(qdict_get_str(error, "desc"),
@@ -1066,7 +1067,8 @@ static void test_migration(void *obj, void *link, QGuestAllocator *alloc)
     /* that advice is good */
     test_link_unplug(d->qts, QIVSHMEM2_ID, QIVSHMEM2_SLOT);
     qtest_qmp_assert_success(d->qts,
-        "{ 'execute': 'migrate', 'arguments': { 'uri': 'exec:cat >&2' } }");
+        "{ 'execute': 'migrate',"
+        "  'arguments': { 'uri': 'exec:cat > /dev/null' } }");
     qtest_qmp_assert_success(d->qts, "{ 'execute': 'migrate_cancel' }");
     qos_invalidate_command_line();
 }
