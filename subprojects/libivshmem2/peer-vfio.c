@@ -235,14 +235,6 @@ static bool read_config(VfioPeer *p, GError **error)
     uint32_t value, at;
     int left = MAX_CAPABILITIES;
 
-    if (!config_read(p, PCI_VENDOR_ID, &value, error)) {
-        return false;
-    }
-    if (value != (IVSHMEM2_PCI_DEVICE_ID << 16 | IVSHMEM2_PCI_VENDOR_ID)) {
-        return fail(error, "this is a device %04x:%04x, not %04x:%04x",
-                    value & 0xffff, value >> 16, IVSHMEM2_PCI_VENDOR_ID,
-                    IVSHMEM2_PCI_DEVICE_ID);
-    }
     if (!config_read(p, PCI_CLASS_REVISION, &value, error)) {
         return false;
     }
@@ -375,6 +367,38 @@ static bool check_intx(VfioPeer *p, GError **error)
 
 /* The way to the device */
 
+static char *sysfs(VfioPeer *p, const char *attribute)
+{
+    return g_strdup_printf("/sys/bus/pci/devices/%s/%s", p->address,
+                           attribute);
+}
+
+static unsigned sysfs_number(VfioPeer *p, const char *attribute)
+{
+    g_autofree char *path = sysfs(p, attribute);
+    g_autofree char *text = NULL;
+
+    if (!g_file_get_contents(path, &text, NULL, NULL)) {
+        return 0;
+    }
+    return g_ascii_strtoull(text, NULL, 0);
+}
+
+/* Before anybody is told to take it from its driver */
+static bool check_identity(VfioPeer *p, GError **error)
+{
+    unsigned vendor = sysfs_number(p, "vendor");
+    unsigned device = sysfs_number(p, "device");
+
+    if (vendor != IVSHMEM2_PCI_VENDOR_ID ||
+        device != IVSHMEM2_PCI_DEVICE_ID) {
+        return fail(error, "this is a device %04x:%04x, not %04x:%04x",
+                    vendor, device, IVSHMEM2_PCI_VENDOR_ID,
+                    IVSHMEM2_PCI_DEVICE_ID);
+    }
+    return true;
+}
+
 static bool not_bound(VfioPeer *p, const char *why, GError **error)
 {
     const char *a = p->address;
@@ -385,12 +409,6 @@ static bool not_bound(VfioPeer *p, const char *why, GError **error)
                 "  # if it has a driver\n"
                 "  echo vfio-pci > /sys/bus/pci/devices/%s/driver_override\n"
                 "  echo %s > /sys/bus/pci/drivers_probe", why, a, a, a, a);
-}
-
-static char *sysfs(VfioPeer *p, const char *attribute)
-{
-    return g_strdup_printf("/sys/bus/pci/devices/%s/%s", p->address,
-                           attribute);
 }
 
 static bool open_group(VfioPeer *p, GError **error)
@@ -460,7 +478,7 @@ static bool open_peer(VfioPeer *p, GError **error)
     Ivshmem2Peer *peer = &p->parent;
     struct vfio_region_info config;
 
-    if (!open_device(p, error) ||
+    if (!check_identity(p, error) || !open_device(p, error) ||
         !region_info(p, VFIO_PCI_CONFIG_REGION_INDEX, &config, error)) {
         return false;
     }
