@@ -56,6 +56,7 @@ def environment():
 
     return SimpleNamespace(
         guest=path('GUEST', build / 'guest'),
+        bare_guest=build / 'guest-bare',
         qemu=path('QTEST_QEMU_BINARY',
                   build / 'qemu-trixie/build/qemu-system-x86_64'),
         server=path('IVSHMEM2_SERVER',
@@ -71,20 +72,28 @@ def end_with_parent():
 
 
 class Process:
-    """A program whose output is read, and which is ended for sure."""
+    """A program that is ended for sure.
 
-    def __init__(self, name, command, on_line=None):
+    Its output is read line by line, or goes to the file @log: who writes to a
+    pipe that nobody reads comes to a halt.
+    """
+
+    def __init__(self, name, command, on_line=None, log=None):
         self.name = name
         self.command = [str(word) for word in command]
         self.on_line = on_line
         self.output = b''           # not looked at yet
-        self.log = []
-        # pylint: disable=consider-using-with,subprocess-popen-preexec-fn
-        self.popen = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=end_with_parent)
-        os.set_blocking(self.popen.stdout.fileno(), False)
+        self.lines = []             # looked at
+        self.log = log
+        with open(log or os.devnull, 'wb') as file:
+            # pylint: disable=consider-using-with,subprocess-popen-preexec-fn
+            self.popen = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE,
+                stdout=file if log else subprocess.PIPE,
+                stderr=subprocess.STDOUT, start_new_session=True,
+                preexec_fn=end_with_parent)
+        if not log:
+            os.set_blocking(self.popen.stdout.fileno(), False)
 
     def send(self, text):
         try:
@@ -94,8 +103,11 @@ class Process:
             pass                    # its output will say why
 
     def tail(self):
-        return '\n'.join(self.log[-20:] + [self.output.decode(
-            errors='replace')])
+        if self.log:
+            lines = self.log.read_text(errors='replace').splitlines()
+        else:
+            lines = self.lines + [self.output.decode(errors='replace')]
+        return '\n'.join(lines[-20:])
 
     def line(self, timeout):
         """The next line, without its end."""
@@ -114,7 +126,7 @@ class Process:
             self.output += data or b''
         line, _, self.output = self.output.partition(b'\n')
         text = line.decode(errors='replace').rstrip('\r')
-        self.log.append(text)
+        self.lines.append(text)
         if self.on_line:
             self.on_line(text)
         return text
@@ -145,7 +157,8 @@ class Process:
             pass
         self.kill()
         status = self.popen.wait()
-        self.popen.stdout.close()
+        if not self.log:
+            self.popen.stdout.close()
         try:
             self.popen.stdin.close()
         except BrokenPipeError:
@@ -250,7 +263,8 @@ class Guest:
 
     def command(self, lab, devices):
         # VFIO wants interrupts to be remapped.
-        return [lab.env.qemu, '-nodefaults', '-no-user-config',
+        return [lab.env.qemu, '-name', self.name,
+                '-nodefaults', '-no-user-config',
                 '-display', 'none', '-machine', 'q35', '-accel', 'tcg',
                 '-cpu', 'qemu64,-cx16', '-m', '256',
                 '-kernel', lab.env.guest / 'vmlinuz',
@@ -401,9 +415,9 @@ class Lab:
         shutil.rmtree(self.path, ignore_errors=True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def start(self, name, command):
+    def start(self, name, command, log=None):
         on_line = self.on_line and (lambda text: self.on_line(name, text))
-        process = Process(name, command, on_line)
+        process = Process(name, command, on_line, log)
         self.processes.append(process)
         return process
 
@@ -411,11 +425,10 @@ class Lab:
         """Start a server; returns its process when it listens."""
         path = self.socket(name)
         process = self.start(name, [self.env.server, '--socket', path,
-                                    *options])
+                                    *options], self.path / f'{name}.log')
         deadline = time.monotonic() + COMMAND_TIMEOUT
         while not path.is_socket():
             if process.popen.poll() is not None:
-                process.line(1)
                 raise Failure(f'{shlex.join(process.command)} ended with '
                               f'status {process.popen.wait()}:\n'
                               f'{process.tail()}')
