@@ -19,6 +19,12 @@
  *   await VECTOR SPACE OFFSET SIZE VALUE
  *                                      take interrupts, until this is there
  *   forget                             interrupts that nobody took
+ *   poll SPACE OFFSET SIZE VALUE       until this is there, without halting
+ *   fill SPACE OFFSET COUNT VALUE      write so many 64-bit words
+ *   sum SPACE OFFSET COUNT             read so many of them
+ *   clock                              the time stamp counter
+ *   stamp                              keep the time since the last stamp
+ *   times                              how many, median, 90 %, 99 %, maximum
  *
  * SPACE is the number of a BAR or one of enum space. VECTOR is the one that
  * the processor sees. Loops run in ring 3; waiting is halting.
@@ -49,6 +55,8 @@ enum space {
 #define APIC            0xfee00000ul
 #define IOAPIC          0xfec00000ul
 
+#define MAX_TIMES       32768
+
 #define MAX_ARGS        5
 #define MAX_STEPS       24
 
@@ -78,6 +86,10 @@ static uint64_t taken[256];
 static uint64_t serial_seen;
 static uint64_t bars[6];
 static uint32_t config;                 /* address of the device's function */
+
+static uint64_t times[MAX_TIMES];
+static unsigned n_times;
+static uint64_t last_stamp;
 
 static char line[1024];
 static Step steps[MAX_STEPS];
@@ -447,6 +459,105 @@ static bool run_forget(const uint64_t *unused)
     return true;
 }
 
+static bool run_poll(const uint64_t *args)
+{
+    if (!space_valid(args[0])) {
+        return false;
+    }
+    while (space_read(args[0], args[1], args[2]) != args[3]) {
+        if (line_waits()) {
+            return fail("poll: it does not come");
+        }
+    }
+    return true;
+}
+
+static bool run_fill(const uint64_t *args)
+{
+    uint64_t *p = space_pointer(args[0], args[1]);
+    uint64_t count = args[2];
+
+    if (!space_valid(args[0])) {
+        return false;
+    }
+    asm volatile("rep stosq" : "+D" (p), "+c" (count) : "a" (args[3])
+                 : "memory");
+    return true;
+}
+
+static bool run_sum(const uint64_t *args)
+{
+    const volatile uint64_t *p = space_pointer(args[0], args[1]);
+    uint64_t sum = 0;
+
+    if (!space_valid(args[0])) {
+        return false;
+    }
+    for (uint64_t i = 0; i < args[2]; i++) {
+        sum += p[i];
+    }
+    say_number(sum);
+    return true;
+}
+
+static uint64_t clock(void)
+{
+    uint32_t low, high;
+
+    asm volatile("lfence; rdtsc" : "=a" (low), "=d" (high) : : "memory");
+    return (uint64_t)high << 32 | low;
+}
+
+static bool run_clock(const uint64_t *unused)
+{
+    (void)unused;
+    say_number(clock());
+    return true;
+}
+
+static bool run_stamp(const uint64_t *unused)
+{
+    uint64_t now = clock();
+
+    (void)unused;
+    if (last_stamp && n_times < MAX_TIMES) {
+        times[n_times++] = now - last_stamp;
+    }
+    last_stamp = clock();
+    return true;
+}
+
+static void sort_times(void)
+{
+    for (unsigned gap = n_times / 2; gap; gap /= 2) {
+        for (unsigned i = gap; i < n_times; i++) {
+            uint64_t time = times[i];
+            unsigned j = i;
+
+            for (; j >= gap && times[j - gap] > time; j -= gap) {
+                times[j] = times[j - gap];
+            }
+            times[j] = time;
+        }
+    }
+}
+
+static bool run_times(const uint64_t *unused)
+{
+    (void)unused;
+    sort_times();
+    say_number(n_times);
+    if (n_times) {
+        say_number(times[n_times / 2]);
+        say_number(times[n_times * 90 / 100]);
+        say_number(times[n_times * 99 / 100]);
+        say_number(times[n_times - 1]);
+    }
+    n_times = 0;
+    last_stamp = 0;
+    return true;
+}
+
 static const Command commands[] = {
     { "device", 1, run_device },
     { "read", 3, run_read },
@@ -456,6 +567,12 @@ static const Command commands[] = {
     { "left", 1, run_left },
     { "await", 5, run_await },
     { "forget", 0, run_forget },
+    { "poll", 4, run_poll },
+    { "fill", 4, run_fill },
+    { "sum", 3, run_sum },
+    { "clock", 0, run_clock },
+    { "stamp", 0, run_stamp },
+    { "times", 0, run_times },
 };
 
 /*
