@@ -487,6 +487,7 @@ static bool run_fill(const uint64_t *args)
 
 static bool run_sum(const uint64_t *args)
 {
+    /* volatile, so that every word is read */
     const volatile uint64_t *p = space_pointer(args[0], args[1]);
     uint64_t sum = 0;
 
