@@ -181,6 +181,13 @@ static inline int server_connect(Server *s)
     return fd;
 }
 
+static inline bool have_program(const char *name)
+{
+    g_autofree char *path = g_find_program_in_path(name);
+
+    return path;
+}
+
 /* Descriptors that the server has open */
 static inline unsigned server_count_fds(Server *s)
 {

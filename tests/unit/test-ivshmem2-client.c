@@ -240,6 +240,29 @@ static void test_sections(void)
     link_end(&l);
 }
 
+/* More than 32 bits, which costs nothing until it is used */
+static void test_large_sections(void)
+{
+    const uint64_t size = UINT64_C(6) << 30;
+    Link l;
+    Ivshmem2Peer *a, *b;
+
+    link_start(&l, "--max-peers 3 --rw-size 6G --output-size 6G");
+    a = join(&l, 2);
+    b = join(&l, 0);
+    g_assert_cmpuint(ivshmem2_peer_info(a)->rw_size, ==, size);
+    g_assert_cmpuint(ivshmem2_peer_info(a)->output_size, ==, size);
+    strcpy((char *)ivshmem2_peer_rw(a) + size - 8, "the end");
+    g_assert_cmpstr((char *)ivshmem2_peer_rw(b) + size - 8, ==, "the end");
+    strcpy((char *)ivshmem2_peer_output(a, 2) + size - 8, "output2");
+    g_assert_cmpstr((char *)ivshmem2_peer_output(b, 2) + size - 8, ==,
+                    "output2");
+    g_assert_cmpstr((char *)ivshmem2_peer_output(b, 1) + size - 8, ==, "");
+    ivshmem2_peer_close(a);
+    ivshmem2_peer_close(b);
+    link_end(&l);
+}
+
 static void test_read_only(void)
 {
     Link l;
@@ -996,6 +1019,7 @@ static const struct {
 } tests[] = {
     { "/ivshmem2/client/info", test_info },
     { "/ivshmem2/client/sections", test_sections },
+    { "/ivshmem2/client/large-sections", test_large_sections },
     { "/ivshmem2/client/read-only", test_read_only },
     { "/ivshmem2/client/ring", test_ring },
     { "/ivshmem2/client/ring-large", test_ring_large },

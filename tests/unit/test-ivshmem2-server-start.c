@@ -345,7 +345,7 @@ static void test_no_memory(void)
     /* 16 output sections and as many descriptors */
     argv = server_argv("prlimit --nofile=24 ", s.socket,
                        "--output-size 4K --max-peers 16");
-    if (!g_find_program_in_path("prlimit")) {
+    if (!have_program("prlimit")) {
         g_test_skip("no prlimit");
     } else {
         text = server_fail(argv);
