@@ -240,18 +240,12 @@ static void ivshmem2_deliver(Ivshmem2State *s, uint32_t vector)
     }
 }
 
-/* Deliver whatever has arrived. */
-static void ivshmem2_eventfds_readable(void *opaque)
+/* Deliver some of what has arrived, and return how much that was. */
+static unsigned ivshmem2_deliver_arrived(Ivshmem2State *s)
 {
-    Ivshmem2State *s = opaque;
     struct epoll_event events[64];
-    int n;
+    int n = epoll_wait(s->epoll_fd, events, ARRAY_SIZE(events), 0);
 
-    if (!s->receiving) {
-        ivshmem2_set_polling(s, false);
-        return;
-    }
-    n = epoll_wait(s->epoll_fd, events, ARRAY_SIZE(events), 0);
     for (int i = 0; i < n && s->receiving; i++) {
         uint32_t vector = events[i].data.u32;
         int fd = ivshmem2_session_own_eventfd(s->link.session, vector);
@@ -259,6 +253,18 @@ static void ivshmem2_eventfds_readable(void *opaque)
         if (ivshmem2_eventfd_drain(fd)) {
             ivshmem2_deliver(s, vector);
         }
+    }
+    return MAX(n, 0);
+}
+
+static void ivshmem2_eventfds_readable(void *opaque)
+{
+    Ivshmem2State *s = opaque;
+
+    if (s->receiving) {
+        ivshmem2_deliver_arrived(s);
+    } else {
+        ivshmem2_set_polling(s, false);
     }
 }
 
@@ -268,8 +274,16 @@ static void ivshmem2_eventfds_readable(void *opaque)
  */
 static void ivshmem2_flush_arrived(Ivshmem2State *s)
 {
-    if (s->receiving && s->polling) {
-        ivshmem2_eventfds_readable(s);
+    uint32_t seen = 0;
+
+    /* One round: whoever goes on ringing does not keep us here. */
+    while (s->receiving && s->polling && seen < s->info.vectors) {
+        unsigned n = ivshmem2_deliver_arrived(s);
+
+        if (!n) {
+            break;
+        }
+        seen += n;
     }
 }
 
