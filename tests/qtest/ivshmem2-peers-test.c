@@ -25,6 +25,11 @@ static const TestLinkSetup setup_large = {
     .qemu = "-global ivshmem2.peer-id=65535",
 };
 
+static const TestLinkSetup setup_many_vectors = {
+    .server = "--max-peers 2 --vectors 1000 --push-limit 2000",
+    .qemu = "-global ivshmem2.peer-id=0",
+};
+
 static const TestLinkSetup setup_intx = {
     .server = "--max-peers 3 --intx --rw-size 8K",
     .qemu = "-global ivshmem2.peer-id=0",
@@ -372,6 +377,31 @@ static void test_reenable(void *obj, void *link, QGuestAllocator *alloc)
             seen = qtest_readl(b->qts, qivshmem2_output(b, 0));
         }
     }
+}
+
+/*
+ * G3: as many vectors as can be are rung while the VM is paused, and then
+ * reception is turned off at once.
+ */
+static void test_many_vectors(void *obj, void *link, QGuestAllocator *alloc)
+{
+    QIvshmem2 *a = obj;
+    QIvshmem2 *b = peer_with_id(link, 1);
+
+    for (int round = 0; round < 10; round++) {
+        enable(b);
+        qtest_qmp_assert_success(b->qts, "{ 'execute': 'stop' }");
+        for (unsigned i = 0; i < b->vectors; i++) {
+            qivshmem2_ring(a, 1, i);
+        }
+        qtest_qmp_assert_success(b->qts, "{ 'execute': 'cont' }");
+        qivshmem2_writel(b, IVSHMEM2_REG_INT_CONTROL, 0);
+        for (unsigned i = 0; i < b->vectors; i++) {
+            qivshmem2_wait(b, i);
+        }
+    }
+    g_assert_cmpuint(test_link_get(b->qts, QIVSHMEM2_ID,
+                                   "interrupts-dropped"), ==, 0);
 }
 
 /* X3, M6: a storm does not get through to who does not listen */
@@ -1298,6 +1328,7 @@ static void register_ivshmem2_peers_test(void)
         { "doorbell/memory-before", test_before_doorbell },
         { "doorbell/ping-pong", test_ping_pong },
         { "doorbell/reenable", test_reenable },
+        { "doorbell/many-vectors", test_many_vectors, &setup_many_vectors },
         { "doorbell/storm", test_storm },
         { "doorbell/one-shot", test_one_shot },
         { "doorbell/paused-vm", test_paused_vm },
