@@ -22,6 +22,7 @@
  *   poll SPACE OFFSET SIZE VALUE       until this is there, without halting
  *   fill SPACE OFFSET COUNT VALUE      write so many 64-bit words
  *   sum SPACE OFFSET COUNT             read so many of them
+ *   copy SPACE OFFSET SPACE OFFSET     a 32-bit word, to the latter
  *   clock                              the time stamp counter
  *   stamp                              keep the time since the last stamp
  *   times                              how many, median, 90 %, 99 %, maximum
@@ -501,6 +502,15 @@ static bool run_sum(const uint64_t *args)
     return true;
 }
 
+static bool run_copy(const uint64_t *args)
+{
+    if (!space_valid(args[0]) || !space_valid(args[2])) {
+        return false;
+    }
+    space_write(args[2], args[3], 4, space_read(args[0], args[1], 4));
+    return true;
+}
+
 static uint64_t clock(void)
 {
     uint32_t low, high;
@@ -571,6 +581,7 @@ static const Command commands[] = {
     { "poll", 4, run_poll },
     { "fill", 4, run_fill },
     { "sum", 3, run_sum },
+    { "copy", 4, run_copy },
     { "clock", 0, run_clock },
     { "stamp", 0, run_stamp },
     { "times", 0, run_times },
