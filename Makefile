@@ -9,7 +9,7 @@
 
 export BUILD ?= build
 
-.PHONY: help setup qemu tools guest demo check conformance check-asan \
+.PHONY: help setup qemu tools guest demo check conformance check-asan bench \
         checkpatch patches clean distclean
 
 help:           ## this list
@@ -30,6 +30,10 @@ check-asan: setup ## the tests again, under the sanitizers
 	@qemu/build asan
 	@contrib/build asan
 	@qemu/env --asan tests/run --asan
+
+bench: qemu tools ## what doorbells and interrupts cost, beside version 1
+	@qemu/packages bench
+	@qemu/env bench/run
 
 checkpatch: qemu ## QEMU's style checker over our files
 	@qemu/env qemu/checkpatch
