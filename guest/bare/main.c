@@ -10,6 +10,7 @@
  * repeat 0 goes on until the next line comes. The answer is one line, either
  * "ok" and what the last round has read, or "error" and the reason.
  *
+ *   say VALUE                          put it into the answer
  *   device SLOT                        use this function of PCI bus 0
  *   read SPACE OFFSET SIZE             put a value into the answer
  *   write SPACE OFFSET SIZE VALUE
@@ -345,6 +346,12 @@ static void space_write(uint64_t space, uint64_t offset, uint64_t size,
     }
 }
 
+static bool run_say(const uint64_t *args)
+{
+    say_number(args[0]);
+    return true;
+}
+
 static bool run_device(const uint64_t *args)
 {
     config = args[0] << 11;
@@ -570,6 +577,7 @@ static bool run_times(const uint64_t *unused)
 }
 
 static const Command commands[] = {
+    { "say", 1, run_say },
     { "device", 1, run_device },
     { "read", 3, run_read },
     { "write", 4, run_write },

@@ -1,0 +1,239 @@
+"""Virtual machines with the bare-metal guest, and the devices that it drives.
+
+What the guest is told to do is a list of steps (see guest/bare/main.c). The
+functions and methods here that are called like a step return its text, for
+BareGuest.run().
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import functools
+import subprocess
+
+from vm import BOOT_TIMEOUT, COMMAND_TIMEOUT, HERE, Failure, Qmp
+
+# Spaces; the others are the numbers of BARs.
+CONFIG, IO, MEMORY = 6, 7, 8
+
+CPU = {'tcg': 'qemu64', 'kvm': 'host'}
+
+# PCI
+COMMAND = 4
+COMMAND_MEMORY, COMMAND_MASTER, COMMAND_NO_INTX = 2, 4, 0x400
+BARS = 0x10
+CAPABILITIES = 0x34
+INTERRUPT_LINE = 0x3c
+CAP_VENDOR, CAP_MSIX = 9, 0x11
+MSIX_ENABLE, MSIX_MASK = 0x8000, 0x4000
+
+# ivshmem2 (include/hw/misc/ivshmem2-regs.h)
+ID, MAX_PEERS, INT_CONTROL, DOORBELL, STATE = 0, 4, 8, 0xc, 0x10
+PRIV_CONTROL = 3
+
+IOAPIC = 0xfec00000
+MSI_PHYSICAL = 0xfee00000       # to the processor with APIC ID 0
+MSI_LOGICAL = 0xfee0100c        # to the one with logical ID 1
+
+
+def read(space, offset, size=4):
+    return f'read {space:x} {offset:x} {size:x}'
+
+
+def number(value):
+    """A value for a step; '#' is the number of the round."""
+    return value if value == '#' else f'{value:x}'
+
+
+def write(space, offset, value, size=4):
+    return f'write {space:x} {offset:x} {size:x} {number(value)}'
+
+
+def check(space, offset, value, size=4):
+    return f'check {space:x} {offset:x} {size:x} {number(value)}'
+
+
+class BareGuest:
+    """A virtual machine; commands go through its serial line."""
+
+    def __init__(self, lab, name, accel, *devices):
+        self.name = name
+        self.slot = None            # of the device that it uses
+        self.marks = 0
+        self.qmp_path = lab.path / f'{name}.qmp'
+        self.process = lab.start(name, [
+            lab.env.qemu, '-nodefaults', '-no-user-config',
+            '-display', 'none', '-machine', 'pc', '-accel', accel,
+            '-cpu', CPU[accel], '-m', '32', '-name', name,
+            '-kernel', self.kernel(lab), '-serial', 'stdio',
+            '-qmp', f'unix:{self.qmp_path},server=on,wait=off', *devices])
+
+    @staticmethod
+    def kernel(lab):
+        subprocess.run([HERE / 'bare/build', lab.env.bare_guest], check=True)
+        return lab.env.bare_guest
+
+    @functools.cached_property
+    def qmp(self):
+        return Qmp(self.qmp_path)
+
+    def wait_ready(self, timeout=BOOT_TIMEOUT):
+        self.process.expect('^ready$', timeout)
+        self.slot = None
+        return self
+
+    def start(self, *steps, repeat=1):
+        """Begin something; finish() waits for its end."""
+        words = ' ; '.join((f'repeat {repeat:x}', *steps))
+        self.process.send(words + '\n')
+
+    def finish(self, timeout=COMMAND_TIMEOUT):
+        """The values that the last round has read."""
+        try:
+            text = self.process.line(timeout)
+        except Failure:
+            # What does not end is told to end, and says what it is at.
+            self.process.send('\n')
+            text = self.process.line(timeout)
+        if not text.startswith('ok'):
+            self.sync()
+            raise Failure(f'{self.name}: {text}')
+        return [int(word, 16) for word in text.split()[1:]]
+
+    def sync(self):
+        """Whatever it does, and has answered: it listens now."""
+        self.marks += 1
+        self.process.send(f'\nsay {self.marks:x}\n')
+        self.process.expect(f'^ok {self.marks:x}$', COMMAND_TIMEOUT)
+
+    def run(self, *steps, repeat=1, timeout=COMMAND_TIMEOUT):
+        self.start(*steps, repeat=repeat)
+        return self.finish(timeout)
+
+    def reset(self):
+        """Begin a reset, as the machine's button does; see wait_ready()."""
+        self.qmp.command('system_reset')
+
+    def kill(self):
+        self.process.kill()
+        self.process.popen.wait()
+
+    def power_off(self):
+        """Returns QEMU's exit status."""
+        self.start(write(IO, 0x604, 0x2000, 2))
+        return self.process.popen.wait(COMMAND_TIMEOUT)
+
+
+class Peer:
+    """An ivshmem2 device in such a guest."""
+
+    def __init__(self, guest, slot, peer_id, vectors):
+        self.guest = guest
+        self.slot = slot
+        self.id = peer_id
+        self.vectors = vectors
+        self.name = f'dev{slot}'    # for QEMU
+
+    def start(self, *steps, repeat=1):
+        if self.guest.slot != self.slot:
+            self.guest.run(f'device {self.slot:x}')
+            self.guest.slot = self.slot
+        self.guest.start(*steps, repeat=repeat)
+
+    def finish(self, timeout=COMMAND_TIMEOUT):
+        return self.guest.finish(timeout)
+
+    def run(self, *steps, repeat=1, timeout=COMMAND_TIMEOUT):
+        self.start(*steps, repeat=repeat)
+        return self.finish(timeout)
+
+    def stop(self):
+        """End what goes on forever."""
+        self.guest.sync()
+
+    def value(self, step):
+        """What this step says."""
+        return self.run(step)[0]
+
+    def property(self, name):
+        return self.guest.qmp.command(
+            'qom-get', path=f'/machine/peripheral/{self.name}', property=name)
+
+    @functools.cached_property
+    def capabilities(self):
+        """ID -> offset in the configuration space"""
+        found = {}
+        offset = self.value(read(CONFIG, CAPABILITIES, 1))
+        while offset:
+            cap, following = self.run(read(CONFIG, offset, 1),
+                                      read(CONFIG, offset + 1, 1))
+            if cap in found or offset % 4:
+                raise Failure(f'capability {cap:#x} at {offset:#x}')
+            found[cap] = offset
+            offset = following
+        return found
+
+    # Steps
+
+    @staticmethod
+    def enable(on=True):
+        return write(0, INT_CONTROL, int(on))
+
+    @staticmethod
+    def state(value):
+        return write(0, STATE, value)
+
+    @staticmethod
+    def ring(target, vector=0):
+        return write(0, DOORBELL, target.id << 16 | vector)
+
+    def idt(self, vector):
+        """The vector that the processor sees."""
+        return 0x30 + 8 * self.slot + vector
+
+    def take(self, vector=0, count=1):
+        return f'take {self.idt(vector):x} {count:x}'
+
+    def left(self, vector=0):
+        return f'left {self.idt(vector):x}'
+
+    def await_value(self, offset, value, vector=0):
+        """Take interrupts until there is a value in the memory."""
+        return (f'await {self.idt(vector):x} 2 {offset:x} 4 {number(value)}')
+
+    def bus_master(self, on=True):
+        return write(CONFIG, COMMAND,
+                     COMMAND_MEMORY | (COMMAND_MASTER if on else 0), 2)
+
+    def one_shot(self, on=True):
+        return write(CONFIG, self.capabilities[CAP_VENDOR] + PRIV_CONTROL,
+                     int(on), 1)
+
+    def msix(self, value=MSIX_ENABLE):
+        return write(CONFIG, self.capabilities[CAP_MSIX] + 2, value, 2)
+
+    def mask(self, vector, on=True):
+        return write(1, 16 * vector + 12, int(on))
+
+    def route(self, vector, idt=None, address=MSI_PHYSICAL):
+        """Three steps: where the interrupts of a vector go to."""
+        idt = self.idt(vector) if idt is None else idt
+        return (write(1, 16 * vector, address), write(1, 16 * vector + 4, 0),
+                write(1, 16 * vector + 8, idt))
+
+    def setup(self, *more):
+        """Everything on, nothing masked, nothing to be seen any more."""
+        self.run(self.enable(False), self.bus_master(), self.one_shot(False))
+        for vector in range(self.vectors):
+            self.run(*self.route(vector), self.mask(vector, False))
+        self.run(self.msix(), self.enable(), 'forget', *more)
+
+    def setup_intx(self):
+        """The same with INTx, by an edge at the I/O APIC."""
+        self.run(self.enable(False), self.one_shot(False),
+                 write(CONFIG, COMMAND, COMMAND_MEMORY, 2))
+        pin = self.value(read(CONFIG, INTERRUPT_LINE, 1))
+        self.run(write(MEMORY, IOAPIC, 0x11 + 2 * pin),
+                 write(MEMORY, IOAPIC + 0x10, 0),
+                 write(MEMORY, IOAPIC, 0x10 + 2 * pin),
+                 write(MEMORY, IOAPIC + 0x10, self.idt(0)),
+                 self.enable(), 'forget')
