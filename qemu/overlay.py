@@ -39,10 +39,8 @@ class Topic:
             found = [f for f in sorted(TOP.glob(pattern)) if f.is_file()
                      and not f.name.endswith('~')]
             if not found:
-                self.missing = pattern
-                return
+                sys.exit(f'{path}: there is no {pattern}')
             self.files |= {str(f.relative_to(TOP)) for f in found}
-        self.missing = None
         self.message = re.sub(r'^(Files|Append): .*\n', '', head,
                               flags=re.M).strip() + '\n'
         self.targets = set(re.findall(r'^--- a/(\S+)', self.patch, re.M))
