@@ -13,7 +13,7 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include "qapi/error.h"
-#include "qapi/visitor.h"
+#include "qapi/visitor-impl.h"
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
 #include "qemu/host-utils.h"
@@ -785,29 +785,46 @@ static void ivshmem2_get_peer_id(Object *obj, Visitor *v, const char *name,
     }
 }
 
+/* A string from the command line, perhaps a number from QMP */
+static bool ivshmem2_visit_id(Visitor *v, const char *name, char **text,
+                              uint32_t *id, Error **errp)
+{
+    g_autofree GenericAlternate *alt = NULL;
+    bool ok;
+
+    if (!v->start_alternate) {
+        /* as for -global, where everything is a string */
+        return visit_type_str(v, name, text, errp);
+    }
+    if (!visit_start_alternate(v, name, &alt, sizeof(*alt), errp)) {
+        return false;
+    }
+    ok = alt->type == QTYPE_QNUM ? visit_type_uint32(v, name, id, errp)
+                                 : visit_type_str(v, name, text, errp);
+    visit_end_alternate(v, (void **)&alt);
+    return ok;
+}
+
 static void ivshmem2_set_peer_id(Object *obj, Visitor *v, const char *name,
                                  void *opaque, Error **errp)
 {
     Ivshmem2State *s = IVSHMEM2(obj);
     g_autofree char *text = NULL;
-    unsigned id;
+    uint32_t id;
 
     if (DEVICE(s)->realized) {
         error_setg(errp, "the ID of a peer cannot change");
         return;
     }
-    /* a string on the command line, perhaps a number in QMP */
-    if (!visit_type_str(v, name, &text, NULL)) {
-        if (!visit_type_uint32(v, name, &id, errp)) {
-            return;
-        }
-    } else if (!strcmp(text, "any")) {
+    if (!ivshmem2_visit_id(v, name, &text, &id, errp)) {
+        return;
+    }
+    if (text && !strcmp(text, "any")) {
         s->wanted_id = IVSHMEM2_ID_ANY;
         return;
-    } else if (qemu_strtoui(text, NULL, 0, &id) < 0) {
-        id = IVSHMEM2_ID_ANY;
     }
-    if (id >= IVSHMEM2_MAX_PEERS) {
+    if ((text && qemu_strtoui(text, NULL, 0, &id) < 0) ||
+        id >= IVSHMEM2_MAX_PEERS) {
         error_setg(errp, "peer-id is 'any' or a number from 0 to %u",
                    IVSHMEM2_MAX_PEERS - 1);
         return;
