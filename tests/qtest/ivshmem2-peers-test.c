@@ -145,6 +145,23 @@ static void test_ids(void *obj, void *link, QGuestAllocator *alloc)
     g_assert_cmphex(seen, ==, 0xf);
 }
 
+/* peer-id as a number in JSON */
+static void test_json(void *obj, void *opaque, QGuestAllocator *alloc)
+{
+    TestLink *link = opaque;
+    g_autofree char *options =
+        g_strdup_printf("-global ivshmem2.peer-id=2 "
+                        "-chardev socket,id=json,path=%s "
+                        "-device '{ \"driver\": \"ivshmem2\", "
+                        "\"id\": \"json\", \"chardev\": \"json\", "
+                        "\"peer-id\": 3 }'", link->socket);
+    QIvshmem2 *d = test_link_peer(link, options);
+
+    g_assert_cmpuint(id_of(d), ==, 2);
+    g_assert_cmpuint(test_link_get(d->qts, "json", "peer-id"), ==, 3);
+    expect_ring(obj, d, 1);
+}
+
 static void check_refused(QIvshmem2 *d, TestLink *link, const char *msix,
                           const char *word)
 {
@@ -906,6 +923,7 @@ static void test_intx(void *obj, void *link, QGuestAllocator *alloc)
     QIvshmem2 *a = obj;
     QIvshmem2 *b = peer_with_id(link, 1);
     QIvshmem2 *c = peer_with_id(link, 2);
+    uint64_t received;
 
     intx_start(a);
     intx_start(b);
@@ -927,11 +945,14 @@ static void test_intx(void *obj, void *link, QGuestAllocator *alloc)
     qivshmem2_writel(b, IVSHMEM2_REG_INT_CONTROL, 0);
     qivshmem2_ring(a, 1, 0);
     intx_barrier(a, b);
+    received = test_link_get(b->qts, QIVSHMEM2_ID, "interrupts-received");
     qivshmem2_set_command(b, PCI_COMMAND_INTX_DISABLE, true);
     qivshmem2_ring(a, 1, 0);
     g_assert_false(intx_arrived(b));
     qivshmem2_set_command(b, PCI_COMMAND_INTX_DISABLE, false);
     intx_barrier(a, b);
+    g_assert_cmpuint(test_link_get(b->qts, QIVSHMEM2_ID,
+                                   "interrupts-received"), ==, received + 1);
 
     qivshmem2_set_one_shot(b, true);
     qivshmem2_ring(a, 1, 0);
@@ -1315,6 +1336,7 @@ static void register_ivshmem2_peers_test(void)
         const TestLinkSetup *setup;
     } tests[] = {
         { "link/ids", test_ids },
+        { "link/json", test_json },
         { "link/refused-msix", test_refused_msix },
         { "link/refused-intx", test_refused_intx, &setup_intx },
         { "link/memory", test_memory },
