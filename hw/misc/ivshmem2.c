@@ -49,6 +49,7 @@ struct Ivshmem2State {
     OnOffAuto msix;
     bool use_ioeventfd;
     bool use_irqfd;
+    uint8_t irqfd_after;
 
     Ivshmem2Link link;          /* its chr is a property, too */
     Ivshmem2Welcome info;       /* constant once realized */
@@ -75,6 +76,7 @@ struct Ivshmem2State {
     Ivshmem2Kvm kvm;
     bool kernel_delivers;       /* KVM may, if the vector is not masked */
     unsigned long *in_kernel;   /* vectors that it delivers */
+    uint8_t *in_a_row;          /* QEMU delivered to that vector */
     uint64_t sent;
     uint64_t received;
     uint64_t dropped;
@@ -130,11 +132,14 @@ static void ivshmem2_drop_arrived(Ivshmem2State *s)
 /* Who delivers @vector: KVM while it can, else QEMU. */
 static void ivshmem2_update_vector(Ivshmem2State *s, uint32_t vector)
 {
-    bool kernel = s->kernel_delivers &&
-                  !msix_is_masked(PCI_DEVICE(s), vector);
+    bool may = s->kernel_delivers && !msix_is_masked(PCI_DEVICE(s), vector);
+    bool kernel = may && s->in_a_row[vector] >= s->irqfd_after;
     int fd = ivshmem2_session_own_eventfd(s->link.session, vector);
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = vector };
 
+    if (!may) {
+        s->in_a_row[vector] = 0;
+    }
     if (kernel == test_bit(vector, s->in_kernel)) {
         return;
     }
@@ -226,6 +231,10 @@ static void ivshmem2_deliver(Ivshmem2State *s, uint32_t vector)
             return;
         }
         msix_notify(pdev, vector);
+        if (s->in_a_row[vector] < s->irqfd_after) {
+            s->in_a_row[vector]++;
+            ivshmem2_update_vector(s, vector);
+        }
     } else {
         /* A pulse: nobody acknowledges it (G10). */
         pci_irq_assert(pdev);
@@ -690,6 +699,7 @@ static bool ivshmem2_init_interrupts(Ivshmem2State *s, Error **errp)
     }
     s->pending = bitmap_new(s->info.vectors);
     s->in_kernel = bitmap_new(s->info.vectors);
+    s->in_a_row = g_new0(uint8_t, s->info.vectors);
     ivshmem2_kvm_init(&s->kvm, PCI_DEVICE(s), &s->regs, s->info.vectors);
     return true;
 }
@@ -717,6 +727,7 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
     ivshmem2_close(&s->epoll_fd);
     g_clear_pointer(&s->pending, g_free);
     g_clear_pointer(&s->in_kernel, g_free);
+    g_clear_pointer(&s->in_a_row, g_free);
     migrate_del_blocker(&s->migration_blocker);
 }
 
@@ -874,6 +885,12 @@ static const Property ivshmem2_properties[] = {
     DEFINE_PROP_ON_OFF_AUTO("msix", Ivshmem2State, msix, ON_OFF_AUTO_AUTO),
     DEFINE_PROP_BOOL("ioeventfd", Ivshmem2State, use_ioeventfd, true),
     DEFINE_PROP_BOOL("x-irqfd", Ivshmem2State, use_irqfd, true),
+    /*
+     * Giving a vector to KVM and taking it back can cost milliseconds.  So
+     * many interrupts in a row tell that the guest does not use Interrupt
+     * Control or the mask all the time.
+     */
+    DEFINE_PROP_UINT8("x-irqfd-after", Ivshmem2State, irqfd_after, 64),
     DEFINE_PROP_UINT32("handshake-timeout-ms", Ivshmem2State,
                        handshake_timeout_ms, 5000),
 };
