@@ -18,10 +18,12 @@
 static unsigned ivshmem2_all_ioeventfds;
 
 void ivshmem2_kvm_init(Ivshmem2Kvm *k, PCIDevice *pdev, MemoryRegion *regs,
-                       unsigned vectors)
+                       unsigned vectors, unsigned ioeventfds)
 {
     k->pdev = pdev;
     k->regs = regs;
+    k->max_ioeventfds = ioeventfds;
+    k->ioeventfds = g_new0(Ivshmem2IoEventFd, ioeventfds);
     k->n_irqfds = vectors;
     k->irqfds = g_new0(Ivshmem2Irqfd, vectors);
     for (unsigned i = 0; i < vectors; i++) {
@@ -48,7 +50,7 @@ static Ivshmem2IoEventFd *ivshmem2_kvm_get_ioeventfd(Ivshmem2Kvm *k)
 {
     Ivshmem2IoEventFd *io;
 
-    if (k->n_ioeventfds < IVSHMEM2_MAX_IOEVENTFDS) {
+    if (k->n_ioeventfds < k->max_ioeventfds) {
         return ivshmem2_all_ioeventfds < IVSHMEM2_MAX_ALL_IOEVENTFDS ?
                &k->ioeventfds[k->n_ioeventfds++] : NULL;
     }
@@ -56,7 +58,7 @@ static Ivshmem2IoEventFd *ivshmem2_kvm_get_ioeventfd(Ivshmem2Kvm *k)
         return NULL;
     }
     io = &k->ioeventfds[k->next_ioeventfd];
-    k->next_ioeventfd = (k->next_ioeventfd + 1) % IVSHMEM2_MAX_IOEVENTFDS;
+    k->next_ioeventfd = (k->next_ioeventfd + 1) % k->max_ioeventfds;
     ivshmem2_kvm_del_ioeventfd(k, io);
     return io;
 }
@@ -66,7 +68,7 @@ void ivshmem2_kvm_rung(Ivshmem2Kvm *k, uint32_t doorbell, int fd)
     Ivshmem2IoEventFd *io;
     int own_fd;
 
-    if (!kvm_enabled()) {
+    if (!kvm_enabled() || !k->max_ioeventfds) {
         return;
     }
     for (unsigned i = 0; i < k->n_ioeventfds; i++) {
@@ -165,4 +167,5 @@ void ivshmem2_kvm_exit(Ivshmem2Kvm *k)
     }
     g_clear_pointer(&k->irqfds, g_free);
     k->n_irqfds = 0;
+    g_clear_pointer(&k->ioeventfds, g_free);
 }

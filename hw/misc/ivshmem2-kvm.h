@@ -14,11 +14,7 @@
 #include "hw/pci/pci_device.h"
 #include "qemu/event_notifier.h"
 
-/*
- * KVM looks ioeventfds up one after the other, and aborts when it has no room
- * for another one: a few for each device, and not too many for all.
- */
-#define IVSHMEM2_MAX_IOEVENTFDS         32
+/* KVM aborts when it has no room for another one: not too many for all. */
 #define IVSHMEM2_MAX_ALL_IOEVENTFDS     256
 
 typedef struct Ivshmem2IoEventFd {
@@ -35,7 +31,8 @@ typedef struct Ivshmem2Irqfd {
 typedef struct Ivshmem2Kvm {
     PCIDevice *pdev;
     MemoryRegion *regs;
-    Ivshmem2IoEventFd ioeventfds[IVSHMEM2_MAX_IOEVENTFDS];
+    Ivshmem2IoEventFd *ioeventfds;
+    unsigned max_ioeventfds;
     unsigned n_ioeventfds;
     unsigned next_ioeventfd;    /* the oldest one, once all are in use */
     unsigned trapped;
@@ -44,8 +41,12 @@ typedef struct Ivshmem2Kvm {
     bool warned;
 } Ivshmem2Kvm;
 
+/*
+ * @ioeventfds: how many to use at most.  KVM looks them up one after the
+ * other, so every one makes all of them a little slower.
+ */
 void ivshmem2_kvm_init(Ivshmem2Kvm *k, PCIDevice *pdev, MemoryRegion *regs,
-                       unsigned vectors);
+                       unsigned vectors, unsigned ioeventfds);
 
 /* Detach everything. */
 void ivshmem2_kvm_exit(Ivshmem2Kvm *k);

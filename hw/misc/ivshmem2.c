@@ -48,6 +48,7 @@ struct Ivshmem2State {
     uint32_t handshake_timeout_ms;
     OnOffAuto msix;
     bool use_ioeventfd;
+    uint8_t max_ioeventfds;
     bool use_irqfd;
     uint8_t irqfd_after;
 
@@ -359,11 +360,9 @@ static void ivshmem2_ring(Ivshmem2State *s, uint32_t doorbell)
                       vector);
         return;
     case IVSHMEM2_RING_SIGNALLED:
-        if (s->use_ioeventfd) {
-            ivshmem2_kvm_rung(&s->kvm, doorbell,
-                              ivshmem2_session_eventfd(s->link.session, target,
-                                                       vector));
-        }
+        ivshmem2_kvm_rung(&s->kvm, doorbell,
+                          ivshmem2_session_eventfd(s->link.session, target,
+                                                   vector));
         break;
     case IVSHMEM2_RING_REQUESTED:
         ivshmem2_link_pump(&s->link);
@@ -700,7 +699,8 @@ static bool ivshmem2_init_interrupts(Ivshmem2State *s, Error **errp)
     s->pending = bitmap_new(s->info.vectors);
     s->in_kernel = bitmap_new(s->info.vectors);
     s->in_a_row = g_new0(uint8_t, s->info.vectors);
-    ivshmem2_kvm_init(&s->kvm, PCI_DEVICE(s), &s->regs, s->info.vectors);
+    ivshmem2_kvm_init(&s->kvm, PCI_DEVICE(s), &s->regs, s->info.vectors,
+                      s->use_ioeventfd ? s->max_ioeventfds : 0);
     return true;
 }
 
@@ -884,6 +884,7 @@ static const Property ivshmem2_properties[] = {
     DEFINE_PROP_CHR("chardev", Ivshmem2State, link.chr),
     DEFINE_PROP_ON_OFF_AUTO("msix", Ivshmem2State, msix, ON_OFF_AUTO_AUTO),
     DEFINE_PROP_BOOL("ioeventfd", Ivshmem2State, use_ioeventfd, true),
+    DEFINE_PROP_UINT8("max-ioeventfds", Ivshmem2State, max_ioeventfds, 32),
     DEFINE_PROP_BOOL("x-irqfd", Ivshmem2State, use_irqfd, true),
     /*
      * Giving a vector to KVM and taking it back can cost milliseconds.  So
