@@ -6,6 +6,7 @@
 
 #include "ivshmem2-server-util.h"
 #include <grp.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 
 /* Command line */
@@ -183,6 +184,28 @@ static void test_race(void)
         g_assert_cmpint(server_stop(&s, SIGTERM), ==, 0);
         g_assert_false(g_file_test(s.socket, G_FILE_TEST_EXISTS));
     }
+    server_end(&s);
+}
+
+/* Who starts meanwhile waits, but not for ever. */
+static void test_lock(void)
+{
+    g_auto(GStrv) argv = NULL;
+    g_autofree char *text = NULL;
+    Server s;
+    int fd;
+
+    server_init(&s);
+    argv = server_argv("", s.socket, "");
+    fd = open(s.dir, O_RDONLY | O_CLOEXEC);
+    g_assert_cmpint(flock(fd, LOCK_EX), ==, 0);
+    text = server_fail(argv);
+    assert_says_text(text, "cannot lock the directory");
+    s.pid = spawn(argv, NULL, NULL);
+    g_usleep(NEVER_MS * 1000);
+    g_assert_false(g_file_test(s.socket, G_FILE_TEST_EXISTS));
+    ivshmem2_close(&fd);
+    wait_for_file(s.socket);
     server_end(&s);
 }
 
@@ -491,6 +514,7 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server-start/second-start",
                     test_second_start);
     g_test_add_func("/ivshmem2/server-start/race", test_race);
+    g_test_add_func("/ivshmem2/server-start/lock", test_lock);
     g_test_add_func("/ivshmem2/server-start/not-a-socket",
                     test_not_a_socket);
     g_test_add_func("/ivshmem2/server-start/datagram-socket",
