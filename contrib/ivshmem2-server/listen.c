@@ -27,20 +27,8 @@
 #define LOCK_TRIES          200
 #define LOCK_INTERVAL       (G_USEC_PER_SEC / 100)
 
-static bool fail(GError **error, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
-
-static bool fail(GError **error, const char *fmt, ...)
-{
-    g_autofree char *text = NULL;
-    va_list ap;
-
-    va_start(ap, fmt);
-    text = g_strdup_vprintf(fmt, ap);
-    va_end(ap);
-    g_set_error_literal(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
-                        text);
-    return false;
-}
+#define fail(error, ...) \
+    ivshmem2_fail(error, IVSHMEM2_LIB_ERROR_IO, __VA_ARGS__)
 
 /*
  * Of two servers that start at once, one is to find the other.  The lock is

@@ -123,20 +123,8 @@ typedef struct Config {
 
 /* Options */
 
-static bool fail(GError **error, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
-
-static bool fail(GError **error, const char *fmt, ...)
-{
-    g_autofree char *text = NULL;
-    va_list ap;
-
-    va_start(ap, fmt);
-    text = g_strdup_vprintf(fmt, ap);
-    va_end(ap);
-    g_set_error_literal(error, IVSHMEM2_LIB_ERROR,
-                        IVSHMEM2_LIB_ERROR_ARGUMENT, text);
-    return false;
-}
+#define fail(error, ...) \
+    ivshmem2_fail(error, IVSHMEM2_LIB_ERROR_ARGUMENT, __VA_ARGS__)
 
 /* A number at the start of @text, and what follows it */
 static bool scan_number(const char *text, unsigned base, uint64_t *value,

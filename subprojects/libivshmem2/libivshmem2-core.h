@@ -33,6 +33,10 @@ typedef enum Ivshmem2LibError {
     IVSHMEM2_LIB_ERROR_IO,          /* the system refused; text has errno */
 } Ivshmem2LibError;
 
+/* Set @error, with a text as by printf().  Always returns false. */
+bool ivshmem2_fail(GError **error, Ivshmem2LibError code, const char *fmt, ...)
+    G_GNUC_PRINTF(3, 4);
+
 /*
  * Codec ("Messages")
  */

@@ -61,20 +61,8 @@ struct Ivshmem2Session {
     unsigned n_in_flight;
 };
 
-static bool broken(GError **error, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
-
-static bool broken(GError **error, const char *fmt, ...)
-{
-    g_autofree char *text = NULL;
-    va_list ap;
-
-    va_start(ap, fmt);
-    text = g_strdup_vprintf(fmt, ap);
-    va_end(ap);
-    g_set_error_literal(error, IVSHMEM2_LIB_ERROR,
-                        IVSHMEM2_LIB_ERROR_PROTOCOL, text);
-    return false;
-}
+#define broken(error, ...) \
+    ivshmem2_fail(error, IVSHMEM2_LIB_ERROR_PROTOCOL, __VA_ARGS__)
 
 /* Layout */
 
