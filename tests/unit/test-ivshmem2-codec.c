@@ -551,8 +551,13 @@ static void test_eventfd(void)
     g_assert_cmpint(fcntl(fd, F_SETFL, 0), ==, 0);
     g_assert_cmpuint(ivshmem2_eventfd_drain(fd), ==, 0);
     g_assert_cmpint(write(fd, &full, sizeof(full)), ==, sizeof(full));
+    /* as often as one likes: there is always something to be drained */
+    for (int i = 0; i < 100; i++) {
+        ivshmem2_eventfd_signal(fd);
+    }
+    g_assert_cmpuint(ivshmem2_eventfd_drain(fd), >=, full);
     ivshmem2_eventfd_signal(fd);
-    g_assert_cmpuint(ivshmem2_eventfd_drain(fd), ==, full);
+    g_assert_cmpuint(ivshmem2_eventfd_drain(fd), ==, 1);
     ivshmem2_close(&fd);
     ivshmem2_eventfd_signal(fd);
     g_assert_cmpuint(ivshmem2_eventfd_drain(fd), ==, 0);
