@@ -103,11 +103,11 @@ void setup_tables(void)
     uint64_t base = (uint64_t)&tss;
 
     for (int i = 0; i < 256; i++) {
-        uint64_t stub = (uint64_t)stubs + 16 * i;
+        uint64_t entry = (uint64_t)stubs + 16 * i;
 
         /* 64-bit interrupt gate */
-        idt[i][0] = (stub & 0xffff) | 8 << 16 | 0x8eull << 40 |
-                    (stub & 0xffff0000) << 32;
+        idt[i][0] = (entry & 0xffff) | 8 << 16 | 0x8eull << 40 |
+                    (entry & 0xffff0000) << 32;
     }
     tss.rsp0 = (uint64_t)kernel_stack;
     gdt[5] = (sizeof(tss) - 1) | (base & 0xffffff) << 16 | 0x89ull << 40 |
