@@ -65,7 +65,8 @@ class BareGuest:
             '-display', 'none', '-machine', 'pc', '-accel', accel,
             '-cpu', CPU[accel], '-m', '32', '-name', name,
             '-kernel', self.kernel(lab), '-serial', 'stdio',
-            '-qmp', f'unix:{self.qmp_path},server=on,wait=off', *devices])
+            '-qmp', f'unix:{self.qmp_path},server=on,wait=off', *devices],
+            err=lab.path / f'{name}.err')
 
     @staticmethod
     def kernel(lab):

@@ -75,22 +75,26 @@ class Process:
     """A program that is ended for sure.
 
     Its output is read line by line, or goes to the file @log: who writes to a
-    pipe that nobody reads comes to a halt.
+    pipe that nobody reads comes to a halt.  With @err, its errors go to that
+    file: where they would end up inside of a line otherwise.
     """
 
-    def __init__(self, name, command, on_line=None, log=None):
+    def __init__(self, name, command, on_line=None, log=None, err=None):
         self.name = name
         self.command = [str(word) for word in command]
         self.on_line = on_line
         self.output = b''           # not looked at yet
         self.lines = []             # looked at
         self.log = log
-        with open(log or os.devnull, 'wb') as file:
+        self.err = err
+        with (open(log or os.devnull, 'wb') as file,
+              open(err or os.devnull, 'wb') as err_file):
             # pylint: disable=consider-using-with,subprocess-popen-preexec-fn
             self.popen = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE,
                 stdout=file if log else subprocess.PIPE,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                stderr=err_file if err else subprocess.STDOUT,
+                start_new_session=True,
                 preexec_fn=end_with_parent)
         if not log:
             os.set_blocking(self.popen.stdout.fileno(), False)
@@ -107,6 +111,8 @@ class Process:
             lines = self.log.read_text(errors='replace').splitlines()
         else:
             lines = self.lines + [self.output.decode(errors='replace')]
+        if self.err:
+            lines += self.err.read_text(errors='replace').splitlines()
         return '\n'.join(lines[-20:])
 
     def line(self, timeout):
@@ -258,7 +264,9 @@ class Guest:
         self.addresses = []
         self.marks = 0
         self.in_client = False
-        self.process = lab.start(name, self.command(lab, devices))
+        # its serial line is its standard output
+        self.process = lab.start(name, self.command(lab, devices),
+                                 err=lab.path / f'{name}.err')
         self.qmp = None
 
     def command(self, lab, devices):
@@ -415,9 +423,9 @@ class Lab:
         shutil.rmtree(self.path, ignore_errors=True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def start(self, name, command, log=None):
+    def start(self, name, command, **files):
         on_line = self.on_line and (lambda text: self.on_line(name, text))
-        process = Process(name, command, on_line, log)
+        process = Process(name, command, on_line, **files)
         self.processes.append(process)
         return process
 
@@ -425,7 +433,7 @@ class Lab:
         """Start a server; returns its process when it listens."""
         path = self.socket(name)
         process = self.start(name, [self.env.server, '--socket', path,
-                                    *options], self.path / f'{name}.log')
+                                    *options], log=self.path / f'{name}.log')
         deadline = time.monotonic() + COMMAND_TIMEOUT
         while not path.is_socket():
             if process.popen.poll() is not None:
