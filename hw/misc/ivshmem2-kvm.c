@@ -15,7 +15,19 @@
 /* With all ioeventfds in use, how many trapped doorbells replace one */
 #define IVSHMEM2_TRAPS_PER_IOEVENTFD    256
 
+/* An address where nothing is */
+#define IVSHMEM2_NOWHERE                (UINT64_MAX & -0x1000)
+
 static unsigned ivshmem2_all_ioeventfds;
+
+static void ivshmem2_kvm_refused(Ivshmem2Kvm *k, const char *what)
+{
+    if (!k->warned) {
+        k->warned = true;
+        warn_report("ivshmem2: KVM refuses an %s, so QEMU helps out, which is "
+                    "slower", what);
+    }
+}
 
 void ivshmem2_kvm_init(Ivshmem2Kvm *k, PCIDevice *pdev, MemoryRegion *regs,
                        unsigned vectors, unsigned ioeventfds)
@@ -42,17 +54,43 @@ static void ivshmem2_kvm_del_ioeventfd(Ivshmem2Kvm *k, Ivshmem2IoEventFd *io)
 }
 
 /*
+ * QEMU aborts when KVM refuses one that the memory core wants.  So ask before,
+ * for an address where nothing is.
+ */
+static bool ivshmem2_kvm_has_room(int fd)
+{
+    struct kvm_ioeventfd io = {
+        .addr = IVSHMEM2_NOWHERE,
+        .len = 4,
+        .fd = fd,
+    };
+
+    if (kvm_vm_ioctl(kvm_state, KVM_IOEVENTFD, &io) < 0) {
+        return false;
+    }
+    io.flags = KVM_IOEVENTFD_FLAG_DEASSIGN;
+    return kvm_vm_ioctl(kvm_state, KVM_IOEVENTFD, &io) == 0;
+}
+
+/*
  * The one to use next, or NULL.  Whom KVM rings is not seen here, so the
  * oldest gives way, and only now and then: what the guest rings often is
  * likely to be the doorbell that comes at such a moment.
  */
-static Ivshmem2IoEventFd *ivshmem2_kvm_get_ioeventfd(Ivshmem2Kvm *k)
+static Ivshmem2IoEventFd *ivshmem2_kvm_get_ioeventfd(Ivshmem2Kvm *k, int fd)
 {
     Ivshmem2IoEventFd *io;
 
     if (k->n_ioeventfds < k->max_ioeventfds) {
-        return ivshmem2_all_ioeventfds < IVSHMEM2_MAX_ALL_IOEVENTFDS ?
-               &k->ioeventfds[k->n_ioeventfds++] : NULL;
+        if (ivshmem2_all_ioeventfds >= IVSHMEM2_MAX_ALL_IOEVENTFDS) {
+            return NULL;
+        }
+        if (!ivshmem2_kvm_has_room(fd)) {
+            ivshmem2_kvm_refused(k, "ioeventfd");
+            k->max_ioeventfds = k->n_ioeventfds;
+            return NULL;
+        }
+        return &k->ioeventfds[k->n_ioeventfds++];
     }
     if (++k->trapped % IVSHMEM2_TRAPS_PER_IOEVENTFD) {
         return NULL;
@@ -81,7 +119,7 @@ void ivshmem2_kvm_rung(Ivshmem2Kvm *k, uint32_t doorbell, int fd)
     if (own_fd < 0) {
         return;
     }
-    io = ivshmem2_kvm_get_ioeventfd(k);
+    io = ivshmem2_kvm_get_ioeventfd(k, own_fd);
     if (!io) {
         close(own_fd);
         return;
@@ -127,32 +165,71 @@ static bool ivshmem2_kvm_set_route(Ivshmem2Kvm *k, unsigned vector)
     return true;
 }
 
-bool ivshmem2_kvm_attach(Ivshmem2Kvm *k, unsigned vector, int fd)
+static bool ivshmem2_kvm_attach(Ivshmem2Kvm *k, unsigned vector)
 {
     Ivshmem2Irqfd *irqfd = &k->irqfds[vector];
 
-    event_notifier_init_fd(&irqfd->notifier, fd);
-    if (ivshmem2_kvm_set_route(k, vector) &&
-        kvm_irqchip_add_irqfd_notifier_gsi(kvm_state, &irqfd->notifier, NULL,
-                                           irqfd->virq) >= 0) {
-        trace_ivshmem2_irqfd_attach(k->pdev->devfn, vector);
-        return true;
+    if (!ivshmem2_kvm_set_route(k, vector)) {
+        ivshmem2_kvm_refused(k, "MSI route");
+        k->no_irqfds = true;
+        return false;
     }
-    if (!k->warned) {
-        k->warned = true;
-        warn_report("ivshmem2: KVM has no irqfd for vector %u, QEMU delivers "
-                    "its interrupts", vector);
+    if (kvm_irqchip_add_irqfd_notifier_gsi(kvm_state, &irqfd->notifier, NULL,
+                                           irqfd->virq) < 0) {
+        ivshmem2_kvm_refused(k, "irqfd");
+        k->no_irqfds = true;
+        return false;
     }
-    return false;
+    trace_ivshmem2_irqfd_attach(k->pdev->devfn, vector);
+    return true;
 }
 
-void ivshmem2_kvm_detach(Ivshmem2Kvm *k, unsigned vector)
+Ivshmem2Delivery ivshmem2_kvm_delivery(const Ivshmem2Kvm *k, unsigned vector)
+{
+    return k->irqfds[vector].delivery;
+}
+
+static void ivshmem2_kvm_end_delivery(Ivshmem2Irqfd *irqfd)
+{
+    /* what KVM delivers comes by the session's eventfd, that is borrowed */
+    if (irqfd->delivery == IVSHMEM2_BY_RELAY) {
+        event_notifier_cleanup(&irqfd->notifier);
+    }
+    irqfd->delivery = IVSHMEM2_BY_QEMU;
+}
+
+Ivshmem2Delivery ivshmem2_kvm_set_delivery(Ivshmem2Kvm *k, unsigned vector,
+                                           Ivshmem2Delivery delivery, int fd)
 {
     Ivshmem2Irqfd *irqfd = &k->irqfds[vector];
 
-    trace_ivshmem2_irqfd_detach(k->pdev->devfn, vector);
-    kvm_irqchip_remove_irqfd_notifier_gsi(kvm_state, &irqfd->notifier,
-                                          irqfd->virq);
+    if (delivery == irqfd->delivery && (delivery == IVSHMEM2_BY_QEMU ||
+                                        ivshmem2_kvm_set_route(k, vector))) {
+        return delivery;
+    }
+    if (irqfd->delivery != IVSHMEM2_BY_QEMU) {
+        trace_ivshmem2_irqfd_detach(k->pdev->devfn, vector);
+        kvm_irqchip_remove_irqfd_notifier_gsi(kvm_state, &irqfd->notifier,
+                                              irqfd->virq);
+        ivshmem2_kvm_end_delivery(irqfd);
+    }
+    if (delivery == IVSHMEM2_BY_KVM) {
+        event_notifier_init_fd(&irqfd->notifier, fd);
+    } else if (delivery == IVSHMEM2_BY_RELAY &&
+               event_notifier_init(&irqfd->notifier, false) < 0) {
+        k->no_irqfds = true;
+        return IVSHMEM2_BY_QEMU;
+    }
+    irqfd->delivery = delivery;
+    if (delivery != IVSHMEM2_BY_QEMU && !ivshmem2_kvm_attach(k, vector)) {
+        ivshmem2_kvm_end_delivery(irqfd);
+    }
+    return irqfd->delivery;
+}
+
+void ivshmem2_kvm_deliver(Ivshmem2Kvm *k, unsigned vector)
+{
+    event_notifier_set(&k->irqfds[vector].notifier);
 }
 
 void ivshmem2_kvm_exit(Ivshmem2Kvm *k)

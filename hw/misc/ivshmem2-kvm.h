@@ -22,10 +22,18 @@ typedef struct Ivshmem2IoEventFd {
     EventNotifier notifier;
 } Ivshmem2IoEventFd;
 
+/* How a vector's interrupts get from its eventfd to the guest */
+typedef enum Ivshmem2Delivery {
+    IVSHMEM2_BY_QEMU,           /* as QEMU delivers any MSI */
+    IVSHMEM2_BY_KVM,            /* an irqfd is attached to the eventfd */
+    IVSHMEM2_BY_RELAY,          /* with ivshmem2_kvm_deliver() */
+} Ivshmem2Delivery;
+
 typedef struct Ivshmem2Irqfd {
     int virq;                   /* the vector's route, -1: none */
     MSIMessage msg;             /* where that leads to */
-    EventNotifier notifier;     /* borrows the session's eventfd */
+    Ivshmem2Delivery delivery;
+    EventNotifier notifier;     /* what the irqfd is attached to */
 } Ivshmem2Irqfd;
 
 typedef struct Ivshmem2Kvm {
@@ -38,6 +46,7 @@ typedef struct Ivshmem2Kvm {
     unsigned trapped;
     Ivshmem2Irqfd *irqfds;
     unsigned n_irqfds;
+    bool no_irqfds;             /* KVM has refused one */
     bool warned;
 } Ivshmem2Kvm;
 
@@ -57,10 +66,17 @@ void ivshmem2_kvm_rung(Ivshmem2Kvm *k, uint32_t doorbell, int fd);
 /* Could KVM deliver MSI-X interrupts on its own? */
 bool ivshmem2_kvm_delivers(void);
 
-/* From here on KVM delivers what arrives by @fd as @vector, if it can. */
-bool ivshmem2_kvm_attach(Ivshmem2Kvm *k, unsigned vector, int fd);
+/* How the interrupts of @vector are delivered now */
+Ivshmem2Delivery ivshmem2_kvm_delivery(const Ivshmem2Kvm *k, unsigned vector);
 
-/* When this returns it does not any more. */
-void ivshmem2_kvm_detach(Ivshmem2Kvm *k, unsigned vector);
+/*
+ * When this returns, the interrupts of @vector that arrive by @fd are
+ * delivered as wanted, or else by QEMU.  Returns which of them it is.
+ */
+Ivshmem2Delivery ivshmem2_kvm_set_delivery(Ivshmem2Kvm *k, unsigned vector,
+                                           Ivshmem2Delivery delivery, int fd);
+
+/* Deliver an interrupt.  Does not need the big QEMU lock. */
+void ivshmem2_kvm_deliver(Ivshmem2Kvm *k, unsigned vector);
 
 #endif /* HW_MISC_IVSHMEM2_KVM_H */

@@ -17,9 +17,11 @@
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
 #include "qemu/host-utils.h"
+#include "qemu/lockable.h"
 #include "qemu/log.h"
 #include "qemu/main-loop.h"
 #include "qemu/module.h"
+#include "qemu/thread.h"
 #include "qemu/uuid.h"
 #include "hw/misc/ivshmem2-regs.h"
 #include "hw/pci/msi.h"
@@ -69,15 +71,26 @@ struct Ivshmem2State {
     uint32_t int_control;
     uint32_t state;
 
-    /* interrupts */
+    /*
+     * Interrupts.  The relay is a thread that does without the big QEMU lock;
+     * what it looks at changes with this lock held only.
+     */
+    QemuRecMutex lock;
     int epoll_fd;               /* of all own eventfds */
     bool receiving;             /* X3: the guest wants interrupts */
     bool polling;               /* the main loop looks at epoll_fd */
-    unsigned long *pending;     /* vectors that arrived while masked */
+    unsigned long *masked;      /* vectors that the relay is to keep back */
+    unsigned long *pending;     /* those that arrived while masked */
     Ivshmem2Kvm kvm;
     bool kernel_delivers;       /* KVM may, if the vector is not masked */
-    unsigned long *in_kernel;   /* vectors that it delivers */
     uint8_t *in_a_row;          /* QEMU delivered to that vector */
+    bool relaying;              /* the relay delivers what arrives */
+    bool relay_started;
+    bool relay_parked;
+    bool relay_stop;
+    QemuThread relay;
+    QemuSemaphore relay_unpark;
+    EventNotifier relay_kick;
     uint64_t sent;
     uint64_t received;
     uint64_t dropped;
@@ -95,14 +108,19 @@ static bool ivshmem2_has_msix(Ivshmem2State *s)
     return s->info.features == IVSHMEM2_F_MSIX;
 }
 
-static bool ivshmem2_wants_interrupts(Ivshmem2State *s)
+static bool ivshmem2_one_shot(Ivshmem2State *s)
+{
+    return PCI_DEVICE(s)->config[IVSHMEM2_CAP_OFFSET +
+                                 IVSHMEM2_CAP_PRIV_CONTROL] &
+           IVSHMEM2_PRIV_ONE_SHOT;
+}
+
+/* Could the PCI function interrupt, if Interrupt Control says so? */
+static bool ivshmem2_can_interrupt(Ivshmem2State *s)
 {
     PCIDevice *pdev = PCI_DEVICE(s);
     uint16_t command = pci_get_word(pdev->config + PCI_COMMAND);
 
-    if (!(s->int_control & IVSHMEM2_INT_ENABLE)) {
-        return false;
-    }
     if (ivshmem2_has_msix(s)) {
         return msix_enabled(pdev) && (command & PCI_COMMAND_MASTER);
     }
@@ -130,47 +148,51 @@ static void ivshmem2_drop_arrived(Ivshmem2State *s)
     } while (n == ARRAY_SIZE(events) && seen < s->info.vectors);
 }
 
-/* Who delivers @vector: KVM while it can, else QEMU. */
+/*
+ * Who delivers @vector: KVM on its own while it can, or when the relay says
+ * so, else QEMU.
+ */
 static void ivshmem2_update_vector(Ivshmem2State *s, uint32_t vector)
 {
-    bool may = s->kernel_delivers && !msix_is_masked(PCI_DEVICE(s), vector);
-    bool kernel = may && s->in_a_row[vector] >= s->irqfd_after;
     int fd = ivshmem2_session_own_eventfd(s->link.session, vector);
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = vector };
+    bool masked = msix_is_masked(PCI_DEVICE(s), vector);
+    Ivshmem2Delivery before = ivshmem2_kvm_delivery(&s->kvm, vector);
+    Ivshmem2Delivery by = IVSHMEM2_BY_QEMU;
 
-    if (!may) {
+    if (masked || !s->kernel_delivers) {
         s->in_a_row[vector] = 0;
+    } else if (s->in_a_row[vector] >= s->irqfd_after) {
+        by = IVSHMEM2_BY_KVM;
     }
-    if (kernel == test_bit(vector, s->in_kernel)) {
-        return;
+    /* The relay heeds the mask, so it can stay: changes are slow. */
+    if (s->relaying && (!masked || before == IVSHMEM2_BY_RELAY)) {
+        by = IVSHMEM2_BY_RELAY;
     }
-    /* Both look at what is in the eventfd already, so nothing is lost. */
-    if (!kernel) {
-        ivshmem2_kvm_detach(&s->kvm, vector);
-        clear_bit(vector, s->in_kernel);
-        epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, fd, &event);
-    } else if (ivshmem2_kvm_attach(&s->kvm, vector, fd)) {
-        epoll_ctl(s->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
-        set_bit(vector, s->in_kernel);
+    /* Whoever it is looks at what is in the eventfd already. */
+    if (by != before || !masked) {
+        by = ivshmem2_kvm_set_delivery(&s->kvm, vector, by, fd);
+    }
+    if ((by == IVSHMEM2_BY_KVM) != (before == IVSHMEM2_BY_KVM)) {
+        epoll_ctl(s->epoll_fd, by == IVSHMEM2_BY_KVM ?
+                  EPOLL_CTL_DEL : EPOLL_CTL_ADD, fd, &event);
+    }
+    if (masked) {
+        set_bit(vector, s->masked);
+    } else {
+        clear_bit(vector, s->masked);
     }
 }
 
-static void ivshmem2_set_kernel_delivers(Ivshmem2State *s, bool on)
+static void ivshmem2_update_vectors(Ivshmem2State *s)
 {
-    s->kernel_delivers = on;
     for (uint32_t i = 0; i < s->info.vectors; i++) {
         ivshmem2_update_vector(s, i);
     }
 }
 
-static bool ivshmem2_one_shot(Ivshmem2State *s)
-{
-    return PCI_DEVICE(s)->config[IVSHMEM2_CAP_OFFSET +
-                                 IVSHMEM2_CAP_PRIV_CONTROL] &
-           IVSHMEM2_PRIV_ONE_SHOT;
-}
-
 static void ivshmem2_eventfds_readable(void *opaque);
+static void *ivshmem2_relay_thread(void *opaque);
 
 static void ivshmem2_set_polling(Ivshmem2State *s, bool polling)
 {
@@ -182,37 +204,91 @@ static void ivshmem2_set_polling(Ivshmem2State *s, bool polling)
     }
 }
 
+static void ivshmem2_set_receiving(Ivshmem2State *s, bool receiving)
+{
+    trace_ivshmem2_reception_update(s->info.id, receiving);
+    s->receiving = receiving;
+    bitmap_zero(s->pending, s->info.vectors);
+    if (receiving) {
+        ivshmem2_drop_arrived(s);
+    }
+}
+
+static void ivshmem2_unpark_relay(Ivshmem2State *s)
+{
+    if (s->relay_parked) {
+        s->relay_parked = false;
+        qemu_sem_post(&s->relay_unpark);
+    }
+}
+
+static void ivshmem2_start_relay(Ivshmem2State *s)
+{
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = UINT32_MAX };
+
+    if (s->relay_started) {
+        return;
+    }
+    s->relay_started = true;
+    qemu_sem_init(&s->relay_unpark, 0);
+    event_notifier_init(&s->relay_kick, false);
+    epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD,
+              event_notifier_get_fd(&s->relay_kick), &event);
+    qemu_thread_create(&s->relay, "ivshmem2", ivshmem2_relay_thread, s,
+                       QEMU_THREAD_JOINABLE);
+}
+
+static void ivshmem2_set_relaying(Ivshmem2State *s, bool relaying)
+{
+    s->relaying = relaying;
+    ivshmem2_update_vectors(s);
+    if (relaying && s->kvm.no_irqfds) {
+        /* It cannot do without any of them. */
+        s->relaying = false;
+        ivshmem2_update_vectors(s);
+    }
+    if (s->relaying) {
+        ivshmem2_start_relay(s);
+    }
+}
+
 /* To be called whenever what it looks at may have changed. */
 static void ivshmem2_update_reception(Ivshmem2State *s)
 {
-    bool receiving = ivshmem2_wants_interrupts(s);
+    QEMU_LOCK_GUARD(&s->lock);
+    bool can_interrupt = ivshmem2_can_interrupt(s);
+    bool receiving = can_interrupt && (s->int_control & IVSHMEM2_INT_ENABLE);
     bool running = runstate_is_running();
     /* It does not check bus mastering, and knows nothing of one-shot mode. */
-    bool kernel_delivers = receiving && running && s->use_irqfd &&
-                           ivshmem2_has_msix(s) && !ivshmem2_one_shot(s) &&
-                           ivshmem2_kvm_delivers();
+    bool use_irqfd = running && can_interrupt && s->use_irqfd &&
+                     ivshmem2_has_msix(s) && ivshmem2_kvm_delivers();
+    bool kernel_delivers = use_irqfd && receiving && !ivshmem2_one_shot(s);
+    bool relaying = use_irqfd && ivshmem2_one_shot(s) && !s->kvm.no_irqfds;
 
     if (s->kernel_delivers && !kernel_delivers) {
-        ivshmem2_set_kernel_delivers(s, false);
+        s->kernel_delivers = false;
+        ivshmem2_update_vectors(s);
+    }
+    if (relaying != s->relaying) {
+        ivshmem2_set_relaying(s, relaying);
     }
     if (receiving != s->receiving) {
-        trace_ivshmem2_reception_update(s->info.id, receiving);
-        s->receiving = receiving;
-        bitmap_zero(s->pending, s->info.vectors);
-        if (receiving) {
-            ivshmem2_drop_arrived(s);
-        }
+        ivshmem2_set_receiving(s, receiving);
     }
     if (kernel_delivers && !s->kernel_delivers) {
-        ivshmem2_set_kernel_delivers(s, true);
+        s->kernel_delivers = true;
+        ivshmem2_update_vectors(s);
     }
     /*
      * Guests toggle reception often, so polling ends only when it finds
      * something that nobody wants.  A storm of doorbells costs nothing while
      * reception is disabled, but for the first one.
      */
-    if (receiving || !running) {
-        ivshmem2_set_polling(s, running);
+    if (receiving || !running || s->relaying) {
+        ivshmem2_set_polling(s, running && !s->relaying);
+    }
+    if (receiving && s->relaying) {
+        ivshmem2_unpark_relay(s);
     }
 }
 
@@ -225,12 +301,15 @@ static void ivshmem2_deliver(Ivshmem2State *s, uint32_t vector)
         trace_ivshmem2_interrupt_drop(s->info.id, vector);
         return;
     }
-    if (ivshmem2_has_msix(s)) {
-        if (msix_is_masked(pdev, vector)) {
-            /* Kept here and not in the PBA, which always reads 0 (X3). */
-            set_bit(vector, s->pending);
-            return;
-        }
+    if (ivshmem2_has_msix(s) && (s->relaying ? test_bit(vector, s->masked)
+                                 : msix_is_masked(pdev, vector))) {
+        /* Kept here and not in the PBA, which always reads 0 (X3). */
+        set_bit(vector, s->pending);
+        return;
+    }
+    if (s->relaying) {
+        ivshmem2_kvm_deliver(&s->kvm, vector);
+    } else if (ivshmem2_has_msix(s)) {
         msix_notify(pdev, vector);
         if (s->in_a_row[vector] < s->irqfd_after) {
             s->in_a_row[vector]++;
@@ -246,7 +325,20 @@ static void ivshmem2_deliver(Ivshmem2State *s, uint32_t vector)
 
     if (ivshmem2_one_shot(s)) {
         s->int_control &= ~IVSHMEM2_INT_ENABLE;
-        ivshmem2_update_reception(s);
+        ivshmem2_set_receiving(s, false);
+    }
+}
+
+static void ivshmem2_deliver_events(Ivshmem2State *s,
+                                    const struct epoll_event *events, int n)
+{
+    for (int i = 0; i < n && s->receiving; i++) {
+        uint32_t vector = events[i].data.u32;
+        int fd = ivshmem2_session_own_eventfd(s->link.session, vector);
+
+        if (ivshmem2_eventfd_drain(fd)) {
+            ivshmem2_deliver(s, vector);
+        }
     }
 }
 
@@ -256,14 +348,7 @@ static unsigned ivshmem2_deliver_arrived(Ivshmem2State *s)
     struct epoll_event events[64];
     int n = epoll_wait(s->epoll_fd, events, ARRAY_SIZE(events), 0);
 
-    for (int i = 0; i < n && s->receiving; i++) {
-        uint32_t vector = events[i].data.u32;
-        int fd = ivshmem2_session_own_eventfd(s->link.session, vector);
-
-        if (ivshmem2_eventfd_drain(fd)) {
-            ivshmem2_deliver(s, vector);
-        }
-    }
+    ivshmem2_deliver_events(s, events, n);
     return MAX(n, 0);
 }
 
@@ -271,11 +356,58 @@ static void ivshmem2_eventfds_readable(void *opaque)
 {
     Ivshmem2State *s = opaque;
 
+    QEMU_LOCK_GUARD(&s->lock);
     if (s->receiving) {
         ivshmem2_deliver_arrived(s);
     } else {
         ivshmem2_set_polling(s, false);
     }
+}
+
+/*
+ * The relay: in one-shot mode somebody has to look at each interrupt, but it
+ * need not be the main loop, which may be busy, and everything in it costs.
+ */
+static void *ivshmem2_relay_thread(void *opaque)
+{
+    Ivshmem2State *s = opaque;
+    struct epoll_event events[64];
+    bool stop = false;
+
+    while (!stop) {
+        int n = epoll_wait(s->epoll_fd, events, ARRAY_SIZE(events), -1);
+        bool park;
+
+        WITH_QEMU_LOCK_GUARD(&s->lock) {
+            stop = s->relay_stop;
+            park = !stop && !(s->relaying && s->receiving);
+            if (!park) {
+                ivshmem2_deliver_events(s, events, n);
+            }
+            s->relay_parked = park;
+        }
+        if (park) {
+            qemu_sem_wait(&s->relay_unpark);
+        }
+    }
+    return NULL;
+}
+
+static void ivshmem2_stop_relay(Ivshmem2State *s)
+{
+    if (!s->relay_started) {
+        return;
+    }
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        s->relay_stop = true;
+        event_notifier_set(&s->relay_kick);
+        ivshmem2_unpark_relay(s);
+    }
+    qemu_thread_join(&s->relay);
+    event_notifier_cleanup(&s->relay_kick);
+    qemu_sem_destroy(&s->relay_unpark);
+    s->relay_started = false;
+    s->relay_stop = false;
 }
 
 /*
@@ -287,7 +419,8 @@ static void ivshmem2_flush_arrived(Ivshmem2State *s)
     uint32_t seen = 0;
 
     /* One round: whoever goes on ringing does not keep us here. */
-    while (s->receiving && s->polling && seen < s->info.vectors) {
+    while (s->receiving && (s->polling || s->relaying) &&
+           seen < s->info.vectors) {
         unsigned n = ivshmem2_deliver_arrived(s);
 
         if (!n) {
@@ -302,7 +435,11 @@ static int ivshmem2_vector_unmasked(PCIDevice *pdev, unsigned vector,
 {
     Ivshmem2State *s = IVSHMEM2(pdev);
 
+    QEMU_LOCK_GUARD(&s->lock);
     ivshmem2_update_vector(s, vector);
+    if (s->relaying && s->kvm.no_irqfds) {
+        ivshmem2_update_reception(s);
+    }
     if (test_and_clear_bit(vector, s->pending)) {
         ivshmem2_deliver(s, vector);
     }
@@ -311,7 +448,10 @@ static int ivshmem2_vector_unmasked(PCIDevice *pdev, unsigned vector,
 
 static void ivshmem2_vector_masked(PCIDevice *pdev, unsigned vector)
 {
-    ivshmem2_update_vector(IVSHMEM2(pdev), vector);
+    Ivshmem2State *s = IVSHMEM2(pdev);
+
+    QEMU_LOCK_GUARD(&s->lock);
+    ivshmem2_update_vector(s, vector);
 }
 
 static void ivshmem2_vm_state_changed(void *opaque, bool running,
@@ -398,7 +538,7 @@ static uint64_t ivshmem2_regs_read(void *opaque, hwaddr addr, unsigned size)
         value = s->info.max_peers;
         break;
     case IVSHMEM2_REG_INT_CONTROL:
-        value = s->int_control;
+        value = qatomic_read(&s->int_control);
         break;
     case IVSHMEM2_REG_DOORBELL:
         break;
@@ -420,6 +560,7 @@ static void ivshmem2_write_int_control(Ivshmem2State *s, uint32_t value)
         qemu_log_mask(LOG_GUEST_ERROR, "ivshmem2: reserved bits in 0x%08x "
                       "written to Interrupt Control\n", value);
     }
+    QEMU_LOCK_GUARD(&s->lock);
     if (!(value & IVSHMEM2_INT_ENABLE)) {
         ivshmem2_flush_arrived(s);
     }
@@ -570,6 +711,7 @@ static void ivshmem2_write_config(PCIDevice *pdev, uint32_t address,
 {
     Ivshmem2State *s = IVSHMEM2(pdev);
 
+    QEMU_LOCK_GUARD(&s->lock);
     ivshmem2_flush_arrived(s);
     pci_default_write_config(pdev, address, value, len);
     ivshmem2_update_reception(s);
@@ -696,8 +838,8 @@ static bool ivshmem2_init_interrupts(Ivshmem2State *s, Error **errp)
             return false;
         }
     }
+    s->masked = bitmap_new(s->info.vectors);
     s->pending = bitmap_new(s->info.vectors);
-    s->in_kernel = bitmap_new(s->info.vectors);
     s->in_a_row = g_new0(uint8_t, s->info.vectors);
     ivshmem2_kvm_init(&s->kvm, PCI_DEVICE(s), &s->regs, s->info.vectors,
                       s->use_ioeventfd ? s->max_ioeventfds : 0);
@@ -710,11 +852,14 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
     PCIDevice *pdev = PCI_DEVICE(s);
 
     g_clear_pointer(&s->vm_state_entry, qemu_del_vm_change_state_handler);
-    if (s->kernel_delivers) {
-        ivshmem2_set_kernel_delivers(s, false);
-    }
+    ivshmem2_stop_relay(s);
     ivshmem2_set_polling(s, false);
     s->receiving = false;
+    if (s->kernel_delivers || s->relaying) {
+        s->kernel_delivers = false;
+        s->relaying = false;
+        ivshmem2_update_vectors(s);
+    }
     if (msix_present(pdev)) {
         if (pdev->msix_vector_use_notifier) {
             msix_unset_vector_notifiers(pdev);
@@ -725,8 +870,8 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
     ivshmem2_kvm_exit(&s->kvm);
     ivshmem2_link_leave(&s->link);
     ivshmem2_close(&s->epoll_fd);
+    g_clear_pointer(&s->masked, g_free);
     g_clear_pointer(&s->pending, g_free);
-    g_clear_pointer(&s->in_kernel, g_free);
     g_clear_pointer(&s->in_a_row, g_free);
     migrate_del_blocker(&s->migration_blocker);
 }
@@ -758,8 +903,10 @@ static void ivshmem2_exit(PCIDevice *pdev)
 {
     Ivshmem2State *s = IVSHMEM2(pdev);
 
-    s->int_control = 0;
-    ivshmem2_update_reception(s);
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        s->int_control = 0;
+        ivshmem2_update_reception(s);
+    }
     ivshmem2_set_state(s, 0);
     trace_ivshmem2_device_exit(s->info.id);
     ivshmem2_unrealize(s);
@@ -769,11 +916,14 @@ static void ivshmem2_exit(PCIDevice *pdev)
 static void ivshmem2_reset_hold(Object *obj, ResetType type)
 {
     Ivshmem2State *s = IVSHMEM2(obj);
+    uint8_t *config = PCI_DEVICE(s)->config;
 
     trace_ivshmem2_device_reset(s->info.id);
-    s->int_control = 0;
-    ivshmem2_update_reception(s);
-    PCI_DEVICE(s)->config[IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_PRIV_CONTROL] = 0;
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        s->int_control = 0;
+        config[IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_PRIV_CONTROL] = 0;
+        ivshmem2_update_reception(s);
+    }
     ivshmem2_set_state(s, 0);
 }
 
@@ -856,6 +1006,7 @@ static void ivshmem2_instance_init(Object *obj)
 
     s->wanted_id = IVSHMEM2_ID_ANY;
     s->epoll_fd = -1;
+    qemu_rec_mutex_init(&s->lock);
     object_property_add_uint32_ptr(obj, "max-peers", &s->info.max_peers,
                                    OBJ_PROP_FLAG_READ);
     object_property_add_uint32_ptr(obj, "vectors", &s->info.vectors,
@@ -874,6 +1025,7 @@ static void ivshmem2_instance_finalize(Object *obj)
 {
     Ivshmem2State *s = IVSHMEM2(obj);
 
+    qemu_rec_mutex_destroy(&s->lock);
     /* The memory regions are gone, so nobody looks at this any more. */
     if (s->memory) {
         munmap(s->memory, ivshmem2_total_size(&s->info));
