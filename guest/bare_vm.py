@@ -55,7 +55,7 @@ def check(space, offset, value, size=4):
 class BareGuest:
     """A virtual machine; commands go through its serial line."""
 
-    def __init__(self, lab, name, accel, *devices):
+    def __init__(self, lab, name, accel, *devices, env=None):
         self.name = name
         self.slot = None            # of the device that it uses
         self.marks = 0
@@ -66,7 +66,7 @@ class BareGuest:
             '-cpu', CPU[accel], '-m', '32', '-name', name,
             '-kernel', self.kernel(lab), '-serial', 'stdio',
             '-qmp', f'unix:{self.qmp_path},server=on,wait=off', *devices],
-            err=lab.path / f'{name}.err')
+            err=lab.path / f'{name}.err', env=env)
 
     @staticmethod
     def kernel(lab):

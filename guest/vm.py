@@ -79,7 +79,8 @@ class Process:
     file: where they would end up inside of a line otherwise.
     """
 
-    def __init__(self, name, command, on_line=None, log=None, err=None):
+    def __init__(self, name, command, on_line=None, *, log=None, err=None,
+                 env=None):
         self.name = name
         self.command = [str(word) for word in command]
         self.on_line = on_line
@@ -94,6 +95,7 @@ class Process:
                 self.command, stdin=subprocess.PIPE,
                 stdout=file if log else subprocess.PIPE,
                 stderr=err_file if err else subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
                 start_new_session=True,
                 preexec_fn=end_with_parent)
         if not log:
@@ -423,9 +425,9 @@ class Lab:
         shutil.rmtree(self.path, ignore_errors=True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def start(self, name, command, **files):
+    def start(self, name, command, **more):
         on_line = self.on_line and (lambda text: self.on_line(name, text))
-        process = Process(name, command, on_line, **files)
+        process = Process(name, command, on_line, **more)
         self.processes.append(process)
         return process
 

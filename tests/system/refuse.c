@@ -1,0 +1,82 @@
+/*
+ * To be preloaded into QEMU: a KVM that has less to give
+ *
+ * REFUSE=WHAT:N in the environment: after N of them KVM refuses any more.
+ * WHAT is irqfd, ioeventfd or route.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <linux/kvm.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+/* Lines of the interrupt controllers, which have routes anyway */
+#define LINES   24
+
+static long left(const char *what)
+{
+    const char *refuse = getenv("REFUSE");
+    size_t n = strlen(what);
+
+    return refuse && !strncmp(refuse, what, n) && refuse[n] == ':' ?
+           atol(refuse + n + 1) : -1;
+}
+
+/* Negative: as many as there are */
+static int refused(long *n, int gives_back)
+{
+    if (*n < 0) {
+        return 0;
+    }
+    if (gives_back) {
+        ++*n;
+    } else if (*n == 0) {
+        errno = ENOSPC;
+        return 1;
+    } else {
+        --*n;
+    }
+    return 0;
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+    static long irqfds, ioeventfds, routes;
+    static int (*next)(int, unsigned long, void *);
+    va_list ap;
+    void *arg;
+
+    va_start(ap, request);
+    arg = va_arg(ap, void *);
+    va_end(ap);
+    if (!next) {
+        next = (int (*)(int, unsigned long, void *))dlsym(RTLD_NEXT, "ioctl");
+        irqfds = left("irqfd");
+        ioeventfds = left("ioeventfd");
+        routes = left("route");
+    }
+    if (request == KVM_IRQFD) {
+        struct kvm_irqfd *irqfd = arg;
+
+        if (refused(&irqfds, irqfd->flags & KVM_IRQFD_FLAG_DEASSIGN)) {
+            return -1;
+        }
+    } else if (request == KVM_IOEVENTFD) {
+        struct kvm_ioeventfd *io = arg;
+
+        if (refused(&ioeventfds, io->flags & KVM_IOEVENTFD_FLAG_DEASSIGN)) {
+            return -1;
+        }
+    } else if (request == KVM_CHECK_EXTENSION &&
+               (long)arg == KVM_CAP_IRQ_ROUTING && routes >= 0) {
+        return LINES + routes + 1;
+    }
+    return next(fd, request, arg);
+}
