@@ -12,28 +12,34 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
-#include <inttypes.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "daemon.h"
 #include "libivshmem2-conn.h"
+#include "lobby.h"
 #include "loop.h"
 #include "server.h"
 
+#ifndef SO_PEERGROUPS
+#define SO_PEERGROUPS 59
+#endif
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
 #endif
 
 /* Fairness: what one of them may take before the others are looked at */
-#define MESSAGES_PER_TURN       32
+#define MESSAGES_PER_TURN       16
 #define ACCEPTS_PER_TURN        16
-#define INTERRUPTS_PER_TURN     1024
+#define INTERRUPTS_PER_TURN     64
 
 /*
  * As small as the kernel makes it.  What was sent to a client that does not
@@ -42,8 +48,24 @@
  */
 #define SEND_BUFFER             1
 
+/*
+ * Linux lets a user have as many descriptors in flight (sent, not received)
+ * as the sender may have open.  A client has no more than two messages full
+ * of them while it joins, and two of them later.  Half of what is allowed is
+ * for those who join.
+ */
+#define FDS_IN_FLIGHT           (2 * IVSHMEM2_MAX_FDS)
+#define MIN_PLACES              4
+#define MAX_PLACES              1024
+
+/* Nothing reports that a client has read the last of what it was sent. */
+#define CHECK_INTERVAL          (G_USEC_PER_SEC / 100)
+
 /* Who was sent away gets this long to read why. */
 #define SHORT_TIME              G_USEC_PER_SEC
+
+/* So many of a user who is at its limits are told. */
+#define REFUSALS_PER_USER       8
 
 /* Between two complaints about the same */
 #define COMPLAINT_INTERVAL      (10 * G_USEC_PER_SEC)
@@ -53,8 +75,15 @@ struct Ivshmem2Daemon {
     Ivshmem2Loop loop;
     Ivshmem2Timers handshakes;
     Ivshmem2Timers short_times;
+    Ivshmem2Timers checks;
+    Ivshmem2Timer check_timer;  /* running: somebody waits for others */
     GQueue connections;
+    unsigned n_holds;
+    Ivshmem2Lobby lobby;
+    Ivshmem2Link *link;         /* borrowed */
+    const Ivshmem2Access *access;   /* borrowed */
     int fd_limit;
+    int n_other_fds;            /* but for connections, link and holds */
 
     int listen_fd;              /* borrowed */
     Ivshmem2Watch listen_watch;
@@ -71,9 +100,13 @@ typedef struct Connection {
     Ivshmem2Watch watch;
     Ivshmem2Timer timer;
     GList node;
+    Ivshmem2Joiner joiner;
     Ivshmem2Daemon *daemon;
     bool lingering;             /* all is said; what it says is ignored */
     bool deaf;                  /* cannot be sent to; may have said more */
+    bool blocked;               /* not to be looked at before the check */
+    uint8_t unread;             /* it may not have read so many descriptors */
+    uint8_t last_sent;          /* of them: with the last message */
     Ivshmem2Conn conn;
     Ivshmem2Client client;
 } Connection;
@@ -91,14 +124,36 @@ typedef struct Hold {
     ((type *)((char *)(ptr) - offsetof(type, member)))
 
 static void connection_run(Connection *c);
+static void connection_set_timer(Connection *c);
 static void listen_again(Ivshmem2Daemon *d);
+static void check_later(Ivshmem2Daemon *d);
 
 /* Connections */
+
+/* Those who got a place can go on. */
+static void admit(Ivshmem2Daemon *d)
+{
+    Ivshmem2Joiner *j;
+
+    while ((j = ivshmem2_lobby_next(&d->lobby))) {
+        Connection *c = CONTAINER(j, Connection, joiner);
+
+        connection_set_timer(c);
+        ivshmem2_loop_modify(&d->loop, &c->watch, c->conn.fd, EPOLLOUT);
+    }
+}
+
+static void connection_leave_lobby(Connection *c)
+{
+    ivshmem2_lobby_leave(&c->daemon->lobby, &c->joiner);
+    admit(c->daemon);
+}
 
 static void connection_free(Connection *c)
 {
     Ivshmem2Daemon *d = c->daemon;
 
+    connection_leave_lobby(c);
     ivshmem2_timer_stop(&c->timer);
     ivshmem2_client_clear(&c->client);
     ivshmem2_loop_remove(&d->loop, &c->watch, c->conn.fd);
@@ -115,30 +170,104 @@ static void linger_expired(Ivshmem2Timer *t)
     connection_free(CONTAINER(t, Connection, timer));
 }
 
+static short connection_poll(const Connection *c, short events)
+{
+    struct pollfd pfd = { .fd = c->conn.fd, .events = events };
+
+    return poll(&pfd, 1, 0) == 1 ? pfd.revents : 0;
+}
+
+/* Has the client read all that was sent to it? */
+static bool connection_is_read(const Connection *c)
+{
+    int bytes;
+
+    return ioctl(c->conn.fd, SIOCOUTQ, &bytes) < 0 || bytes == 0;
+}
+
+/* The handshake is complete when READY was read, and not when it was sent. */
+static bool connection_has_joined(const Connection *c)
+{
+    return ivshmem2_client_is_ready(&c->client) && connection_is_read(c);
+}
+
 static void handshake_expired(Ivshmem2Timer *t)
 {
     Connection *c = CONTAINER(t, Connection, timer);
 
-    ivshmem2_client_refuse(&c->client, IVSHMEM2_ERR_TIMEOUT,
-                           "the handshake was not complete after %" PRId64
-                           " seconds", c->daemon->handshakes.duration /
-                           G_USEC_PER_SEC);
+    if (!connection_has_joined(c)) {
+        ivshmem2_client_refuse(&c->client, IVSHMEM2_ERR_TIMEOUT,
+                               "the handshake was not complete after %" PRId64
+                               " seconds", c->daemon->handshakes.duration /
+                               G_USEC_PER_SEC);
+    }
+    c->blocked = false;
     connection_run(c);
+}
+
+/* May it have more descriptors in flight? */
+static bool connection_may_send(Connection *c)
+{
+    unsigned max = c->joiner.stage == IVSHMEM2_OUTSIDE ? 0
+                   : FDS_IN_FLIGHT - IVSHMEM2_MAX_FDS;
+
+    if (c->unread > max && !ivshmem2_client_is_sent_away(&c->client)) {
+        /*
+         * Linux calls a socket writable if only a quarter of its buffer is in
+         * use, which is one message at most.
+         */
+        if (!connection_poll(c, POLLOUT)) {
+            return false;
+        }
+        c->unread = c->last_sent;
+    }
+    return true;
+}
+
+static int connection_send_next(Connection *c, GError **error)
+{
+    Ivshmem2Msg msg;
+    const int *fds;
+
+    ivshmem2_client_next(&c->client, &msg, &fds);
+    /* what has no descriptors hides from us whether others were read */
+    c->last_sent = MAX(msg.hdr.fds, 1);
+    c->unread += c->last_sent;
+    return ivshmem2_conn_send(&c->conn, &msg, fds, error);
+}
+
+/*
+ * Too many descriptors are in flight.  Returns true if it can do without what
+ * was to be sent.
+ */
+static bool connection_postpone(Connection *c)
+{
+    if (ivshmem2_client_is_sent_away(&c->client)) {
+        ivshmem2_conn_cancel(&c->conn);
+    } else if (c->joiner.stage == IVSHMEM2_OUTSIDE) {
+        /* it asks again when it needs the descriptor again */
+        ivshmem2_conn_omit_fds(&c->conn);
+    } else {
+        c->blocked = true;
+    }
+    return !c->blocked;
 }
 
 /* Returns false if there is no more room to send, or no more sense in it. */
 static bool connection_send(Connection *c)
 {
     g_autoptr(GError) error = NULL;
-    Ivshmem2Msg msg;
-    const int *fds;
     int ret;
 
     if (ivshmem2_conn_is_sending(&c->conn)) {
         ret = ivshmem2_conn_flush(&c->conn, &error);
+    } else if (connection_may_send(c)) {
+        ret = connection_send_next(c, &error);
     } else {
-        ivshmem2_client_next(&c->client, &msg, &fds);
-        ret = ivshmem2_conn_send(&c->conn, &msg, fds, &error);
+        return false;
+    }
+    if (ret < 0 && error->code == IVSHMEM2_LIB_ERROR_BUSY) {
+        return connection_postpone(c);
     }
     if (ret < 0) {
         g_debug("'%s' (pid %d): %s", c->client.name, c->client.pid,
@@ -152,8 +281,16 @@ static bool connection_send(Connection *c)
 static bool connection_receive(Connection *c, bool *closed)
 {
     g_autoptr(GError) error = NULL;
-    int ret = ivshmem2_conn_receive(&c->conn, &error);
+    int ret = 1;
 
+    /* else it got the place that it had asked for */
+    if (!ivshmem2_decoder_complete(&c->conn.in)) {
+        ret = ivshmem2_conn_receive(&c->conn, &error);
+        if (ret > 0 && c->joiner.stage == IVSHMEM2_LOBBY &&
+            !ivshmem2_lobby_ask(&c->daemon->lobby, &c->joiner)) {
+            return false;
+        }
+    }
     if (ret > 0) {
         ivshmem2_client_receive(&c->client, &c->conn.in.msg);
         ivshmem2_decoder_reset(&c->conn.in);
@@ -200,6 +337,10 @@ static bool connection_has_output(const Connection *c)
 /* Returns false if it cannot go on now. */
 static bool connection_step(Connection *c, bool *closed)
 {
+    if (c->joiner.stage == IVSHMEM2_WAITING) {
+        *closed = connection_poll(c, 0) & POLLHUP;
+        return false;
+    }
     if (connection_has_output(c)) {
         return connection_send(c) || c->deaf;
     }
@@ -210,6 +351,15 @@ static bool connection_step(Connection *c, bool *closed)
         connection_end(c);
         return true;
     }
+    if (ivshmem2_client_is_ready(&c->client) &&
+        c->joiner.stage == IVSHMEM2_JOINING) {
+        if (!connection_has_joined(c)) {
+            /* who says something first waits until it has read all */
+            c->blocked = connection_poll(c, POLLIN);
+            return false;
+        }
+        connection_leave_lobby(c);
+    }
     return connection_receive(c, closed);
 }
 
@@ -217,12 +367,24 @@ static void connection_set_timer(Connection *c)
 {
     Ivshmem2Daemon *d = c->daemon;
 
-    if (ivshmem2_client_is_ready(&c->client)) {
+    if (ivshmem2_client_is_sent_away(&c->client)) {
+        if (c->timer.queue != &d->short_times.queue) {
+            ivshmem2_timer_start(&c->timer, &d->short_times, linger_expired);
+        }
+    } else if (c->joiner.stage == IVSHMEM2_OUTSIDE ||
+               c->joiner.stage == IVSHMEM2_WAITING) {
         ivshmem2_timer_stop(&c->timer);
-    } else if (ivshmem2_client_is_sent_away(&c->client) &&
-               c->timer.queue != &d->short_times.queue) {
-        ivshmem2_timer_start(&c->timer, &d->short_times, linger_expired);
+    } else if (!c->timer.queue) {
+        ivshmem2_timer_start(&c->timer, &d->handshakes, handshake_expired);
     }
+}
+
+static uint32_t connection_events(const Connection *c)
+{
+    if (c->blocked || c->joiner.stage == IVSHMEM2_WAITING) {
+        return 0;
+    }
+    return connection_has_output(c) ? EPOLLOUT : EPOLLIN;
 }
 
 static void connection_run(Connection *c)
@@ -240,7 +402,10 @@ static void connection_run(Connection *c)
     }
     connection_set_timer(c);
     ivshmem2_loop_modify(&c->daemon->loop, &c->watch, c->conn.fd,
-                         connection_has_output(c) ? EPOLLOUT : EPOLLIN);
+                         connection_events(c));
+    if (c->blocked || c->joiner.stage == IVSHMEM2_WAITING) {
+        check_later(c->daemon);
+    }
 }
 
 static void connection_ready(Ivshmem2Watch *w)
@@ -252,35 +417,143 @@ static void wake(Ivshmem2Client *client)
 {
     Connection *c = CONTAINER(client, Connection, client);
 
+    c->blocked = false;
     connection_set_timer(c);
     ivshmem2_loop_modify(&c->daemon->loop, &c->watch, c->conn.fd, EPOLLOUT);
 }
 
-static Connection *connection_new_consume(Ivshmem2Daemon *d, int fd)
+static Connection *connection_new_consume(Ivshmem2Daemon *d, int fd,
+                                          const struct ucred *cred)
 {
     g_autoptr(GError) error = NULL;
     Connection *c = g_new0(Connection, 1);
-    struct ucred cred = { 0 };
-    socklen_t len = sizeof(cred);
     int send_buffer = SEND_BUFFER;
 
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
-        g_warning("cannot tell who connects: %s", g_strerror(errno));
-    }
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_buffer, sizeof(send_buffer));
     c->daemon = d;
     c->node.data = c;
     c->watch.ready = connection_ready;
     ivshmem2_conn_init_consume(&c->conn, fd, IVSHMEM2_CLIENT);
-    ivshmem2_client_init(&c->client, d->server, cred.pid, cred.uid);
+    ivshmem2_client_init(&c->client, d->server, cred->pid, cred->uid);
     g_queue_push_tail_link(&d->connections, &c->node);
-    ivshmem2_timer_start(&c->timer, &d->handshakes, handshake_expired);
+    ivshmem2_lobby_enter(&d->lobby, &c->joiner, cred->uid);
+    connection_set_timer(c);
     if (!ivshmem2_loop_add(&d->loop, &c->watch, fd, EPOLLIN, &error)) {
         g_warning("%s", error->message);
         connection_free(c);
         return NULL;
     }
     return c;
+}
+
+/* Checks */
+
+static void check_expired(Ivshmem2Timer *t)
+{
+    Ivshmem2Daemon *d = CONTAINER(t, Ivshmem2Daemon, check_timer);
+    GList *next;
+
+    ivshmem2_timer_stop(t);
+    for (GList *node = d->lobby.joining.head; node; node = next) {
+        Connection *c = CONTAINER(node->data, Connection, joiner);
+
+        next = node->next;
+        if (c->blocked) {
+            c->blocked = false;
+            ivshmem2_loop_modify(&d->loop, &c->watch, c->conn.fd,
+                                 connection_events(c));
+        } else if (connection_has_joined(c)) {
+            ivshmem2_lobby_leave(&d->lobby, &c->joiner);
+            connection_set_timer(c);
+        }
+    }
+    admit(d);
+    if (d->lobby.waiting.length) {
+        check_later(d);
+    }
+}
+
+static void check_later(Ivshmem2Daemon *d)
+{
+    if (!d->check_timer.queue) {
+        ivshmem2_timer_start(&d->check_timer, &d->checks, check_expired);
+    }
+}
+
+/* Access */
+
+/* The supplementary groups of who connected; @len: in bytes */
+static gid_t *get_groups(int fd, socklen_t *len)
+{
+    gid_t *gids = NULL;
+
+    *len = 0;
+    while (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, gids, len) < 0) {
+        if (errno != ERANGE) {
+            *len = 0;
+            break;
+        }
+        gids = g_realloc(gids, *len);
+    }
+    return gids;
+}
+
+/* Returns false if it was sent away. */
+static bool check_access(Connection *c, const struct ucred *cred)
+{
+    g_autofree gid_t *gids = NULL;
+    socklen_t len;
+    GArray *ids;
+
+    if (!c->daemon->access) {
+        return true;
+    }
+    gids = get_groups(c->conn.fd, &len);
+    gids = g_realloc(gids, len + sizeof(gid_t));
+    gids[len / sizeof(gid_t)] = cred->gid;
+    ids = ivshmem2_access_find(c->daemon->access, cred->uid, gids,
+                               len / sizeof(gid_t) + 1);
+    if (!ids) {
+        ivshmem2_client_refuse(&c->client, IVSHMEM2_ERR_PERMISSION,
+                               "the user with uid %u may not connect",
+                               cred->uid);
+        return false;
+    }
+    ivshmem2_client_restrict_consume(&c->client, ids);
+    return true;
+}
+
+/* Descriptors that can still be used */
+static unsigned count_free_fds(const Ivshmem2Daemon *d)
+{
+    int64_t used = (int64_t)d->n_other_fds + d->connections.length +
+                   d->n_holds + d->link->n_fds;
+
+    return d->fd_limit ? MAX(d->fd_limit - used, 0) : G_MAXINT;
+}
+
+/*
+ * No user's joiners can take more descriptors than are left for others then.
+ * Returns false if it was sent away.
+ */
+static bool check_limits(Connection *c, const struct ucred *cred)
+{
+    Ivshmem2Daemon *d = c->daemon;
+    unsigned n = ivshmem2_lobby_count(&d->lobby, cred->uid);
+
+    if (d->fd_limit && c->conn.fd >= d->fd_limit) {
+        ivshmem2_client_refuse(&c->client, IVSHMEM2_ERR_LIMIT,
+                               "the server may not open more files");
+        return false;
+    }
+    if (n > count_free_fds(d) + 1) {
+        ivshmem2_client_refuse(&c->client, IVSHMEM2_ERR_LIMIT, "the user with "
+                               "uid %u has %u connections that have not "
+                               "joined, the server has to leave open files to "
+                               "others", cred->uid, n - 1);
+        return false;
+    }
+    return true;
 }
 
 /* Listening */
@@ -296,17 +569,51 @@ static void listen_again(Ivshmem2Daemon *d)
     ivshmem2_loop_modify(&d->loop, &d->listen_watch, d->listen_fd, EPOLLIN);
 }
 
-/* Nothing can be accepted: do not spin. */
-static void listen_later(Ivshmem2Daemon *d)
+static void complain(Ivshmem2Daemon *d, const char *why)
 {
     int64_t now = g_get_monotonic_time();
 
     if (now >= d->next_complaint) {
-        g_warning("cannot accept a connection: %s", g_strerror(errno));
+        g_warning("cannot accept a connection: %s", why);
         d->next_complaint = now + COMPLAINT_INTERVAL;
     }
+}
+
+/* Nothing can be accepted: do not spin. */
+static void listen_later(Ivshmem2Daemon *d)
+{
+    complain(d, g_strerror(errno));
     ivshmem2_timer_start(&d->listen_timer, &d->short_times, listen_expired);
     ivshmem2_loop_modify(&d->loop, &d->listen_watch, d->listen_fd, 0);
+}
+
+/* Words for everybody would take the descriptors that are short. */
+static bool is_pushy(const Ivshmem2Daemon *d, uid_t uid)
+{
+    return ivshmem2_lobby_count(&d->lobby, uid) >=
+           (uint64_t)count_free_fds(d) + REFUSALS_PER_USER;
+}
+
+static void take_connection(Ivshmem2Daemon *d, int fd)
+{
+    struct ucred cred;
+    socklen_t len = sizeof(cred);
+    Connection *c;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
+        complain(d, g_strerror(errno));
+        ivshmem2_close(&fd);
+        return;
+    }
+    if (is_pushy(d, cred.uid)) {
+        complain(d, "too many by one user that have not joined yet");
+        ivshmem2_close(&fd);
+        return;
+    }
+    c = connection_new_consume(d, fd, &cred);
+    if (c && (!check_limits(c, &cred) || !check_access(c, &cred))) {
+        connection_run(c);
+    }
 }
 
 static void listen_ready(Ivshmem2Watch *w)
@@ -316,7 +623,6 @@ static void listen_ready(Ivshmem2Watch *w)
     for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
         int fd = accept4(d->listen_fd, NULL, NULL,
                          SOCK_CLOEXEC | SOCK_NONBLOCK);
-        Connection *c;
 
         if (fd < 0) {
             if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
@@ -325,12 +631,7 @@ static void listen_ready(Ivshmem2Watch *w)
             }
             return;
         }
-        c = connection_new_consume(d, fd);
-        if (c && d->fd_limit && fd >= d->fd_limit) {
-            ivshmem2_client_refuse(&c->client, IVSHMEM2_ERR_LIMIT,
-                                   "the server may not open more files");
-            connection_run(c);
-        }
+        take_connection(d, fd);
     }
 }
 
@@ -409,6 +710,7 @@ static Ivshmem2Hold *hold_slot(Ivshmem2Client *client,
     if (gone) {
         return NULL;
     }
+    d->n_holds++;
     h = g_new0(Hold, 1);
     h->hold = *hold;
     h->daemon = d;
@@ -428,6 +730,7 @@ static void unhold_slot(Ivshmem2Hold *hold)
 {
     Hold *h = CONTAINER(hold, Hold, hold);
 
+    h->daemon->n_holds--;
     ivshmem2_timer_stop(&h->timer);
     if (h->pidfd >= 0) {
         ivshmem2_loop_remove(&h->daemon->loop, &h->watch, h->pidfd);
@@ -444,6 +747,22 @@ static const Ivshmem2ServerOps server_ops = {
     .wake = wake,
 };
 
+static unsigned count_places(int fd_limit)
+{
+    return fd_limit ? CLAMP(fd_limit / 2 / FDS_IN_FLIGHT, MIN_PLACES,
+                            MAX_PLACES) : MAX_PLACES;
+}
+
+/* Descriptors get the lowest number that is free, so the next one tells. */
+static int count_fds(int any_fd)
+{
+    int fd = fcntl(any_fd, F_DUPFD_CLOEXEC, 0);
+    int n = fd;
+
+    ivshmem2_close(&fd);
+    return MAX(n, 0);
+}
+
 Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, int listen_fd,
                                     const Ivshmem2DaemonConfig *config,
                                     GError **error)
@@ -451,8 +770,15 @@ Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, int listen_fd,
     Ivshmem2Daemon *d = g_new0(Ivshmem2Daemon, 1);
 
     d->server = ivshmem2_server_new(link, &server_ops);
+    if (config->ids_per_user) {
+        ivshmem2_server_limit_ids(d->server, config->ids_per_user);
+    }
+    ivshmem2_lobby_init(&d->lobby, count_places(config->fd_limit));
     d->handshakes.duration = config->handshake_timeout * G_USEC_PER_SEC;
     d->short_times.duration = SHORT_TIME;
+    d->checks.duration = CHECK_INTERVAL;
+    d->link = link;
+    d->access = config->access;
     d->fd_limit = config->fd_limit;
     d->listen_fd = listen_fd;
     d->listen_watch.ready = listen_ready;
@@ -463,6 +789,7 @@ Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, int listen_fd,
         ivshmem2_daemon_free(d);
         return NULL;
     }
+    d->n_other_fds = count_fds(listen_fd) - link->n_fds;
     return d;
 }
 
@@ -486,6 +813,7 @@ void ivshmem2_daemon_free(Ivshmem2Daemon *d)
         connection_free(node->data);
     }
     ivshmem2_server_free(d->server);
+    ivshmem2_lobby_clear(&d->lobby);
     ivshmem2_close(&d->signal_fd);
     ivshmem2_loop_clear(&d->loop);
     g_free(d);
@@ -493,13 +821,19 @@ void ivshmem2_daemon_free(Ivshmem2Daemon *d)
 
 void ivshmem2_daemon_turn(Ivshmem2Daemon *d, bool wait)
 {
-    int64_t a = ivshmem2_timers_next(&d->handshakes);
-    int64_t b = ivshmem2_timers_next(&d->short_times);
-    int64_t deadline = a < 0 || b < 0 ? MAX(a, b) : MIN(a, b);
+    Ivshmem2Timers *timers[] = { &d->handshakes, &d->short_times, &d->checks };
+    int64_t deadline = -1;
 
+    for (size_t i = 0; i < G_N_ELEMENTS(timers); i++) {
+        int64_t next = ivshmem2_timers_next(timers[i]);
+
+        deadline = deadline < 0 || next < 0 ? MAX(deadline, next)
+                                            : MIN(deadline, next);
+    }
     ivshmem2_loop_turn(&d->loop, wait && !d->more ? deadline : 0);
-    ivshmem2_timers_run(&d->handshakes);
-    ivshmem2_timers_run(&d->short_times);
+    for (size_t i = 0; i < G_N_ELEMENTS(timers); i++) {
+        ivshmem2_timers_run(timers[i]);
+    }
     d->more = ivshmem2_server_broadcast(d->server, INTERRUPTS_PER_TURN);
 }
 

@@ -8,6 +8,7 @@
 #define IVSHMEM2_DAEMON_H
 
 #include <signal.h>
+#include "access.h"
 #include "link.h"
 
 /*
@@ -19,6 +20,8 @@
 typedef struct Ivshmem2DaemonConfig {
     unsigned handshake_timeout; /* seconds */
     int fd_limit;               /* descriptors have lower numbers; 0: any */
+    uint32_t ids_per_user;      /* 0: any */
+    const Ivshmem2Access *access;   /* borrowed; NULL: everybody, all IDs */
 } Ivshmem2DaemonConfig;
 
 typedef struct Ivshmem2Daemon Ivshmem2Daemon;

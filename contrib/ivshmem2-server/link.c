@@ -141,6 +141,7 @@ static bool make_outputs(Ivshmem2Link *link, GError **error)
         }
         link->output_fds[i] = fd;
         link->output_read_fds[i] = read_fd;
+        link->n_fds += 2;
         link->n_outputs++;
     }
     return true;
@@ -156,6 +157,7 @@ static bool make_memory(Ivshmem2Link *link, GError **error)
     if (link->memory_fds[0] < 0) {
         return false;
     }
+    link->n_fds++;
     link->table = mmap(NULL, w->max_peers * sizeof(uint32_t),
                        PROT_READ | PROT_WRITE, MAP_SHARED,
                        link->memory_fds[0], 0);
@@ -170,6 +172,7 @@ static bool make_memory(Ivshmem2Link *link, GError **error)
         if (link->memory_fds[1] < 0) {
             return false;
         }
+        link->n_fds++;
     }
     return !w->output_size || make_outputs(link, error);
 }
@@ -276,8 +279,7 @@ static bool make_all(Ivshmem2Link *link, GError **error)
         return false;
     }
     link->eventfds = g_new0(int *, w->max_peers);
-    link->pushes = (uint64_t)w->max_peers * w->vectors <=
-                   link->config.push_limit;
+    link->pushes = ivshmem2_link_pushes(&link->config);
     for (uint32_t id = 0; link->pushes && id < w->max_peers; id++) {
         if (!ivshmem2_link_make_eventfds(link, id, error)) {
             return false;
@@ -351,10 +353,16 @@ void ivshmem2_link_welcome(const Ivshmem2Link *link, uint32_t id,
     welcome->protocol = protocol;
 }
 
-uint64_t ivshmem2_link_max_fds(const Ivshmem2Link *link)
+bool ivshmem2_link_pushes(const Ivshmem2LinkConfig *config)
 {
-    return 2 + 2 * (uint64_t)link->n_outputs +
-           (uint64_t)link->welcome.max_peers * link->welcome.vectors;
+    return (uint64_t)config->max_peers * config->vectors <=
+           config->push_limit;
+}
+
+uint64_t ivshmem2_link_max_fds(const Ivshmem2LinkConfig *config)
+{
+    return 1 + !!config->rw_size + (uint64_t)config->max_peers *
+           (config->vectors + (config->output_size ? 2 : 0));
 }
 
 /* Eventfds */
@@ -383,6 +391,7 @@ bool ivshmem2_link_make_eventfds(Ivshmem2Link *link, uint32_t id,
         }
     }
     link->eventfds[id] = fds;
+    link->n_fds += n;
     return true;
 }
 

@@ -47,6 +47,7 @@ typedef struct Ivshmem2Link {
     int *output_fds;            /* open for reading and writing */
     int *output_read_fds;       /* open for reading only */
     int **eventfds;             /* of each ID: NULL, or one for each vector */
+    uint32_t n_fds;             /* all of these */
 } Ivshmem2Link;
 
 /* Is this a link that there can be? */
@@ -64,8 +65,11 @@ void ivshmem2_link_free(Ivshmem2Link *link);
 void ivshmem2_link_welcome(const Ivshmem2Link *link, uint32_t id,
                            Ivshmem2Welcome *welcome);
 
-/* Descriptors that the link needs when all of its IDs are occupied */
-uint64_t ivshmem2_link_max_fds(const Ivshmem2Link *link);
+/* Does it tell everybody all eventfds at once? */
+bool ivshmem2_link_pushes(const Ivshmem2LinkConfig *config);
+
+/* Descriptors that such a link needs when all of its IDs are occupied */
+uint64_t ivshmem2_link_max_fds(const Ivshmem2LinkConfig *config);
 
 /* Make the eventfds of @id unless they exist. */
 bool ivshmem2_link_make_eventfds(Ivshmem2Link *link, uint32_t id,

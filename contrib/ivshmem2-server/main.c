@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <grp.h>
 #include <inttypes.h>
-#include <inttypes.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +41,8 @@ static struct {
     char *huge_page_size;
     char *push_limit;
     char *handshake_timeout;
+    char *access;
+    char *ids_per_user;
     char *log_level;
     gboolean version;
 } opt;
@@ -59,9 +60,13 @@ static const GOptionEntry entries[] = {
     { "socket", 's', 0, G_OPTION_ARG_FILENAME, &opt.socket,
       "Listen at this path", "PATH" },
     { "socket-mode", 0, 0, G_OPTION_ARG_STRING, &opt.socket_mode,
-      "Who may connect, as file mode (default 660)", "OCTAL" },
+      "Who can reach the socket, as file mode (default 660)", "OCTAL" },
     { "socket-group", 0, 0, G_OPTION_ARG_STRING, &opt.socket_group,
       "The group that owns the socket", "NAME" },
+    { "access", 0, 0, G_OPTION_ARG_FILENAME, &opt.access,
+      "Who may connect, and take which IDs (see below)", "FILE" },
+    { "ids-per-user", 0, 0, G_OPTION_ARG_STRING, &opt.ids_per_user,
+      "How many IDs one user can have at a time (default: all)", "N" },
     { "max-peers", 'n', 0, G_OPTION_ARG_STRING, &opt.max_peers,
       "How many peers there can be, 2 to 65536 (default 16)", "N" },
     { "vectors", 'v', 0, G_OPTION_ARG_STRING, &opt.vectors,
@@ -105,6 +110,16 @@ static const char help_tail[] =
     "How many vectors are right depends on the guests' drivers. Most work "
     "with 2; some\nwant exactly 1, 3 or 4.\n"
     "\n"
+    "The file of --access has a section for each rule. If it is given, only "
+    "those\nconnect whom a rule names by user or by group (* is everybody), "
+    "and they get\nonly IDs of their rules:\n"
+    "  [database]\n"
+    "  users = alice, 1001\n"
+    "  ids = 0-1\n"
+    "  [virtual machines]\n"
+    "  groups = kvm\n"
+    "  ids = 2-15\n"
+    "\n"
     "Without --socket, the server takes its socket from the service manager "
     "(socket\nactivation).\n"
     "\n"
@@ -117,6 +132,7 @@ static const char help_tail[] =
 typedef struct Config {
     Ivshmem2LinkConfig link;
     Ivshmem2DaemonConfig daemon;
+    Ivshmem2Access *access;
     uint64_t socket_mode;
     gid_t socket_group;
 } Config;
@@ -299,6 +315,16 @@ static bool parse_socket(Config *config, GError **error)
     return true;
 }
 
+static bool parse_access(Config *config, GError **error)
+{
+    if (opt.access) {
+        config->access = ivshmem2_access_load(opt.access,
+                                              config->link.max_peers, error);
+        config->daemon.access = config->access;
+    }
+    return !opt.access || config->access;
+}
+
 static bool parse_config(Config *config, GError **error)
 {
     uint32_t timeout = DEFAULT_HANDSHAKE_TIMEOUT;
@@ -325,7 +351,9 @@ static bool parse_config(Config *config, GError **error)
                    &config->link.push_limit, error) ||
         !parse_u32("--handshake-timeout", opt.handshake_timeout, 1,
                    MAX_HANDSHAKE_TIMEOUT, &timeout, error) ||
-        !parse_socket(config, error)) {
+        !parse_u32("--ids-per-user", opt.ids_per_user, 1, IVSHMEM2_MAX_PEERS,
+                   &config->daemon.ids_per_user, error) ||
+        !parse_socket(config, error) || !parse_access(config, error)) {
         return false;
     }
     if (config->link.output_size &&
@@ -344,38 +372,60 @@ static bool parse_config(Config *config, GError **error)
 
 /* Limits */
 
-static void raise_fd_limit(Config *config)
-{
-    struct rlimit limit;
-    rlim_t reserve;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) {
-        return;
-    }
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-    getrlimit(RLIMIT_NOFILE, &limit);
-    reserve = MIN(IVSHMEM2_FD_RESERVE, limit.rlim_cur / 4);
-    config->daemon.fd_limit = MIN(limit.rlim_cur - reserve, G_MAXINT);
-    config->link.fd_limit = config->daemon.fd_limit;
-}
-
-static void check_fd_limit(const Config *config, const Ivshmem2Link *link)
+/* How many files may be open at once if @peers of the possible ones join? */
+static uint64_t needed_fds(const Config *config, uint64_t peers)
 {
     /* the socket, epoll, signals, stderr and the like */
     const uint64_t others = 16;
-    uint64_t limit = config->daemon.fd_limit;
-    uint64_t peers = link->welcome.max_peers;
-    uint64_t each = 1 + (link->pushes ? 0 : link->welcome.vectors);
-    uint64_t need = others + peers + ivshmem2_link_max_fds(link);
-    uint64_t base = need - peers * each;
+    const Ivshmem2LinkConfig *link = &config->link;
+    uint64_t missing = link->max_peers - peers;
+    uint64_t fds = ivshmem2_link_max_fds(link);
 
+    if (ivshmem2_link_pushes(link)) {
+        /* joiners are to leave as many to others as they take */
+        fds += peers;
+    } else {
+        fds -= missing * link->vectors;
+    }
+    return others + IVSHMEM2_FD_RESERVE + peers + fds;
+}
+
+/* Returns the limit. */
+static uint64_t raise_fd_limit(const Config *config)
+{
+    struct rlimit limit;
+    rlim_t hard;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) {
+        return 0;
+    }
+    hard = limit.rlim_max;
+    limit.rlim_max = MAX(hard, needed_fds(config, config->link.max_peers));
+    limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) < 0) {
+        limit.rlim_max = hard;
+        limit.rlim_cur = hard;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+    getrlimit(RLIMIT_NOFILE, &limit);
+    return limit.rlim_cur;
+}
+
+static void set_fd_limit(Config *config)
+{
+    uint64_t limit = raise_fd_limit(config);
+    uint64_t reserve = MIN(IVSHMEM2_FD_RESERVE, limit / 4);
+    uint64_t base = needed_fds(config, 0);
+    uint64_t each = needed_fds(config, 1) - base;
+    uint64_t need = needed_fds(config, config->link.max_peers);
+
+    config->daemon.fd_limit = MIN(limit - reserve, G_MAXINT);
+    config->link.fd_limit = config->daemon.fd_limit;
     if (limit && need > limit) {
         g_warning("the limit of %" PRIu64 " open files (RLIMIT_NOFILE) is "
-                  "enough for about %" PRIu64 " peers, all %" PRIu64
-                  " need %" PRIu64, limit + IVSHMEM2_FD_RESERVE,
-                  limit > base ? (limit - base) / each : 0, peers,
-                  need + IVSHMEM2_FD_RESERVE);
+                  "enough for about %" PRIu64 " peers, all %u need %" PRIu64,
+                  limit, limit > base ? (limit - base) / each : 0,
+                  config->link.max_peers, need);
     }
 }
 
@@ -392,7 +442,6 @@ static bool serve(const Config *config, Ivshmem2Listener *listener,
         g_prefix_error(error, "cannot make the link: ");
         return false;
     }
-    check_fd_limit(config, link);
     daemon = ivshmem2_daemon_new(link, listener->fd, &config->daemon, error);
     if (daemon) {
         g_info("ready for %u peers with %u vectors%s%s",
@@ -430,7 +479,7 @@ static bool start(Config *config, GError **error)
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGHUP);
     sigprocmask(SIG_BLOCK, &signals, NULL);
-    raise_fd_limit(config);
+    set_fd_limit(config);
     if (listener.fd < 0 &&
         !ivshmem2_listen(&listener, opt.socket, config->socket_mode,
                          config->socket_group, error)) {
@@ -460,7 +509,7 @@ static bool parse_command_line(int *argc, char ***argv, GError **error)
 int main(int argc, char **argv)
 {
     g_autoptr(GError) error = NULL;
-    Config config;
+    Config config = { .access = NULL };
     bool ok = parse_command_line(&argc, &argv, &error);
 
     if (ok && opt.version) {
@@ -476,5 +525,6 @@ int main(int argc, char **argv)
     if (!ok) {
         g_printerr("ivshmem2-server: %s\n", error->message);
     }
+    ivshmem2_access_free(config.access);
     return ok ? EXIT_SUCCESS : EXIT_FAILURE;
 }

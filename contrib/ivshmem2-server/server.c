@@ -22,11 +22,14 @@ typedef enum Phase {
     PHASE_OVER,
 } Phase;
 
+#define NO_UID ((uid_t)-1)
+
 /* Neither client nor hold: the slot is free. */
 typedef struct Slot {
     Ivshmem2Client *client;
     Ivshmem2Hold *hold;
     uint32_t last_state;        /* that the other peers were told about */
+    uid_t uid;                  /* of the user whom it counts for */
 } Slot;
 
 /*
@@ -46,6 +49,8 @@ struct Ivshmem2Server {
     Slot *slots;
     Ivshmem2IdSet free_ids;
     Ivshmem2IdSet occupied_ids;
+    GHashTable *ids_of_users;   /* uid -> how many IDs it has */
+    uint32_t ids_per_user;
     Broadcast broadcast;
     bool warned;
     bool closing;
@@ -59,10 +64,18 @@ Ivshmem2Server *ivshmem2_server_new(Ivshmem2Link *link,
     s->link = link;
     s->ops = ops;
     s->slots = g_new0(Slot, link->welcome.max_peers);
+    s->ids_of_users = g_hash_table_new(NULL, NULL);
+    s->ids_per_user = UINT32_MAX;
     for (uint32_t id = 0; id < link->welcome.max_peers; id++) {
         ivshmem2_idset_add(&s->free_ids, id);
+        s->slots[id].uid = NO_UID;
     }
     return s;
+}
+
+void ivshmem2_server_limit_ids(Ivshmem2Server *s, uint32_t n)
+{
+    s->ids_per_user = n;
 }
 
 void ivshmem2_server_shutdown(Ivshmem2Server *s)
@@ -77,6 +90,7 @@ void ivshmem2_server_free(Ivshmem2Server *s)
             s->ops->unhold(s->slots[id].hold);
         }
     }
+    g_hash_table_unref(s->ids_of_users);
     g_free(s->slots);
     g_free(s);
 }
@@ -128,12 +142,41 @@ static void clear_state(Ivshmem2Server *s, uint32_t id)
 
 /* Slots */
 
+static uint32_t count_ids(const Ivshmem2Server *s, uid_t uid)
+{
+    return GPOINTER_TO_UINT(g_hash_table_lookup(s->ids_of_users,
+                                                GUINT_TO_POINTER(uid)));
+}
+
+static void set_count(Ivshmem2Server *s, uid_t uid, uint32_t n)
+{
+    if (n) {
+        g_hash_table_insert(s->ids_of_users, GUINT_TO_POINTER(uid),
+                            GUINT_TO_POINTER(n));
+    } else {
+        g_hash_table_remove(s->ids_of_users, GUINT_TO_POINTER(uid));
+    }
+}
+
+/* From now on it counts for @uid. */
+static void set_slot_user(Ivshmem2Server *s, Slot *slot, uid_t uid)
+{
+    if (slot->uid != NO_UID) {
+        set_count(s, slot->uid, count_ids(s, slot->uid) - 1);
+    }
+    if (uid != NO_UID) {
+        set_count(s, uid, count_ids(s, uid) + 1);
+    }
+    slot->uid = uid;
+}
+
 static void free_slot(Ivshmem2Server *s, uint32_t id)
 {
     /* The last occupant could write its entry as long as it lived. */
     clear_state(s, id);
     ivshmem2_link_drain(s->link, id);
     ivshmem2_idset_add(&s->free_ids, id);
+    set_slot_user(s, &s->slots[id], NO_UID);
 }
 
 void ivshmem2_server_release(Ivshmem2Server *s, uint32_t id)
@@ -220,13 +263,56 @@ static bool claim_slot(Ivshmem2Client *c, uint32_t id, bool resume,
     return true;
 }
 
+static bool may_take(Ivshmem2Client *c, uint32_t id)
+{
+    Ivshmem2Server *s = c->server;
+    uint32_t n = count_ids(s, c->uid);
+
+    if (!ivshmem2_ids_contain(c->ids, id)) {
+        g_autofree char *ids = ivshmem2_ids_text(c->ids);
+
+        ivshmem2_client_refuse(c, IVSHMEM2_ERR_PERMISSION, "the user with "
+                               "uid %u may not take ID %u, but %s", c->uid,
+                               id, ids);
+        return false;
+    }
+    if (n >= s->ids_per_user && s->slots[id].uid != c->uid) {
+        ivshmem2_client_refuse(c, IVSHMEM2_ERR_LIMIT, "the user with uid %u "
+                               "has %u IDs already, and may not have more",
+                               c->uid, n);
+        return false;
+    }
+    return true;
+}
+
+static bool choose_free_id(Ivshmem2Client *c, uint32_t *id)
+{
+    Ivshmem2Server *s = c->server;
+    int32_t lowest = ivshmem2_ids_lowest(c->ids, &s->free_ids);
+    g_autofree char *ids = NULL;
+
+    if (lowest >= 0) {
+        *id = lowest;
+        return may_take(c, *id);
+    }
+    if (c->ids) {
+        ids = ivshmem2_ids_text(c->ids);
+        ivshmem2_client_refuse(c, IVSHMEM2_ERR_FULL, "all IDs that the user "
+                               "with uid %u may take (%s) are taken", c->uid,
+                               ids);
+    } else {
+        ivshmem2_client_refuse(c, IVSHMEM2_ERR_FULL, "the link is full: all "
+                               "%u IDs are taken", s->link->welcome.max_peers);
+    }
+    return false;
+}
+
 static bool choose_id(Ivshmem2Client *c, const Ivshmem2Hello *hello,
                       uint32_t *id, bool *resume)
 {
     static const uint8_t none[IVSHMEM2_UUID_SIZE];
     Ivshmem2Server *s = c->server;
     uint32_t max = s->link->welcome.max_peers;
-    int32_t any;
 
     *resume = memcmp(hello->session, none, sizeof(none));
     if (*resume && memcmp(hello->session, s->link->welcome.session,
@@ -237,15 +323,7 @@ static bool choose_id(Ivshmem2Client *c, const Ivshmem2Hello *hello,
         return false;
     }
     if (!*resume && hello->id == IVSHMEM2_ID_ANY) {
-        any = ivshmem2_idset_next(&s->free_ids, 0);
-        if (any < 0) {
-            ivshmem2_client_refuse(c, IVSHMEM2_ERR_FULL,
-                                   "the link is full: all %u IDs are taken",
-                                   max);
-            return false;
-        }
-        *id = any;
-        return true;
+        return choose_free_id(c, id);
     }
     if (hello->id >= max) {
         ivshmem2_client_refuse(c, IVSHMEM2_ERR_ID_RANGE, "ID %u is out of "
@@ -254,7 +332,8 @@ static bool choose_id(Ivshmem2Client *c, const Ivshmem2Hello *hello,
         return false;
     }
     *id = hello->id;
-    return claim_slot(c, *id, *resume, *resume ? IVSHMEM2_ERR_SESSION
+    return may_take(c, *id) &&
+           claim_slot(c, *id, *resume, *resume ? IVSHMEM2_ERR_SESSION
                                                : IVSHMEM2_ERR_ID_TAKEN);
 }
 
@@ -282,6 +361,8 @@ static void take_slot(Ivshmem2Client *c, uint32_t id, bool resume)
     slot->client = c;
     ivshmem2_idset_remove(&s->free_ids, id);
     ivshmem2_idset_add(&s->occupied_ids, id);
+    set_slot_user(s, slot, c->uid);
+    g_clear_pointer(&c->ids, g_array_unref);
     c->id = id;
     c->phase = PHASE_WELCOME;
     if (resume) {
@@ -311,12 +392,18 @@ void ivshmem2_client_init(Ivshmem2Client *c, Ivshmem2Server *s, pid_t pid,
     c->phase = PHASE_HELLO;
 }
 
+void ivshmem2_client_restrict_consume(Ivshmem2Client *c, GArray *ids)
+{
+    c->ids = ids;
+}
+
 void ivshmem2_client_clear(Ivshmem2Client *c)
 {
     if (c->id != IVSHMEM2_ID_ANY) {
         leave(c, false);
     }
     g_clear_pointer(&c->error_text, g_free);
+    g_clear_pointer(&c->ids, g_array_unref);
     c->phase = PHASE_OVER;
 }
 

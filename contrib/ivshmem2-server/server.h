@@ -12,6 +12,7 @@
 #define IVSHMEM2_SERVER_H
 
 #include <sys/types.h>
+#include "access.h"
 #include "link.h"
 
 typedef struct Ivshmem2Server Ivshmem2Server;
@@ -28,6 +29,7 @@ typedef struct Ivshmem2Client {
     uint32_t next_id;           /* how far the handshake is */
     uint32_t next_vector;
     char *error_text;
+    GArray *ids;                /* that it may take; see access.h */
     char name[IVSHMEM2_NAME_SIZE];
 } Ivshmem2Client;
 
@@ -59,6 +61,9 @@ typedef struct Ivshmem2ServerOps {
 Ivshmem2Server *ivshmem2_server_new(Ivshmem2Link *link,
                                     const Ivshmem2ServerOps *ops);
 
+/* One user can have no more than @n IDs at a time, held ones included. */
+void ivshmem2_server_limit_ids(Ivshmem2Server *s, uint32_t n);
+
 /*
  * From here on, clients that go leave their slots as they are: the peers carry
  * on without the server.
@@ -79,6 +84,9 @@ bool ivshmem2_server_broadcast(Ivshmem2Server *s, unsigned budget);
 
 void ivshmem2_client_init(Ivshmem2Client *c, Ivshmem2Server *s, pid_t pid,
                           uid_t uid);
+
+/* It may take only @ids (see access.h). */
+void ivshmem2_client_restrict_consume(Ivshmem2Client *c, GArray *ids);
 
 /* The connection is closed. */
 void ivshmem2_client_clear(Ivshmem2Client *c);

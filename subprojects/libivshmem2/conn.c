@@ -162,7 +162,8 @@ int ivshmem2_conn_flush(Ivshmem2Conn *c, GError **error)
             return 0;
         }
         if (len < 0) {
-            g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+            g_set_error(error, IVSHMEM2_LIB_ERROR, errno == ETOOMANYREFS ?
+                        IVSHMEM2_LIB_ERROR_BUSY : IVSHMEM2_LIB_ERROR_IO,
                         "cannot send: %s", g_strerror(errno));
             return -1;
         }
@@ -173,4 +174,16 @@ int ivshmem2_conn_flush(Ivshmem2Conn *c, GError **error)
         }
     }
     return 1;
+}
+
+void ivshmem2_conn_cancel(Ivshmem2Conn *c)
+{
+    c->out_size = 0;
+    c->out_fds = NULL;
+}
+
+void ivshmem2_conn_omit_fds(Ivshmem2Conn *c)
+{
+    c->out.hdr.fds = 0;
+    c->out_fds = NULL;
 }

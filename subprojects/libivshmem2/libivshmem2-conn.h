@@ -51,7 +51,18 @@ bool ivshmem2_conn_is_sending(const Ivshmem2Conn *c);
 int ivshmem2_conn_send(Ivshmem2Conn *c, const Ivshmem2Msg *msg,
                        const int *fds, GError **error);
 
-/* Go on sending; returns as ivshmem2_conn_send(). */
+/*
+ * Go on sending; returns as ivshmem2_conn_send().  After
+ * IVSHMEM2_LIB_ERROR_BUSY, too many descriptors are on their way from this
+ * user (not only to this peer), it can be tried again later.
+ */
 int ivshmem2_conn_flush(Ivshmem2Conn *c, GError **error);
+
+/*
+ * After IVSHMEM2_LIB_ERROR_BUSY: do not send the message at all, or send it
+ * without descriptors (EVENTFDS as an answer).
+ */
+void ivshmem2_conn_cancel(Ivshmem2Conn *c);
+void ivshmem2_conn_omit_fds(Ivshmem2Conn *c);
 
 #endif /* LIBIVSHMEM2_CONN_H */

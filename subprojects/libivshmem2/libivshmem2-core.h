@@ -31,6 +31,7 @@ typedef enum Ivshmem2LibError {
     IVSHMEM2_LIB_ERROR_TIMEOUT,
     IVSHMEM2_LIB_ERROR_ARGUMENT,    /* the caller's argument is no good */
     IVSHMEM2_LIB_ERROR_IO,          /* the system refused; text has errno */
+    IVSHMEM2_LIB_ERROR_BUSY,        /* not now; try again later */
 } Ivshmem2LibError;
 
 /* Set @error, with a text as by printf().  Always returns false. */

@@ -11,9 +11,11 @@
 
 #include "ivshmem2-util.h"
 #include <glib/gstdio.h>
+#include <grp.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -68,6 +70,35 @@ static inline void die_with_parent(pid_t parent)
     }
 }
 
+/* Of three users that are nobody else's, if this is root */
+static inline uid_t test_uid(unsigned i)
+{
+    static uid_t base;
+
+    base = base ? base : 20000 + (uid_t)getpid() % 10000 * 3;
+    return geteuid() == 0 ? base + i : geteuid();
+}
+
+#define SERVER_UID  test_uid(0)
+#define USER_UID    test_uid(1)
+#define OTHER_UID   test_uid(2)
+
+/*
+ * Be an ordinary user from now on, whose directory is that of @s.  The socket
+ * can be reached from there, whatever the directories above are like.
+ */
+static inline void become(Server *s, uid_t uid)
+{
+    g_assert_cmpint(chdir(s->dir), ==, 0);
+    if (geteuid() == 0) {
+        g_assert_cmpint(setgroups(0, NULL), ==, 0);
+        g_assert_cmpint(setresgid(uid, uid, uid), ==, 0);
+        g_assert_cmpint(setresuid(uid, uid, uid), ==, 0);
+    }
+    /* that was lost with the user ID */
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+}
+
 /* Does not wait for it. */
 static inline pid_t spawn(char **argv, void (*child)(void *opaque),
                           void *opaque)
@@ -111,6 +142,44 @@ static inline void server_start(Server *s, const char *options)
     server_start_with(s, "", options);
 }
 
+typedef struct Limited {
+    Server *server;
+    rlim_t files;
+    char **argv;
+} Limited;
+
+/*
+ * In a child, run the program as an ordinary user who may open some files,
+ * wherever it is.
+ */
+static inline void run_limited(void *opaque)
+{
+    Limited *l = opaque;
+    struct rlimit limit = { .rlim_cur = l->files, .rlim_max = l->files };
+    int fd = open(l->argv[0], O_PATH | O_CLOEXEC);
+
+    become(l->server, SERVER_UID);
+    g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &limit), ==, 0);
+    fexecve(fd, l->argv, environ);
+    _exit(127);
+}
+
+/*
+ * Start it as an ordinary user who may open @files.  Everybody can connect.
+ */
+static inline void server_start_limited(Server *s, rlim_t files,
+                                        const char *options)
+{
+    g_autofree char *all = g_strdup_printf("--socket-mode 666 %s", options);
+    g_auto(GStrv) argv = server_argv("", "link.sock", all);
+    Limited l = { .server = s, .files = files, .argv = argv };
+
+    g_assert_cmpint(chmod(s->dir, 0711), ==, 0);
+    g_assert_cmpint(chown(s->dir, SERVER_UID, -1), ==, 0);
+    s->pid = spawn(argv, run_limited, &l);
+    wait_for_file(s->socket);
+}
+
 /* Send it @sig and return how it ended (see waitpid()). */
 static inline int server_stop(Server *s, int sig)
 {
@@ -134,20 +203,29 @@ static inline void server_end(Server *s)
     g_assert_cmpuint(count_fds(), ==, s->n_fds);
 }
 
-/* Start a server that should fail, and return what it complains about. */
-static inline char *server_fail(char **argv)
+/*
+ * Start a server that should fail, and return what it complains about.
+ * @child is called in it before.
+ */
+static inline char *server_fail_with(char **argv, GSpawnChildSetupFunc child,
+                                     void *opaque)
 {
     g_autoptr(GError) error = NULL;
     char *text = NULL;
     int status;
 
-    g_spawn_sync(NULL, argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL,
+    g_spawn_sync(NULL, argv, NULL, G_SPAWN_SEARCH_PATH, child, opaque, NULL,
                  &text, &status, &error);
     g_assert_no_error(error);
     g_test_message("%s", text);
     g_assert_true(WIFEXITED(status));
     g_assert_cmpint(WEXITSTATUS(status), ==, 1);
     return text;
+}
+
+static inline char *server_fail(char **argv)
+{
+    return server_fail_with(argv, NULL, NULL);
 }
 
 static inline void assert_says_text(const char *text, const char *want)

@@ -8,7 +8,7 @@
  */
 
 #include "ivshmem2-server-util.h"
-#include <grp.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include "libivshmem2-conn.h"
 
@@ -28,6 +28,27 @@ static void client_connect(Client *c, Server *s)
 {
     *c = (Client) { .memory = { -1, -1 } };
     ivshmem2_conn_init_consume(&c->conn, server_connect(s), IVSHMEM2_SERVER);
+}
+
+/*
+ * Connect as another user, with another group as well (unless 0).  The socket
+ * is what counts, so this process need not be another one.
+ */
+static void client_connect_as(Client *c, Server *s, uid_t uid, gid_t gid)
+{
+    Server here = { .socket = (char *)"link.sock" };
+    int cwd = open(".", O_PATH | O_CLOEXEC);
+
+    *c = (Client) { .memory = { -1, -1 } };
+    g_assert_cmpint(chdir(s->dir), ==, 0);
+    g_assert_cmpint(!gid || setgroups(1, &gid) == 0, ==, true);
+    g_assert_cmpint(uid == geteuid() || seteuid(uid) == 0, ==, true);
+    ivshmem2_conn_init_consume(&c->conn, server_connect(&here),
+                               IVSHMEM2_SERVER);
+    g_assert_cmpint(seteuid(getuid()), ==, 0);
+    g_assert_cmpint(!gid || setgroups(0, NULL) == 0, ==, true);
+    g_assert_cmpint(fchdir(cwd), ==, 0);
+    ivshmem2_close(&cwd);
 }
 
 static void free_fds(int *fds, uint32_t n)
@@ -1568,7 +1589,7 @@ static void file_limit(const char *options)
     Server s;
 
     server_init(&s);
-    server_start_with(&s, "prlimit --nofile=100 ", options);
+    server_start_limited(&s, 100, options);
     client_join(&first, &s, IVSHMEM2_ID_ANY);
     do {
         Client *c = g_new(Client, 1);
@@ -1576,7 +1597,9 @@ static void file_limit(const char *options)
         client_connect(c, &s);
         g_ptr_array_add(peers, c);
         client_say(c, &hello);
-        type = client_hear_any(c);
+        do {
+            type = client_hear_any(c);
+        } while (type != IVSHMEM2_READY && type != IVSHMEM2_ERROR);
         if (type == IVSHMEM2_ERROR) {
             g_test_message("%s", c->conn.in.msg.error.text);
             g_assert_cmpuint(c->conn.in.msg.error.code, ==,
@@ -1607,14 +1630,521 @@ static void file_limit(const char *options)
 
 static void test_file_limit(void)
 {
-    if (!have_program("prlimit")) {
-        g_test_skip("no prlimit");
-        return;
-    }
     /* what grows: connections; both; eventfds above all */
     file_limit("--max-peers 60 --vectors 1");
     file_limit("--max-peers 2000 --vectors 2");
     file_limit("--max-peers 2000 --vectors 20");
+}
+
+/* Half of every message, and then the end */
+static void test_cut_messages(void)
+{
+    static const uint16_t types[] = {
+        IVSHMEM2_HELLO, IVSHMEM2_STATE_CHANGED, IVSHMEM2_RING,
+        IVSHMEM2_GET_EVENTFD, IVSHMEM2_GOODBYE,
+    };
+    Witness w;
+
+    witness_start(&w, "--max-peers 4");
+    for (size_t i = 0; i < G_N_ELEMENTS(types); i++) {
+        for (size_t n = 1; n < ivshmem2_type_size(types[i]); n += 3) {
+            Ivshmem2Msg msg = make_hello(1);
+            Client c;
+
+            if (types[i] == IVSHMEM2_HELLO) {
+                client_connect(&c, &w.s);
+            } else {
+                client_join(&c, &w.s, 1);
+                msg = (Ivshmem2Msg) { .hdr.type = types[i] };
+            }
+            ivshmem2_msg_encode(&msg);
+            g_assert_cmpint(send(c.conn.fd, &msg, n, 0), ==, n);
+            client_close(&c);
+            wait_for_fds(&w.s, w.n_fds + (i > 0));
+        }
+    }
+    wait_until_free(&w.s, 1);
+    witness_end(&w);
+}
+
+/* Who closes one direction loses the connection, and that is all. */
+static void test_half_close(void)
+{
+    Ivshmem2Msg hello = make_hello(1);
+    Witness w;
+
+    witness_start(&w, "--max-peers 4");
+    for (int how = SHUT_RD; how <= SHUT_RDWR; how++) {
+        Client c;
+
+        client_connect(&c, &w.s);
+        client_say(&c, &hello);
+        shutdown(c.conn.fd, how);
+        wait_for_fds(&w.s, w.n_fds + 1);
+        client_close(&c);
+
+        client_join(&c, &w.s, 1);
+        client_say_target(&c, IVSHMEM2_RING, 1, 0);
+        shutdown(c.conn.fd, how);
+        if (how == SHUT_RD) {
+            client_say_target(&c, IVSHMEM2_RING, 1, 0);
+        }
+        wait_for_fds(&w.s, w.n_fds + 1);
+        client_close(&c);
+    }
+    wait_until_free(&w.s, 1);
+    witness_end(&w);
+}
+
+/* Limits */
+
+/* Say HELLO and nothing more, and read nothing. */
+static void stall_as(Client *c, Server *s, uid_t uid)
+{
+    Ivshmem2Msg hello = make_hello(IVSHMEM2_ID_ANY);
+
+    client_connect_as(c, s, uid, 0);
+    client_say(c, &hello);
+}
+
+static void hear_timeout(Client *c)
+{
+    uint16_t type;
+
+    do {
+        type = client_hear_any(c);
+    } while (type && type != IVSHMEM2_ERROR);
+    g_assert_cmphex(type, ==, IVSHMEM2_ERROR);
+    g_assert_cmpuint(c->conn.in.msg.error.code, ==, IVSHMEM2_ERR_TIMEOUT);
+    client_close(c);
+}
+
+/*
+ * What was sent and not received counts for the server's user, which may have
+ * 300 descriptors of that kind; each of these would take 75 if it could.
+ */
+static void test_stalled_joiners(void)
+{
+    Server s;
+    Client a, b, c[40];
+
+    if (geteuid() != 0) {
+        g_test_skip("only root can become another user");
+        return;
+    }
+    server_init(&s);
+    server_start_limited(&s, 300, "--max-peers 50 --vectors 1 "
+                         "--output-size 4K --handshake-timeout 3600");
+    client_join(&a, &s, IVSHMEM2_ID_ANY);
+    for (size_t i = 0; i < G_N_ELEMENTS(c); i++) {
+        stall_as(&c[i], &s, USER_UID);
+    }
+    /* neither those who are there nor those who come notice */
+    for (int i = 0; i < 10; i++) {
+        client_join(&b, &s, IVSHMEM2_ID_ANY);
+        client_say_target(&b, IVSHMEM2_RING, a.welcome.id, 0);
+        client_hear(&b, IVSHMEM2_EVENTFDS);
+        g_assert_cmpuint(b.conn.in.n_fds, ==, 1);
+        assert_interrupted(&a, 0);
+        client_leave(&b);
+    }
+    /* the others get their turn as soon as there is room for them */
+    for (size_t i = 0; i < G_N_ELEMENTS(c); i++) {
+        client_complete(&c[i]);
+        client_leave(&c[i]);
+    }
+    client_leave(&a);
+    server_end(&s);
+}
+
+/* Two of a user can join at once; who waits for them is not late itself. */
+static void test_turns(void)
+{
+    Server s;
+    Client a, b, c;
+
+    server_init(&s);
+    server_start_limited(&s, 300, "--max-peers 50 --output-size 4K "
+                         "--handshake-timeout 1");
+    stall_as(&a, &s, geteuid());
+    stall_as(&b, &s, geteuid());
+    client_join(&c, &s, IVSHMEM2_ID_ANY);
+    hear_timeout(&a);
+    hear_timeout(&b);
+    /* who gives up while it waits has said nothing */
+    stall_as(&a, &s, geteuid());
+    stall_as(&b, &s, geteuid());
+    client_leave(&c);
+    stall_as(&c, &s, geteuid());
+    g_usleep(NEVER_MS * 1000);
+    client_close(&c);
+    client_complete(&a);
+    client_complete(&b);
+    client_leave(&a);
+    client_leave(&b);
+    server_end(&s);
+}
+
+/* Until so much was sent to it that it has not read */
+static void wait_for_unread(Client *c, int want)
+{
+    int tries = SOON_MS / 10;
+    int bytes;
+
+    while (ioctl(c->conn.fd, FIONREAD, &bytes) == 0 && bytes < want) {
+        g_assert_cmpint(tries--, >, 0);
+        g_usleep(10000);
+    }
+}
+
+/* The handshake is complete when the client has read it. */
+static void test_unread_handshake(void)
+{
+    const int handshake = 72 + 16 + 16 + 8;
+    const int refusal = 264;
+    Server s;
+    Client a, b;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 2 --vectors 1 --handshake-timeout 1");
+    /* all of it fits in the socket's buffer */
+    stall_as(&a, &s, geteuid());
+    /* this one even asks for more */
+    stall_as(&b, &s, geteuid());
+    client_say_target(&b, IVSHMEM2_RING, 1, 0);
+    wait_for_unread(&a, handshake + refusal);
+    wait_for_unread(&b, handshake + refusal);
+    hear_timeout(&a);
+    hear_timeout(&b);
+    wait_until_free(&s, 0);
+    wait_until_free(&s, 1);
+
+    /* who reads it after all is answered */
+    stall_as(&a, &s, geteuid());
+    client_say_target(&a, IVSHMEM2_RING, 1, 0);
+    g_usleep(NEVER_MS * 1000);
+    client_complete(&a);
+    client_hear(&a, IVSHMEM2_EVENTFDS);
+    /* and who has nothing to say may stay */
+    client_join(&b, &s, IVSHMEM2_ID_ANY);
+    g_usleep(1200 * 1000);
+    client_sync(&a);
+    client_sync(&b);
+    client_leave(&a);
+    client_leave(&b);
+    server_end(&s);
+}
+
+/* As many descriptors in flight as the server is allowed, by its user */
+static void fill_flight(Server *s, int fd)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int) * 100)];
+    } space = { .bytes = { 0 } };
+    struct iovec iov = { .iov_base = &space, .iov_len = 1 };
+    struct msghdr mh = {
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
+        .msg_control = &space,
+        .msg_controllen = sizeof(space),
+    };
+    int fds[2];
+
+    become(s, SERVER_UID);
+    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), ==, 0);
+    CMSG_FIRSTHDR(&mh)->cmsg_level = SOL_SOCKET;
+    CMSG_FIRSTHDR(&mh)->cmsg_type = SCM_RIGHTS;
+    CMSG_FIRSTHDR(&mh)->cmsg_len = CMSG_LEN(100 * sizeof(int));
+    for (int i = 0; i < 100; i++) {
+        ((int *)CMSG_DATA(CMSG_FIRSTHDR(&mh)))[i] = fds[0];
+    }
+    for (int i = 0; i < 3; i++) {
+        g_assert_cmpint(sendmsg(fds[0], &mh, 0), ==, 1);
+    }
+    g_assert_cmpint(write(fd, "", 1), ==, 1);
+    pause();
+}
+
+static pid_t start_to_fill(Server *s)
+{
+    pid_t parent = getpid();
+    pid_t pid;
+    int fds[2];
+    char byte;
+
+    g_assert_cmpint(pipe(fds), ==, 0);
+    pid = fork();
+    if (pid == 0) {
+        die_with_parent(parent);
+        fill_flight(s, fds[1]);
+    }
+    close(fds[1]);
+    g_assert_cmpint(read(fds[0], &byte, 1), ==, 1);
+    close(fds[0]);
+    return pid;
+}
+
+static void end_filling(pid_t pid)
+{
+    kill(pid, SIGKILL);
+    g_assert_cmpint(waitpid(pid, NULL, 0), ==, pid);
+}
+
+static void assert_nothing_comes(Client *c)
+{
+    struct pollfd pfd = { .fd = c->conn.fd, .events = POLLIN };
+
+    g_assert_cmpint(poll(&pfd, 1, NEVER_MS), ==, 0);
+}
+
+/* Another program of the server's user keeps it from sending descriptors. */
+static void test_flight_limit(void)
+{
+    Server s;
+    Client a, b, c;
+    pid_t pid;
+
+    server_init(&s);
+    server_start_limited(&s, 100, "--max-peers 4 --push-limit 0 "
+                         "--handshake-timeout 2");
+    client_join(&a, &s, 0);
+    pid = start_to_fill(&s);
+    /* those who are there go on, through the server if need be */
+    for (int i = 0; i < 3; i++) {
+        client_say_target(&a, IVSHMEM2_RING, 0, 1);
+        g_assert_cmpuint(client_hear(&a, IVSHMEM2_EVENTFDS)->eventfds.id, ==,
+                         0);
+        g_assert_cmpuint(a.conn.in.n_fds, ==, 0);
+        assert_interrupted(&a, 1);
+    }
+    /* others wait, and are told if it takes too long */
+    stall_as(&b, &s, geteuid());
+    hear_timeout(&b);
+    stall_as(&b, &s, geteuid());
+    assert_nothing_comes(&b);
+    stall_as(&c, &s, geteuid());
+    client_close(&c);
+    end_filling(pid);
+    client_complete(&b);
+    client_say_target(&b, IVSHMEM2_RING, 0, 1);
+    client_hear(&b, IVSHMEM2_EVENTFDS);
+    g_assert_cmpuint(b.conn.in.n_fds, ==, 1);
+    client_leave(&a);
+    client_leave(&b);
+    server_end(&s);
+}
+
+/* Connections that say nothing leave room for other users. */
+static void test_silent_flood(void)
+{
+    unsigned told = 0, closed = 0;
+    Server s;
+    Client a, silent[300];
+
+    if (geteuid() != 0) {
+        g_test_skip("only root can become another user");
+        return;
+    }
+    server_init(&s);
+    server_start_limited(&s, 100, "--max-peers 16 --handshake-timeout 3600");
+    for (size_t i = 0; i < G_N_ELEMENTS(silent); i++) {
+        client_connect_as(&silent[i], &s, USER_UID, 0);
+    }
+    for (int i = 0; i < 8; i++) {
+        client_join(&a, &s, IVSHMEM2_ID_ANY);
+        client_leave(&a);
+        stall_as(&a, &s, OTHER_UID);
+        client_complete(&a);
+        client_leave(&a);
+    }
+    for (size_t i = 0; i < G_N_ELEMENTS(silent); i++) {
+        struct pollfd pfd = { .fd = silent[i].conn.fd, .events = POLLIN };
+
+        if (poll(&pfd, 1, 0) == 1) {
+            if (client_hear_any(&silent[i])) {
+                g_assert_cmpuint(silent[i].conn.in.msg.error.code, ==,
+                                 IVSHMEM2_ERR_LIMIT);
+                assert_says_text(silent[i].conn.in.msg.error.text,
+                                 "that have not joined");
+                told++;
+            } else {
+                closed++;
+            }
+        }
+        client_close(&silent[i]);
+    }
+    g_assert_cmpuint(told, >, 0);
+    g_assert_cmpuint(closed, >, 200);
+    client_join(&a, &s, IVSHMEM2_ID_ANY);
+    client_leave(&a);
+    server_end(&s);
+}
+
+static void refused_as(Server *s, uid_t uid, uint32_t id, uint32_t code,
+                       const char *text)
+{
+    Ivshmem2Msg hello = make_hello(id);
+    Client c;
+
+    client_connect_as(&c, s, uid, 0);
+    client_say(&c, &hello);
+    client_hear_error(&c, code, text);
+    client_close(&c);
+}
+
+static void join_as(Client *c, Server *s, uid_t uid, gid_t gid, uint32_t id)
+{
+    Ivshmem2Msg hello = make_hello(id);
+
+    client_connect_as(c, s, uid, gid);
+    client_say(c, &hello);
+    client_complete(c);
+}
+
+/* One user cannot take all IDs, and not by leaving without a goodbye either */
+static void test_ids_per_user(void)
+{
+    Ivshmem2Msg resume;
+    Server s;
+    Client a, b, c;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 4 --ids-per-user 2 --socket-mode 666");
+    chmod(s.dir, 0711);
+    client_join(&a, &s, 0);
+    client_join(&b, &s, 3);
+    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_ERR_LIMIT,
+                      "has 2 IDs already");
+    client_refused_id(&s, 1, IVSHMEM2_ERR_LIMIT, "has 2 IDs already");
+    /* it is held, and only for who had it */
+    resume = make_resume(&a);
+    client_close(&a);
+    client_refused_id(&s, 1, IVSHMEM2_ERR_LIMIT, "has 2 IDs already");
+    client_join_hello(&a, &s, &resume);
+    /* while the connection seems to stand */
+    client_join_hello(&c, &s, &resume);
+    client_close(&a);
+    client_leave(&b);
+    client_join(&b, &s, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(b.welcome.id, ==, 1);
+    if (geteuid() == 0) {
+        join_as(&a, &s, USER_UID, 0, IVSHMEM2_ID_ANY);
+        g_assert_cmpuint(a.welcome.id, ==, 2);
+        client_leave(&a);
+    }
+    client_leave(&b);
+    client_leave(&c);
+    server_end(&s);
+}
+
+/* A server with access rules: @fmt has places for USER_UID and OTHER_UID. */
+static void start_with_rules(Server *s, const char *options, const char *fmt,
+                             unsigned user, unsigned other)
+{
+    g_autofree char *path = NULL;
+    g_autofree char *all = NULL;
+    g_auto(GStrv) parts = g_strsplit(fmt, "@", -1);
+    g_autofree char *text = g_strdup_printf("%s%u%s%u%s", parts[0], user,
+                                            parts[1], other, parts[2]);
+
+    server_init(s);
+    path = g_build_filename(s->dir, "rules", NULL);
+    g_assert_true(g_file_set_contents(path, text, -1, NULL));
+    g_assert_cmpint(chmod(s->dir, 0711), ==, 0);
+    all = g_strdup_printf("--socket-mode 666 --access %s %s", path, options);
+    server_start(s, all);
+    g_unlink(path);
+}
+
+static void test_access(void)
+{
+    Ivshmem2Msg resume;
+    Server s;
+    Client a, b;
+
+    start_with_rules(&s, "--max-peers 8",
+                     "[some]\nusers = @, 4242\nids = 5, 2-3\n"
+                     "[others]\ngroups = @\nids = 1\n", geteuid(), 4243);
+    client_refused_id(&s, 0, IVSHMEM2_ERR_PERMISSION, "may not take ID 0, "
+                      "but 5, 2-3");
+    client_refused_id(&s, 8, IVSHMEM2_ERR_ID_RANGE, "ID 8 is out of range");
+    client_join(&a, &s, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(a.welcome.id, ==, 2);
+    resume = make_resume(&a);
+    resume.hello.id = 1;
+    client_refused(&s, &resume, IVSHMEM2_ERR_PERMISSION, "may not take ID 1");
+    client_join(&b, &s, 5);
+    client_leave(&b);
+    client_leave(&a);
+    /* the lowest one first, and when all are taken that is the end */
+    for (uint32_t id = 2; id < 6; id += id) {
+        client_join(&a, &s, 3);
+        client_join(&b, &s, IVSHMEM2_ID_ANY);
+        g_assert_cmpuint(b.welcome.id, ==, 2);
+        client_leave(&b);
+        client_leave(&a);
+    }
+    {
+        Client all[3];
+
+        for (size_t i = 0; i < G_N_ELEMENTS(all); i++) {
+            client_join(&all[i], &s, IVSHMEM2_ID_ANY);
+        }
+        g_assert_cmpuint(all[2].welcome.id, ==, 5);
+        client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_ERR_FULL, "may take "
+                          "(5, 2-3) are taken");
+        for (size_t i = 0; i < G_N_ELEMENTS(all); i++) {
+            client_leave(&all[i]);
+        }
+    }
+    server_end(&s);
+}
+
+static void test_no_access(void)
+{
+    Server s;
+
+    start_with_rules(&s, "--max-peers 4",
+                     "[rule]\nusers = @\n[rule 2]\nusers = @\n",
+                     getuid() + 10000, getuid() + 20000);
+    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_ERR_PERMISSION,
+                      "may not connect");
+    server_end(&s);
+}
+
+static void test_access_of_others(void)
+{
+    const gid_t group = 54321;
+    Server s;
+    Client a, b, c;
+
+    if (geteuid() != 0) {
+        g_test_skip("only root can become another user");
+        return;
+    }
+    start_with_rules(&s, "--max-peers 8",
+                     "[one]\nusers=@\nids=0-1\n"
+                     "[group]\ngroups=54321\nids=4-5\n"
+                     "[other]\nusers=@\nids=1;6\n", USER_UID, OTHER_UID);
+    join_as(&a, &s, USER_UID, 0, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(a.welcome.id, ==, 0);
+    /* nobody gives ID 0 to others, who even may have more than one rule */
+    join_as(&b, &s, OTHER_UID, group, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(b.welcome.id, ==, 1);
+    join_as(&c, &s, OTHER_UID, group, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(c.welcome.id, ==, 4);
+    client_leave(&c);
+    join_as(&c, &s, SERVER_UID, group, 5);
+    client_leave(&c);
+    refused_as(&s, OTHER_UID, 4, IVSHMEM2_ERR_PERMISSION, "may not take ID 4");
+    refused_as(&s, USER_UID, 6, IVSHMEM2_ERR_PERMISSION, "but 0-1");
+    refused_as(&s, SERVER_UID, 0, IVSHMEM2_ERR_PERMISSION, "may not connect");
+    /* rules are for root as well */
+    refused_as(&s, 0, 0, IVSHMEM2_ERR_PERMISSION, "may not connect");
+    client_leave(&b);
+    client_leave(&a);
+    server_end(&s);
 }
 
 int main(int argc, char **argv)
@@ -1655,6 +2185,17 @@ int main(int argc, char **argv)
         { "stalled", test_stalled },
         { "deaths", test_deaths },
         { "file-limit", test_file_limit },
+        { "cut-messages", test_cut_messages },
+        { "half-close", test_half_close },
+        { "stalled-joiners", test_stalled_joiners },
+        { "turns", test_turns },
+        { "unread-handshake", test_unread_handshake },
+        { "flight-limit", test_flight_limit },
+        { "silent-flood", test_silent_flood },
+        { "ids-per-user", test_ids_per_user },
+        { "access", test_access },
+        { "no-access", test_no_access },
+        { "access-of-others", test_access_of_others },
     };
 
     g_test_init(&argc, &argv, NULL);

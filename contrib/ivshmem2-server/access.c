@@ -1,0 +1,333 @@
+/*
+ * Who may connect, and which IDs they may take
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include <grp.h>
+#include <pwd.h>
+#include <string.h>
+#include "access.h"
+#include "libivshmem2-core.h"
+
+#define EVERYTHING      "*"
+#define SEPARATORS      " \t,;"
+/* 2^32 - 1 means no user, and no group. */
+#define MAX_NUMBER      (UINT32_MAX - 1)
+
+typedef struct Rule {
+    bool everybody;
+    GArray *uids;
+    GArray *gids;
+    GArray *ids;
+} Rule;
+
+struct Ivshmem2Access {
+    GPtrArray *rules;
+};
+
+/* Where in the file we are, for error messages */
+typedef struct Place {
+    const char *path;
+    const char *group;
+    const char *key;
+    uint32_t max_peers;
+} Place;
+
+#define fail(error, ...) \
+    ivshmem2_fail(error, IVSHMEM2_LIB_ERROR_ARGUMENT, __VA_ARGS__)
+
+static bool parse_number(const char *word, uint64_t max, uint32_t *number)
+{
+    guint64 n;
+
+    if (!g_ascii_string_to_unsigned(word, 10, 0, max, &n, NULL)) {
+        return false;
+    }
+    *number = n;
+    return true;
+}
+
+/* One word of each key */
+
+static bool parse_user(Rule *rule, const Place *at, const char *word,
+                       GError **error)
+{
+    struct passwd *passwd;
+    uint32_t uid;
+
+    if (!strcmp(word, EVERYTHING)) {
+        rule->everybody = true;
+        return true;
+    }
+    if (!parse_number(word, MAX_NUMBER, &uid)) {
+        passwd = getpwnam(word);
+        if (!passwd) {
+            return fail(error, "%s: [%s] %s: there is no user '%s'", at->path,
+                        at->group, at->key, word);
+        }
+        uid = passwd->pw_uid;
+    }
+    g_array_append_val(rule->uids, uid);
+    return true;
+}
+
+static bool parse_group(Rule *rule, const Place *at, const char *word,
+                        GError **error)
+{
+    struct group *group;
+    uint32_t gid;
+
+    if (!parse_number(word, MAX_NUMBER, &gid)) {
+        group = getgrnam(word);
+        if (!group) {
+            return fail(error, "%s: [%s] %s: there is no group '%s'",
+                        at->path, at->group, at->key, word);
+        }
+        gid = group->gr_gid;
+    }
+    g_array_append_val(rule->gids, gid);
+    return true;
+}
+
+static bool parse_ids(Rule *rule, const Place *at, const char *word,
+                      GError **error)
+{
+    Ivshmem2IdRange range = { 0, at->max_peers - 1 };
+    const char *dash = strchr(word, '-');
+    g_autofree char *first = dash ? g_strndup(word, dash - word)
+                                  : g_strdup(word);
+
+    if (strcmp(word, EVERYTHING) &&
+        (!parse_number(first, range.last, &range.first) ||
+         !parse_number(dash ? dash + 1 : word, range.last, &range.last) ||
+         range.first > range.last)) {
+        return fail(error, "%s: [%s] %s: '%s' is not valid, it must be an ID "
+                    "from 0 to %u, a range like 0-%u, or *", at->path,
+                    at->group, at->key, word, at->max_peers - 1,
+                    at->max_peers - 1);
+    }
+    g_array_append_val(rule->ids, range);
+    return true;
+}
+
+static const struct {
+    const char *name;
+    bool (*parse)(Rule *rule, const Place *at, const char *word,
+                  GError **error);
+} keys[] = {
+    { "users", parse_user },
+    { "groups", parse_group },
+    { "ids", parse_ids },
+};
+
+/* Rules */
+
+static bool parse_key(Rule *rule, const Place *at, GKeyFile *file,
+                      GError **error)
+{
+    g_autofree char *value = g_key_file_get_string(file, at->group, at->key,
+                                                   error);
+    g_auto(GStrv) words = NULL;
+    size_t i = 0;
+    bool any = false;
+
+    if (!value) {
+        g_prefix_error(error, "%s: ", at->path);
+        return false;
+    }
+    while (i < G_N_ELEMENTS(keys) && strcmp(keys[i].name, at->key)) {
+        i++;
+    }
+    if (i == G_N_ELEMENTS(keys)) {
+        return fail(error, "%s: [%s] has '%s=%s': there are users, groups and "
+                    "ids, and nothing else", at->path, at->group, at->key,
+                    value);
+    }
+    words = g_strsplit_set(value, SEPARATORS, -1);
+    for (char **word = words; *word; word++) {
+        if (**word) {
+            any = true;
+            if (!keys[i].parse(rule, at, *word, error)) {
+                return false;
+            }
+        }
+    }
+    return any || fail(error, "%s: [%s] %s: '%s' is empty", at->path,
+                       at->group, at->key, value);
+}
+
+static bool parse_rule(Rule *rule, Place *at, GKeyFile *file, GError **error)
+{
+    g_auto(GStrv) names = g_key_file_get_keys(file, at->group, NULL, error);
+
+    if (!names) {
+        return false;
+    }
+    for (char **name = names; *name; name++) {
+        at->key = *name;
+        if (!parse_key(rule, at, file, error)) {
+            return false;
+        }
+    }
+    if (!rule->everybody && !rule->uids->len && !rule->gids->len) {
+        return fail(error, "%s: [%s] has neither users nor groups", at->path,
+                    at->group);
+    }
+    if (!rule->ids->len) {
+        at->key = "ids";
+        return parse_ids(rule, at, EVERYTHING, error);
+    }
+    return true;
+}
+
+static Rule *rule_new(void)
+{
+    Rule *rule = g_new0(Rule, 1);
+
+    rule->uids = g_array_new(false, false, sizeof(uint32_t));
+    rule->gids = g_array_new(false, false, sizeof(uint32_t));
+    rule->ids = g_array_new(false, false, sizeof(Ivshmem2IdRange));
+    return rule;
+}
+
+static void rule_free(void *opaque)
+{
+    Rule *rule = opaque;
+
+    g_array_unref(rule->uids);
+    g_array_unref(rule->gids);
+    g_array_unref(rule->ids);
+    g_free(rule);
+}
+
+Ivshmem2Access *ivshmem2_access_load(const char *path, uint32_t max_peers,
+                                     GError **error)
+{
+    g_autoptr(GKeyFile) file = g_key_file_new();
+    g_auto(GStrv) groups = NULL;
+    Ivshmem2Access *a;
+
+    if (!g_key_file_load_from_file(file, path, G_KEY_FILE_NONE, error)) {
+        g_prefix_error(error, "cannot read %s: ", path);
+        return NULL;
+    }
+    groups = g_key_file_get_groups(file, NULL);
+    if (!*groups) {
+        fail(error, "%s has no rules, so nobody could connect", path);
+        return NULL;
+    }
+    a = g_new0(Ivshmem2Access, 1);
+    a->rules = g_ptr_array_new_with_free_func(rule_free);
+    for (char **group = groups; *group; group++) {
+        Place at = { .path = path, .group = *group, .max_peers = max_peers };
+        Rule *rule = rule_new();
+
+        g_ptr_array_add(a->rules, rule);
+        if (!parse_rule(rule, &at, file, error)) {
+            ivshmem2_access_free(a);
+            return NULL;
+        }
+    }
+    return a;
+}
+
+void ivshmem2_access_free(Ivshmem2Access *a)
+{
+    if (a) {
+        g_ptr_array_unref(a->rules);
+        g_free(a);
+    }
+}
+
+/* Who is it? */
+
+static bool contains(const GArray *numbers, uint32_t number)
+{
+    for (guint i = 0; i < numbers->len; i++) {
+        if (g_array_index(numbers, uint32_t, i) == number) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool rule_matches(const Rule *rule, uid_t uid, const gid_t *gids,
+                         size_t n_gids)
+{
+    if (rule->everybody || contains(rule->uids, uid)) {
+        return true;
+    }
+    for (size_t i = 0; i < n_gids; i++) {
+        if (contains(rule->gids, gids[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+GArray *ivshmem2_access_find(const Ivshmem2Access *a, uid_t uid,
+                             const gid_t *gids, size_t n_gids)
+{
+    GArray *ids = NULL;
+
+    for (guint i = 0; i < a->rules->len; i++) {
+        const Rule *rule = g_ptr_array_index(a->rules, i);
+
+        if (rule_matches(rule, uid, gids, n_gids)) {
+            if (!ids) {
+                ids = g_array_new(false, false, sizeof(Ivshmem2IdRange));
+            }
+            g_array_append_vals(ids, rule->ids->data, rule->ids->len);
+        }
+    }
+    return ids;
+}
+
+/* Which IDs? */
+
+bool ivshmem2_ids_contain(const GArray *ids, uint32_t id)
+{
+    for (guint i = 0; ids && i < ids->len; i++) {
+        const Ivshmem2IdRange *r = &g_array_index(ids, Ivshmem2IdRange, i);
+
+        if (id >= r->first && id <= r->last) {
+            return true;
+        }
+    }
+    return !ids;
+}
+
+int32_t ivshmem2_ids_lowest(const GArray *ids, const Ivshmem2IdSet *set)
+{
+    int32_t lowest = -1;
+
+    if (!ids) {
+        return ivshmem2_idset_next(set, 0);
+    }
+    for (guint i = 0; i < ids->len; i++) {
+        const Ivshmem2IdRange *r = &g_array_index(ids, Ivshmem2IdRange, i);
+        int32_t id = ivshmem2_idset_next(set, r->first);
+
+        if (id >= 0 && (uint32_t)id <= r->last &&
+            (lowest < 0 || id < lowest)) {
+            lowest = id;
+        }
+    }
+    return lowest;
+}
+
+char *ivshmem2_ids_text(const GArray *ids)
+{
+    GString *text = g_string_new(ids ? NULL : EVERYTHING);
+
+    for (guint i = 0; ids && i < ids->len; i++) {
+        const Ivshmem2IdRange *r = &g_array_index(ids, Ivshmem2IdRange, i);
+
+        g_string_append_printf(text, "%s%u", i ? ", " : "", r->first);
+        if (r->last > r->first) {
+            g_string_append_printf(text, "-%u", r->last);
+        }
+    }
+    return g_string_free(text, false);
+}
