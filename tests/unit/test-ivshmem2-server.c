@@ -1907,7 +1907,7 @@ static void test_flight_limit(void)
 
     server_init(&s);
     server_start_limited(&s, 100, "--max-peers 4 --push-limit 0 "
-                         "--handshake-timeout 2");
+                         "--handshake-timeout 1");
     client_join(&a, &s, 0);
     pid = start_to_fill(&s);
     /* those who are there go on, through the server if need be */
