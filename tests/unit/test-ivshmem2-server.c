@@ -1707,6 +1707,25 @@ static void stall_as(Client *c, Server *s, uid_t uid)
     client_say(c, &hello);
 }
 
+/* Bytes that were sent to it, and that it has not read */
+static int count_unread(Client *c)
+{
+    int bytes;
+
+    g_assert_cmpint(ioctl(c->conn.fd, FIONREAD, &bytes), ==, 0);
+    return bytes;
+}
+
+static void wait_for_unread(Client *c, int want)
+{
+    int tries = SOON_MS / 10;
+
+    while (count_unread(c) < want) {
+        g_assert_cmpint(tries--, >, 0);
+        g_usleep(10000);
+    }
+}
+
 static void hear_timeout(Client *c)
 {
     uint16_t type;
@@ -1725,6 +1744,7 @@ static void hear_timeout(Client *c)
  */
 static void test_stalled_joiners(void)
 {
+    const int handshake = 72 + 3 * 16;
     Server s;
     Client a, b, c[40];
 
@@ -1739,6 +1759,8 @@ static void test_stalled_joiners(void)
     for (size_t i = 0; i < G_N_ELEMENTS(c); i++) {
         stall_as(&c[i], &s, USER_UID);
     }
+    /* WELCOME, and outputs 0, 1, and 2 to 17: as many as two messages hold */
+    wait_for_unread(&c[0], handshake);
     /* neither those who are there nor those who come notice */
     for (int i = 0; i < 10; i++) {
         client_join(&b, &s, IVSHMEM2_ID_ANY);
@@ -1748,6 +1770,7 @@ static void test_stalled_joiners(void)
         assert_interrupted(&a, 0);
         client_leave(&b);
     }
+    g_assert_cmpint(count_unread(&c[0]), ==, handshake);
     /* the others get their turn as soon as there is room for them */
     for (size_t i = 0; i < G_N_ELEMENTS(c); i++) {
         client_complete(&c[i]);
@@ -1783,18 +1806,6 @@ static void test_turns(void)
     client_leave(&a);
     client_leave(&b);
     server_end(&s);
-}
-
-/* Until so much was sent to it that it has not read */
-static void wait_for_unread(Client *c, int want)
-{
-    int tries = SOON_MS / 10;
-    int bytes;
-
-    while (ioctl(c->conn.fd, FIONREAD, &bytes) == 0 && bytes < want) {
-        g_assert_cmpint(tries--, >, 0);
-        g_usleep(10000);
-    }
 }
 
 /* The handshake is complete when the client has read it. */
