@@ -37,9 +37,9 @@
 #endif
 
 /* Fairness: what one of them may take before the others are looked at */
-#define MESSAGES_PER_TURN       16
+#define MESSAGES_PER_TURN       32
 #define ACCEPTS_PER_TURN        16
-#define INTERRUPTS_PER_TURN     64
+#define INTERRUPTS_PER_TURN     1024
 
 /*
  * As small as the kernel makes it.  What was sent to a client that does not
