@@ -126,6 +126,7 @@ typedef struct Hold {
 static void connection_run(Connection *c);
 static void connection_set_timer(Connection *c);
 static void listen_again(Ivshmem2Daemon *d);
+static void check_joiners(Ivshmem2Daemon *d);
 static void check_later(Ivshmem2Daemon *d);
 
 /* Connections */
@@ -277,6 +278,18 @@ static bool connection_send(Connection *c)
     return ret > 0;
 }
 
+/* Returns false if it has to wait for others. */
+static bool connection_enter(Connection *c)
+{
+    Ivshmem2Daemon *d = c->daemon;
+
+    if (c->joiner.stage == IVSHMEM2_LOBBY &&
+        !ivshmem2_lobby_ask(&d->lobby, &c->joiner) && !d->check_timer.queue) {
+        check_joiners(d);
+    }
+    return c->joiner.stage != IVSHMEM2_WAITING;
+}
+
 /* Returns false if there is nothing more to read. */
 static bool connection_receive(Connection *c, bool *closed)
 {
@@ -286,8 +299,7 @@ static bool connection_receive(Connection *c, bool *closed)
     /* else it got the place that it had asked for */
     if (!ivshmem2_decoder_complete(&c->conn.in)) {
         ret = ivshmem2_conn_receive(&c->conn, &error);
-        if (ret > 0 && c->joiner.stage == IVSHMEM2_LOBBY &&
-            !ivshmem2_lobby_ask(&c->daemon->lobby, &c->joiner)) {
+        if (ret > 0 && !connection_enter(c)) {
             return false;
         }
     }
@@ -448,12 +460,14 @@ static Connection *connection_new_consume(Ivshmem2Daemon *d, int fd,
 
 /* Checks */
 
-static void check_expired(Ivshmem2Timer *t)
+/*
+ * Who has joined in the meantime?  If that makes room for those who wait, it
+ * pays; if it does not, it is not done again soon.
+ */
+static void check_joiners(Ivshmem2Daemon *d)
 {
-    Ivshmem2Daemon *d = CONTAINER(t, Ivshmem2Daemon, check_timer);
     GList *next;
 
-    ivshmem2_timer_stop(t);
     for (GList *node = d->lobby.joining.head; node; node = next) {
         Connection *c = CONTAINER(node->data, Connection, joiner);
 
@@ -471,6 +485,12 @@ static void check_expired(Ivshmem2Timer *t)
     if (d->lobby.waiting.length) {
         check_later(d);
     }
+}
+
+static void check_expired(Ivshmem2Timer *t)
+{
+    ivshmem2_timer_stop(t);
+    check_joiners(CONTAINER(t, Ivshmem2Daemon, check_timer));
 }
 
 static void check_later(Ivshmem2Daemon *d)
