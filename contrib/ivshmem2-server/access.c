@@ -126,16 +126,12 @@ static const struct {
 static bool parse_key(Rule *rule, const Place *at, GKeyFile *file,
                       GError **error)
 {
-    g_autofree char *value = g_key_file_get_string(file, at->group, at->key,
-                                                   error);
+    g_autofree char *value = g_key_file_get_value(file, at->group, at->key,
+                                                  NULL);
     g_auto(GStrv) words = NULL;
     size_t i = 0;
     bool any = false;
 
-    if (!value) {
-        g_prefix_error(error, "%s: ", at->path);
-        return false;
-    }
     while (i < G_N_ELEMENTS(keys) && strcmp(keys[i].name, at->key)) {
         i++;
     }

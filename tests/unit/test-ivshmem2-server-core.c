@@ -5,7 +5,10 @@
  */
 
 #include "ivshmem2-util.h"
+#include <glib/gstdio.h>
+#include "access.h"
 #include "idset.h"
+#include "lobby.h"
 #include "loop.h"
 #include "server.h"
 
@@ -403,6 +406,206 @@ static void test_timers(void)
     g_assert_cmpint(n_expired, ==, 3);
 }
 
+/* Users take turns, and none gets as many places as are left for others. */
+static void test_lobby(void)
+{
+    Ivshmem2Lobby l;
+    Ivshmem2Joiner a[20] = { { .stage = IVSHMEM2_OUTSIDE } };
+    Ivshmem2Joiner b[20] = { { .stage = IVSHMEM2_OUTSIDE } };
+
+    ivshmem2_lobby_init(&l, 16);
+    for (int i = 0; i < 20; i++) {
+        ivshmem2_lobby_enter(&l, &a[i], 1000);
+        ivshmem2_lobby_enter(&l, &b[i], 0);
+    }
+    g_assert_cmpuint(ivshmem2_lobby_count(&l, 1000), ==, 20);
+    g_assert_cmpuint(ivshmem2_lobby_count(&l, 1), ==, 0);
+    for (int i = 0; i < 20; i++) {
+        g_assert_cmpint(ivshmem2_lobby_ask(&l, &a[i]), ==, i < 8);
+    }
+    g_assert_cmpuint(ivshmem2_lobby_count(&l, 1000), ==, 12);
+    for (int i = 0; i < 20; i++) {
+        g_assert_cmpint(ivshmem2_lobby_ask(&l, &b[i]), ==, i < 4);
+    }
+    g_assert_null(ivshmem2_lobby_next(&l));
+    /* the one with fewer places is the first to get more */
+    ivshmem2_lobby_leave(&l, &a[0]);
+    g_assert_true(ivshmem2_lobby_next(&l) == &b[4]);
+    g_assert_null(ivshmem2_lobby_next(&l));
+    ivshmem2_lobby_leave(&l, &b[0]);
+    g_assert_true(ivshmem2_lobby_next(&l) == &b[5]);
+    /* then by turns, in the order of asking, without those who gave up */
+    ivshmem2_lobby_leave(&l, &a[9]);
+    ivshmem2_lobby_leave(&l, &b[6]);
+    for (int i = 1; i < 8; i++) {
+        ivshmem2_lobby_leave(&l, &a[i]);
+    }
+    for (int i = 1; i < 6; i++) {
+        ivshmem2_lobby_leave(&l, &b[i]);
+    }
+    g_assert_true(ivshmem2_lobby_next(&l) == &a[8]);
+    g_assert_true(ivshmem2_lobby_next(&l) == &b[7]);
+    g_assert_true(ivshmem2_lobby_next(&l) == &a[10]);
+    g_assert_true(ivshmem2_lobby_next(&l) == &b[8]);
+    for (int i = 0; i < 20; i++) {
+        ivshmem2_lobby_leave(&l, &a[i]);
+        ivshmem2_lobby_leave(&l, &a[i]);
+    }
+    g_assert_cmpuint(ivshmem2_lobby_count(&l, 1000), ==, 0);
+    while (ivshmem2_lobby_next(&l)) {
+        continue;
+    }
+    g_assert_cmpuint(l.joining.length, ==, 8);
+    for (int i = 0; i < 20; i++) {
+        ivshmem2_lobby_leave(&l, &b[i]);
+    }
+    g_assert_cmpuint(l.joining.length, ==, 0);
+    g_assert_cmpuint(l.waiting.length, ==, 0);
+    g_assert_cmpuint(g_hash_table_size(l.users), ==, 0);
+    ivshmem2_lobby_clear(&l);
+}
+
+static Ivshmem2Access *load_rules(const char *text, GError **error)
+{
+    g_autofree char *path = NULL;
+    int fd = g_file_open_tmp("ivshmem2-XXXXXX", &path, NULL);
+    Ivshmem2Access *a;
+
+    g_assert_cmpint(fd, >=, 0);
+    ivshmem2_close(&fd);
+    g_assert_true(g_file_set_contents(path, text, -1, NULL));
+    a = ivshmem2_access_load(path, 100, error);
+    g_unlink(path);
+    return a;
+}
+
+static void test_access(void)
+{
+    static const struct {
+        uid_t uid;
+        gid_t gids[2];
+        const char *ids;        /* NULL: nothing at all */
+    } cases[] = {
+        { 1000, { 1, 2 }, "7, 3-5" },
+        { 1001, { 1, 2 }, "7, 3-5" },
+        { 1002, { 1, 2 }, NULL },
+        { 1002, { 1, 20 }, "0-99" },
+        { 1002, { 20, 30 }, "0-99, 99" },
+        { 1000, { 30, 31 }, "7, 3-5, 99" },
+        { 0, { 0, 0 }, "99" },
+        { 30, { 1000, 1 }, NULL },
+    };
+    static const uint32_t free_ids[] = { 2, 4, 5, 6, 99 };
+    g_autoptr(GError) error = NULL;
+    g_autofree Ivshmem2IdSet *set = g_new0(Ivshmem2IdSet, 1);
+    Ivshmem2Access *a = load_rules(
+        "# comment\n[one]\nusers = 1000, 1001\nids=7;3-5\n"
+        "[two]\ngroups=20\n"
+        "[three]\nusers=root\ngroups=30 31\nids=99\n", &error);
+
+    g_assert_no_error(error);
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        GArray *ids = ivshmem2_access_find(a, cases[i].uid, cases[i].gids, 2);
+        g_autofree char *text = ids ? ivshmem2_ids_text(ids) : NULL;
+
+        g_assert_cmpstr(text, ==, cases[i].ids);
+        g_clear_pointer(&ids, g_array_unref);
+    }
+    ivshmem2_access_free(a);
+
+    a = load_rules("[all]\nusers=*\nids=3-5, 1, 50-60, *\n", &error);
+    g_assert_no_error(error);
+    for (int known = 0; known < 2; known++) {
+        GArray *ids = ivshmem2_access_find(a, 12345, NULL, 0);
+
+        g_assert_nonnull(ids);
+        g_array_set_size(ids, 3);
+        g_assert_true(ivshmem2_ids_contain(ids, 1));
+        g_assert_true(ivshmem2_ids_contain(ids, 60));
+        g_assert_false(ivshmem2_ids_contain(ids, 0));
+        g_assert_false(ivshmem2_ids_contain(ids, 61));
+        g_assert_true(ivshmem2_ids_contain(NULL, 61));
+        for (size_t i = 0; known && i < G_N_ELEMENTS(free_ids); i++) {
+            ivshmem2_idset_add(set, free_ids[i]);
+        }
+        g_assert_cmpint(ivshmem2_ids_lowest(ids, set), ==, known ? 4 : -1);
+        g_assert_cmpint(ivshmem2_ids_lowest(NULL, set), ==, known ? 2 : -1);
+        g_array_unref(ids);
+    }
+    ivshmem2_access_free(a);
+}
+
+static void test_bad_access(void)
+{
+    static const struct {
+        const char *text;
+        const char *words;
+    } cases[] = {
+        { "", "has no rules, so nobody could connect" },
+        { "# nothing\n", "has no rules" },
+        { "users=1\n", "does not start with a group" },
+        { "[a\nusers=1\n", "cannot read" },
+        { "[a]\n", "[a] has neither users nor groups" },
+        { "[a]\nids=1\n", "[a] has neither users nor groups" },
+        { "[a]\nusers=1\n[b]\nuser=1\n", "[b] has 'user=1': there are users,"
+          " groups and ids" },
+        { "[a]\nusers=\n", "[a] users: '' is empty" },
+        { "[a]\nusers=1\nids= , ;\n", "[a] ids: ', ;' is empty" },
+        { "[a]\nusers=no such\n", "[a] users: there is no user 'no'" },
+        { "[a]\nusers=-1\n", "there is no user '-1'" },
+        { "[a]\nusers=4294967295\n", "there is no user '4294967295'" },
+        { "[a]\ngroups=no-such\n", "[a] groups: there is no group 'no-such'" },
+        { "[a]\ngroups=*\n", "there is no group '*'" },
+        { "[a]\nusers=1\nids=100\n", "[a] ids: '100' is not valid, it must be "
+          "an ID from 0 to 99, a range like 0-99" },
+        { "[a]\nusers=1\nids=5-4\n", "ids: '5-4' is not valid" },
+        { "[a]\nusers=1\nids=1-100\n", "ids: '1-100' is not valid" },
+        { "[a]\nusers=1\nids=1-\n", "ids: '1-' is not valid" },
+        { "[a]\nusers=1\nids=-1\n", "ids: '-1' is not valid" },
+        { "[a]\nusers=1\nids=1-2-3\n", "ids: '1-2-3' is not valid" },
+        { "[a]\nusers=1\nids=0x1\n", "ids: '0x1' is not valid" },
+        { "[a]\nusers=\\q\n", "there is no user '\\q'" },
+    };
+
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(GError) error = NULL;
+
+        g_assert_null(load_rules(cases[i].text, &error));
+        g_test_message("%s", error->message);
+        g_assert_nonnull(strstr(error->message, cases[i].words));
+        /* the file is named as well */
+        g_assert_nonnull(strstr(error->message, "/ivshmem2-"));
+    }
+}
+
+/* What is counted for a user is what it has, in whatever way. */
+static void test_ids_per_user(void)
+{
+    Fixture f;
+
+    setup(&f, 4);
+    ivshmem2_server_limit_ids(f.server, 2);
+    for (int round = 0; round < 3; round++) {
+        g_assert_cmphex(join(&f, 0, 0, 10), ==, IVSHMEM2_READY);
+        g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_READY);
+        g_assert_cmphex(join(&f, 2, 2, 12), ==, IVSHMEM2_ERROR);
+        ivshmem2_client_clear(&f.clients[2]);
+        /* held: not for anything else, but for itself */
+        ivshmem2_client_clear(&f.clients[1]);
+        g_assert_cmphex(join(&f, 2, 2, 11), ==, IVSHMEM2_ERROR);
+        ivshmem2_client_clear(&f.clients[2]);
+        g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_READY);
+        ivshmem2_client_clear(&f.clients[1]);
+        ivshmem2_server_release(f.server, 1);
+        g_assert_cmphex(join(&f, 2, IVSHMEM2_ID_ANY, 12), ==, IVSHMEM2_READY);
+        for (uint32_t i = 0; i < 3; i += 2) {
+            say(&f, i, IVSHMEM2_GOODBYE);
+            ivshmem2_client_clear(&f.clients[i]);
+        }
+    }
+    teardown(&f);
+}
+
 static void ignore(const char *domain, GLogLevelFlags level,
                    const char *message, gpointer opaque)
 {
@@ -424,5 +627,10 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server-core/state-of-the-gone",
                     test_state_of_the_gone);
     g_test_add_func("/ivshmem2/server-core/timers", test_timers);
+    g_test_add_func("/ivshmem2/server-core/lobby", test_lobby);
+    g_test_add_func("/ivshmem2/server-core/access", test_access);
+    g_test_add_func("/ivshmem2/server-core/bad-access", test_bad_access);
+    g_test_add_func("/ivshmem2/server-core/ids-per-user",
+                    test_ids_per_user);
     return g_test_run();
 }
