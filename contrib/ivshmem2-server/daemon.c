@@ -81,7 +81,7 @@ struct Ivshmem2Daemon {
     unsigned n_holds;
     Ivshmem2Lobby lobby;
     Ivshmem2Link *link;         /* borrowed */
-    const Ivshmem2Access *access;   /* borrowed */
+    const Ivshmem2Access *access;   /* borrowed; NULL: all IDs for all */
     int fd_limit;
     int n_other_fds;            /* but for connections, link and holds */
 
@@ -92,7 +92,7 @@ struct Ivshmem2Daemon {
 
     int signal_fd;
     Ivshmem2Watch signal_watch;
-    bool stop;
+    int signal;                 /* that arrived, or 0 */
     bool more;                  /* broadcasts to go on with */
 };
 
@@ -798,7 +798,6 @@ Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, int listen_fd,
     d->short_times.duration = SHORT_TIME;
     d->checks.duration = CHECK_INTERVAL;
     d->link = link;
-    d->access = config->access;
     d->fd_limit = config->fd_limit;
     d->listen_fd = listen_fd;
     d->listen_watch.ready = listen_ready;
@@ -857,13 +856,24 @@ void ivshmem2_daemon_turn(Ivshmem2Daemon *d, bool wait)
     d->more = ivshmem2_server_broadcast(d->server, INTERRUPTS_PER_TURN);
 }
 
-static void signal_ready(Ivshmem2Watch *w)
+void ivshmem2_daemon_set_access(Ivshmem2Daemon *d,
+                                const Ivshmem2Access *access)
 {
-    CONTAINER(w, Ivshmem2Daemon, signal_watch)->stop = true;
+    d->access = access;
 }
 
-bool ivshmem2_daemon_run(Ivshmem2Daemon *d, const sigset_t *signals,
-                         GError **error)
+static void signal_ready(Ivshmem2Watch *w)
+{
+    Ivshmem2Daemon *d = CONTAINER(w, Ivshmem2Daemon, signal_watch);
+    struct signalfd_siginfo info;
+
+    if (read(d->signal_fd, &info, sizeof(info)) == sizeof(info)) {
+        d->signal = info.ssi_signo;
+    }
+}
+
+static bool watch_signals(Ivshmem2Daemon *d, const sigset_t *signals,
+                          GError **error)
 {
     d->signal_fd = signalfd(-1, signals, SFD_CLOEXEC | SFD_NONBLOCK);
     if (d->signal_fd < 0) {
@@ -872,12 +882,19 @@ bool ivshmem2_daemon_run(Ivshmem2Daemon *d, const sigset_t *signals,
         return false;
     }
     d->signal_watch.ready = signal_ready;
-    if (!ivshmem2_loop_add(&d->loop, &d->signal_watch, d->signal_fd, EPOLLIN,
-                           error)) {
-        return false;
+    return ivshmem2_loop_add(&d->loop, &d->signal_watch, d->signal_fd,
+                             EPOLLIN, error);
+}
+
+int ivshmem2_daemon_run(Ivshmem2Daemon *d, const sigset_t *signals,
+                        GError **error)
+{
+    if (d->signal_fd < 0 && !watch_signals(d, signals, error)) {
+        return -1;
     }
-    while (!d->stop) {
+    d->signal = 0;
+    while (!d->signal) {
         ivshmem2_daemon_turn(d, true);
     }
-    return true;
+    return d->signal;
 }

@@ -21,7 +21,6 @@ typedef struct Ivshmem2DaemonConfig {
     unsigned handshake_timeout; /* seconds */
     int fd_limit;               /* descriptors have lower numbers; 0: any */
     uint32_t ids_per_user;      /* 0: any */
-    const Ivshmem2Access *access;   /* borrowed; NULL: everybody, all IDs */
 } Ivshmem2DaemonConfig;
 
 typedef struct Ivshmem2Daemon Ivshmem2Daemon;
@@ -37,9 +36,16 @@ Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, int listen_fd,
 /* Tell all clients that the server goes away, and close everything. */
 void ivshmem2_daemon_free(Ivshmem2Daemon *d);
 
-/* Serve until one of @signals, which must be blocked, arrives. */
-bool ivshmem2_daemon_run(Ivshmem2Daemon *d, const sigset_t *signals,
-                         GError **error);
+/* What is asked of those who come from now on; borrowed */
+void ivshmem2_daemon_set_access(Ivshmem2Daemon *d,
+                                const Ivshmem2Access *access);
+
+/*
+ * Serve until one of @signals, which must be blocked, arrives.  Returns its
+ * number, or -1 with @error set on failure.  Can be called again.
+ */
+int ivshmem2_daemon_run(Ivshmem2Daemon *d, const sigset_t *signals,
+                        GError **error);
 
 /* Do what is to be done now, after waiting for it if @wait. */
 void ivshmem2_daemon_turn(Ivshmem2Daemon *d, bool wait);

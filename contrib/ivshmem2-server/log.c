@@ -20,8 +20,43 @@ static const struct {
     { "debug", G_LOG_LEVEL_DEBUG, 7 },
 };
 
+/* Clients can make the server say something as often as they like. */
+#define LINES_PER_SECOND    200
+
 static size_t highest;
 static bool journal;
+
+static void write_line(size_t level, const char *text)
+{
+    if (journal) {
+        fprintf(stderr, "<%d>%s\n", levels[level].priority, text);
+    } else {
+        fprintf(stderr, "ivshmem2-server: %s: %s\n", levels[level].name, text);
+    }
+}
+
+static bool is_too_much(size_t level)
+{
+    static int64_t since;
+    static unsigned n;
+    int64_t now = g_get_monotonic_time();
+
+    if (highest == G_N_ELEMENTS(levels) - 1) {
+        /* somebody looks for something */
+        return false;
+    }
+    if (now - since >= G_USEC_PER_SEC) {
+        if (n > LINES_PER_SECOND) {
+            g_autofree char *text = g_strdup_printf(
+                "%u messages were left out", n - LINES_PER_SECOND);
+
+            write_line(level, text);
+        }
+        since = now;
+        n = 0;
+    }
+    return n++ >= LINES_PER_SECOND;
+}
 
 static GLogWriterOutput write_log(GLogLevelFlags level,
                                   const GLogField *fields, gsize n_fields,
@@ -32,18 +67,12 @@ static GLogWriterOutput write_log(GLogLevelFlags level,
     while (i < G_N_ELEMENTS(levels) && !(levels[i].levels & level)) {
         i++;
     }
-    if (i > highest) {
+    if (i > highest || is_too_much(i)) {
         return G_LOG_WRITER_HANDLED;
     }
     for (gsize f = 0; f < n_fields; f++) {
         if (!strcmp(fields[f].key, "MESSAGE")) {
-            if (journal) {
-                fprintf(stderr, "<%d>%s\n", levels[i].priority,
-                        (const char *)fields[f].value);
-            } else {
-                fprintf(stderr, "ivshmem2-server: %s: %s\n", levels[i].name,
-                        (const char *)fields[f].value);
-            }
+            write_line(i, fields[f].value);
         }
     }
     return G_LOG_WRITER_HANDLED;

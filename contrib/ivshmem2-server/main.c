@@ -112,7 +112,7 @@ static const char help_tail[] =
     "\n"
     "The file of --access has a section for each rule. If it is given, only "
     "those\nconnect whom a rule names by user or by group (* is everybody), "
-    "and they get\nonly IDs of their rules:\n"
+    "and they get\nonly IDs of their rules. SIGHUP has the file read again.\n"
     "  [database]\n"
     "  users = alice, 1001\n"
     "  ids = 0-1\n"
@@ -320,9 +320,23 @@ static bool parse_access(Config *config, GError **error)
     if (opt.access) {
         config->access = ivshmem2_access_load(opt.access,
                                               config->link.max_peers, error);
-        config->daemon.access = config->access;
     }
     return !opt.access || config->access;
+}
+
+/* With a mistake in it, the old rules stay. */
+static void reload_access(Config *config)
+{
+    g_autoptr(GError) error = NULL;
+    Ivshmem2Access *old = config->access;
+
+    if (parse_access(config, &error)) {
+        ivshmem2_access_free(old);
+        g_info("the new rules are for those who come from now on");
+    } else {
+        config->access = old;
+        g_warning("the rules stay as they were: %s", error->message);
+    }
 }
 
 static bool parse_config(Config *config, GError **error)
@@ -431,7 +445,23 @@ static void set_fd_limit(Config *config)
 
 /* Life */
 
-static bool serve(const Config *config, Ivshmem2Listener *listener,
+/* SIGHUP is for the rules, if there are any. */
+static bool run(Config *config, Ivshmem2Daemon *daemon,
+                const sigset_t *signals, GError **error)
+{
+    for (;;) {
+        int sig;
+
+        ivshmem2_daemon_set_access(daemon, config->access);
+        sig = ivshmem2_daemon_run(daemon, signals, error);
+        if (sig != SIGHUP || !config->access) {
+            return sig > 0;
+        }
+        reload_access(config);
+    }
+}
+
+static bool serve(Config *config, Ivshmem2Listener *listener,
                   const sigset_t *signals, GError **error)
 {
     Ivshmem2Link *link = ivshmem2_link_new(&config->link, error);
@@ -449,7 +479,7 @@ static bool serve(const Config *config, Ivshmem2Listener *listener,
                listener->path ? " at " : "",
                listener->path ? listener->path : "");
         ivshmem2_notify("READY=1");
-        ok = ivshmem2_daemon_run(daemon, signals, error);
+        ok = run(config, daemon, signals, error);
         ivshmem2_notify("STOPPING=1");
         ivshmem2_daemon_free(daemon);
     }

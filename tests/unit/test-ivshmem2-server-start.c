@@ -506,6 +506,57 @@ static void test_notify(gconstpointer opaque)
     server_end(&s);
 }
 
+/* The log */
+
+static void redirect_stderr(void *opaque)
+{
+    g_assert_cmpint(dup2(*(int *)opaque, STDERR_FILENO), ==, STDERR_FILENO);
+}
+
+static void say_nonsense(Server *s)
+{
+    char buf[512];
+    int fd = server_connect(s);
+
+    g_assert_cmpint(write(fd, "nonsense", 8), ==, 8);
+    while (read(fd, buf, sizeof(buf)) > 0) {
+        continue;
+    }
+    ivshmem2_close(&fd);
+}
+
+/* Nobody can fill a disk by it. */
+static void test_log_flood(void)
+{
+    g_auto(GStrv) argv = NULL;
+    g_autofree char *path = NULL;
+    g_autofree char *text = NULL;
+    g_auto(GStrv) lines = NULL;
+    Server s;
+    int fd;
+
+    server_init(&s);
+    path = g_build_filename(s.dir, "log", NULL);
+    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    argv = server_argv("", s.socket, "--log-level info");
+    s.pid = spawn(argv, redirect_stderr, &fd);
+    wait_for_file(s.socket);
+    for (int i = 0; i < 3000; i++) {
+        say_nonsense(&s);
+    }
+    g_usleep(G_USEC_PER_SEC);
+    say_nonsense(&s);
+    g_assert_cmpint(server_stop(&s, SIGTERM), ==, 0);
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    lines = g_strsplit(text, "\n", -1);
+    g_assert_cmpuint(g_strv_length(lines), <, 3000);
+    assert_says_text(text, "unknown type");
+    assert_says_text(text, " messages were left out");
+    ivshmem2_close(&fd);
+    g_unlink(path);
+    server_end(&s);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -535,5 +586,6 @@ int main(int argc, char **argv)
                          GINT_TO_POINTER(false), test_notify);
     g_test_add_data_func("/ivshmem2/server-start/notify-abstract",
                          GINT_TO_POINTER(true), test_notify);
+    g_test_add_func("/ivshmem2/server-start/log-flood", test_log_flood);
     return g_test_run();
 }

@@ -1117,6 +1117,7 @@ static void wait_until_free(Server *s, uint32_t id)
             return;
         }
         g_assert_true(c.conn.in.msg.error.code == IVSHMEM2_ERR_ID_TAKEN ||
+                      c.conn.in.msg.error.code == IVSHMEM2_ERR_PERMISSION ||
                       c.conn.in.msg.error.code == IVSHMEM2_ERR_LIMIT);
         client_close(&c);
         g_assert_cmpint(tries, >, 0);
@@ -2112,6 +2113,42 @@ static void test_access(void)
     server_end(&s);
 }
 
+/* New rules on SIGHUP, if there is nothing wrong with them */
+static void test_access_reload(void)
+{
+    static const char *const rules[] = {
+        "[a]\nusers=*\nids=0\n", "[a]\nusers=*\nids=1\n",
+        "[a]\nusers=*\nids=99\n", "[a]\nusers=*\nids=3\n",
+    };
+    g_autofree char *path = NULL;
+    g_autofree char *options = NULL;
+    Client first;
+    Server s;
+
+    server_init(&s);
+    path = g_build_filename(s.dir, "rules", NULL);
+    options = g_strdup_printf("--max-peers 4 --access %s", path);
+    g_assert_true(g_file_set_contents(path, rules[0], -1, NULL));
+    server_start(&s, options);
+    client_join(&first, &s, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(first.welcome.id, ==, 0);
+    for (uint32_t i = 1; i < G_N_ELEMENTS(rules); i++) {
+        g_assert_true(g_file_set_contents(path, rules[i], -1, NULL));
+        kill(s.pid, SIGHUP);
+        if (i == 2) {
+            g_usleep(NEVER_MS * 1000);
+            client_refused_id(&s, 2, IVSHMEM2_ERR_PERMISSION, "but 1");
+        } else {
+            wait_until_free(&s, i);
+        }
+    }
+    /* who has joined stays */
+    client_sync(&first);
+    client_leave(&first);
+    g_unlink(path);
+    server_end(&s);
+}
+
 static void test_no_access(void)
 {
     Server s;
@@ -2205,6 +2242,7 @@ int main(int argc, char **argv)
         { "silent-flood", test_silent_flood },
         { "ids-per-user", test_ids_per_user },
         { "access", test_access },
+        { "access-reload", test_access_reload },
         { "no-access", test_no_access },
         { "access-of-others", test_access_of_others },
     };
