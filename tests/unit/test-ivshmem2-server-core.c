@@ -495,7 +495,7 @@ static void test_access(void)
         { 0, { 0, 0 }, "99" },
         { 30, { 1000, 1 }, NULL },
     };
-    static const uint32_t free_ids[] = { 2, 4, 5, 6, 99 };
+    static const uint32_t free_ids[] = { 2, 4, 5, 6, 55, 99 };
     g_autoptr(GError) error = NULL;
     g_autofree Ivshmem2IdSet *set = g_new0(Ivshmem2IdSet, 1);
     Ivshmem2Access *a = load_rules(
@@ -530,6 +530,10 @@ static void test_access(void)
         }
         g_assert_cmpint(ivshmem2_ids_lowest(ids, set), ==, known ? 4 : -1);
         g_assert_cmpint(ivshmem2_ids_lowest(NULL, set), ==, known ? 2 : -1);
+        if (known) {
+            ivshmem2_idset_add(set, 1);
+            g_assert_cmpint(ivshmem2_ids_lowest(ids, set), ==, 1);
+        }
         g_array_unref(ids);
     }
     ivshmem2_access_free(a);
