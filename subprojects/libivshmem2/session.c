@@ -33,6 +33,8 @@ typedef struct Bits {
     uint64_t *words;
     uint64_t *summary;          /* which words are not 0 */
     size_t n_summary;
+    size_t n_set;
+    size_t last;                /* that was taken */
 } Bits;
 
 struct Ivshmem2Session {
@@ -145,12 +147,15 @@ static void bits_free(Bits *b)
 {
     g_clear_pointer(&b->words, g_free);
     g_clear_pointer(&b->summary, g_free);
-    b->n_summary = 0;
+    memset(b, 0, sizeof(*b));
 }
 
 static void bit_set(Bits *b, size_t i)
 {
-    b->words[i / 64] |= UINT64_C(1) << (i % 64);
+    uint64_t mask = UINT64_C(1) << (i % 64);
+
+    b->n_set += !(b->words[i / 64] & mask);
+    b->words[i / 64] |= mask;
     b->summary[i / 64 / 64] |= UINT64_C(1) << (i / 64 % 64);
 }
 
@@ -159,6 +164,7 @@ static bool bit_take(Bits *b, size_t i)
     uint64_t mask = UINT64_C(1) << (i % 64);
     bool was = b->words[i / 64] & mask;
 
+    b->n_set -= was;
     b->words[i / 64] &= ~mask;
     if (!b->words[i / 64]) {
         b->summary[i / 64 / 64] &= ~(UINT64_C(1) << (i / 64 % 64));
@@ -166,17 +172,35 @@ static bool bit_take(Bits *b, size_t i)
     return was;
 }
 
-/* The first bit that is set, or -1 */
-static ssize_t bits_first(const Bits *b)
+/* What is behind bit @i, which may be the last one */
+static uint64_t behind(uint64_t word, size_t i)
 {
-    for (size_t i = 0; i < b->n_summary; i++) {
-        if (b->summary[i]) {
-            size_t word = i * 64 + __builtin_ctzll(b->summary[i]);
+    return word & UINT64_MAX << (i % 64) << 1;
+}
 
-            return word * 64 + __builtin_ctzll(b->words[word]);
+/*
+ * Take the bit that is next; there must be one.  All have their turn, however
+ * often others are set again meanwhile.
+ */
+static size_t bits_take_next(Bits *b)
+{
+    size_t word = b->last / 64;
+    uint64_t rest = behind(b->words[word], b->last);
+
+    if (!rest) {
+        size_t i = word / 64;
+
+        rest = behind(b->summary[i], word);
+        while (!rest) {
+            i = (i + 1) % b->n_summary;
+            rest = b->summary[i];
         }
+        word = i * 64 + __builtin_ctzll(rest);
+        rest = b->words[word];
     }
-    return -1;
+    b->last = word * 64 + __builtin_ctzll(rest);
+    bit_take(b, b->last);
+    return b->last;
 }
 
 static size_t bit_of(const Ivshmem2Session *s, uint32_t id, uint32_t vector)
@@ -556,17 +580,16 @@ bool ivshmem2_session_has_next(const Ivshmem2Session *s)
            (s->phase > PHASE_HELLO && s->say_goodbye) ||
            (s->phase == PHASE_READY &&
             (s->say_state || (s->n_in_flight < MAX_IN_FLIGHT &&
-                              bits_first(&s->waiting) >= 0)));
+                              s->waiting.n_set)));
 }
 
 static void next_ring(Ivshmem2Session *s, Ivshmem2Msg *msg)
 {
-    size_t bit = bits_first(&s->waiting);
+    size_t bit = bits_take_next(&s->waiting);
     uint32_t id = bit / s->info.vectors;
     uint32_t vector = bit % s->info.vectors;
     unsigned end = (s->in_flight_start + s->n_in_flight) % MAX_IN_FLIGHT;
 
-    bit_take(&s->waiting, bit);
     s->in_flight[end] = key_of(id, vector);
     s->n_in_flight++;
     msg->hdr.type = IVSHMEM2_RING;

@@ -649,6 +649,42 @@ static void test_in_flight(Fixture *f, gconstpointer opaque)
     }
 }
 
+/* Those who are rung all the time do not keep others waiting. */
+static void test_turns(Fixture *f, gconstpointer opaque)
+{
+    g_autoptr(GError) error = NULL;
+    Ivshmem2Msg msg, old[64] = { 0 };
+    const uint32_t last = N_PEERS - 1;
+    unsigned turns = 0;
+
+    go_to(f, AFTER_READY);
+    do {
+        /* nobody is there, so the server is asked each time */
+        for (uint32_t id = 2; id < last; id++) {
+            for (uint32_t vector = 0; vector < N_VECTORS; vector++) {
+                ivshmem2_session_ring(f->s, id, vector);
+            }
+        }
+        if (turns == 100) {
+            ivshmem2_session_ring(f->s, last, 0);
+            ivshmem2_session_ring(f->s, 0, 0);
+        }
+        if (turns >= 64) {
+            g_assert_true(tell_eventfds(f, old[turns % 64].target.id,
+                                        old[turns % 64].target.vector, 0,
+                                        &error));
+        }
+        assert_says(f, IVSHMEM2_RING, &msg);
+        old[turns++ % 64] = msg;
+        g_assert_cmpuint(turns, <, 2 * N_PEERS * N_VECTORS);
+    } while (msg.target.id);
+    /* the other one had its turn before */
+    for (int i = 0; i < 64 && msg.target.id != last; i++) {
+        msg = old[i];
+    }
+    g_assert_cmpuint(msg.target.id, ==, last);
+}
+
 static void test_bad_answers(Fixture *f, gconstpointer opaque)
 {
     g_autoptr(GError) error = NULL;
@@ -779,9 +815,9 @@ static void test_resume(Fixture *f, gconstpointer opaque)
     g_assert_cmpuint(count_fds(), ==, fds);
     /* what was not answered is asked again, and nothing is lost */
     assert_says(f, IVSHMEM2_STATE_CHANGED, &msg);
-    assert_rings(f, 5, 0);
     assert_rings(f, 6, 0);
     assert_rings(f, 7, 0);
+    assert_rings(f, 5, 0);
     assert_says_nothing(f);
 }
 
@@ -840,6 +876,7 @@ int main(int argc, char **argv)
     add("refusal", NULL, test_refusal);
     add("ring", NULL, test_ring);
     add("in-flight", NULL, test_in_flight);
+    add("turns", NULL, test_turns);
     add("bad-answers", NULL, test_bad_answers);
     add("eviction", NULL, test_eviction);
     add("goodbye", NULL, test_goodbye);
