@@ -15,8 +15,11 @@
 #include <stdint.h>
 #include "hw/misc/ivshmem2.h"
 
-/* Links of no more eventfds than this tell every peer all of them at once */
-#define IVSHMEM2_PUSH_LIMIT     1024
+/*
+ * Links of no more eventfds than this tell every peer all of them at once,
+ * which costs a joiner some microseconds for each.
+ */
+#define IVSHMEM2_PUSH_LIMIT     256
 
 typedef struct Ivshmem2LinkConfig {
     uint32_t max_peers;

@@ -88,7 +88,7 @@ static const GOptionEntry entries[] = {
       parse_huge_pages, "Use huge pages, of this size if given", "SIZE" },
     { "push-limit", 0, 0, G_OPTION_ARG_STRING, &opt.push_limit,
       "Links of up to this many peers x vectors tell joiners all eventfds "
-      "at once, larger ones on first use (default 1024)", "N" },
+      "at once, larger ones on first use (default 256)", "N" },
     { "handshake-timeout", 0, 0, G_OPTION_ARG_STRING,
       &opt.handshake_timeout,
       "How long joining may take (default 10)", "SECONDS" },

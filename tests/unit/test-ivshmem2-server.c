@@ -614,8 +614,8 @@ static void test_pushed_eventfds(void)
         bool all;
     } cases[] = {
         { "--max-peers 4 --vectors 18", true },
-        { "--max-peers 4 --vectors 256", true },
-        { "--max-peers 4 --vectors 257", false },
+        { "--max-peers 4 --vectors 64", true },
+        { "--max-peers 4 --vectors 65", false },
         { "--max-peers 4 --vectors 2 --push-limit 8", true },
         { "--max-peers 4 --vectors 2 --push-limit 7", false },
         { "--max-peers 4 --vectors 2048", false },
@@ -1490,7 +1490,7 @@ static void test_timeout(void)
     Witness w;
     Client silent, half, deaf;
 
-    witness_start(&w, "--max-peers 400 --output-size 4K "
+    witness_start(&w, "--max-peers 400 --output-size 4K --push-limit 800 "
                   "--handshake-timeout 1");
     client_connect(&silent, &w.s);
     client_connect(&half, &w.s);
