@@ -36,10 +36,16 @@
 #define SO_PEERPIDFD 77
 #endif
 
-/* Fairness: what one of them may take before the others are looked at */
-#define MESSAGES_PER_TURN       32
-#define ACCEPTS_PER_TURN        16
-#define INTERRUPTS_PER_TURN     1024
+/*
+ * Fairness, see also IVSHMEM2_INTERRUPTS_PER_TURN: system calls for a client,
+ * of which a message takes two to be received and one to be sent.  The
+ * handshake of a large link fits; what does not is sent when the client has
+ * read most of it.
+ */
+#define CALLS_TO_RECEIVE        2
+#define CALLS_TO_SEND           1
+#define CALLS_PER_TURN          6
+#define ACCEPTS_PER_TURN        4
 
 /*
  * As small as the kernel makes it.  What was sent to a client that does not
@@ -404,7 +410,8 @@ static void connection_run(Connection *c)
     bool closed = false;
     bool more = true;
 
-    for (int i = 0; more && i < MESSAGES_PER_TURN; i++) {
+    for (int calls = 0; more && calls < CALLS_PER_TURN; ) {
+        calls += connection_has_output(c) ? CALLS_TO_SEND : CALLS_TO_RECEIVE;
         more = connection_step(c, &closed);
     }
     /* who cannot be sent to is of use only as long as it has something */
@@ -853,7 +860,8 @@ void ivshmem2_daemon_turn(Ivshmem2Daemon *d, bool wait)
     for (size_t i = 0; i < G_N_ELEMENTS(timers); i++) {
         ivshmem2_timers_run(timers[i]);
     }
-    d->more = ivshmem2_server_broadcast(d->server, INTERRUPTS_PER_TURN);
+    d->more = ivshmem2_server_broadcast(d->server,
+                                        IVSHMEM2_INTERRUPTS_PER_TURN);
 }
 
 void ivshmem2_daemon_set_access(Ivshmem2Daemon *d,

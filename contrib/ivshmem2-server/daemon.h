@@ -17,6 +17,13 @@
  */
 #define IVSHMEM2_FD_RESERVE     32
 
+/*
+ * Fairness: what one of them may take before the others are looked at is
+ * little, because whoever wants a doorbell to be rung waits for all of it.
+ * This much of a broadcast takes about 10 microseconds.
+ */
+#define IVSHMEM2_INTERRUPTS_PER_TURN    32
+
 typedef struct Ivshmem2DaemonConfig {
     unsigned handshake_timeout; /* seconds */
     int fd_limit;               /* descriptors have lower numbers; 0: any */

@@ -109,6 +109,8 @@ bool ivshmem2_server_broadcast(Ivshmem2Server *s, unsigned budget)
 {
     Broadcast *b = &s->broadcast;
     uint32_t max = s->link->welcome.max_peers;
+    int fds[16];
+    size_t n = 0;
 
     while (b->left && budget) {
         int32_t id = ivshmem2_idset_next(&s->occupied_ids, b->next);
@@ -121,10 +123,15 @@ bool ivshmem2_server_broadcast(Ivshmem2Server *s, unsigned budget)
         b->left -= step;
         b->next = (b->next + step) % max;
         if (id >= 0 && (uint32_t)id != b->source) {
-            ivshmem2_link_signal(s->link, id, 0);
+            fds[n++] = s->link->eventfds[id][0];
             budget--;
         }
+        if (n == G_N_ELEMENTS(fds)) {
+            ivshmem2_eventfds_signal(fds, n);
+            n = 0;
+        }
     }
+    ivshmem2_eventfds_signal(fds, n);
     return b->left;
 }
 

@@ -18,6 +18,9 @@
 #include <unistd.h>
 #include "libivshmem2-core.h"
 
+/* With one system call, at most */
+#define SIGNALS     16
+
 void ivshmem2_close(int *fd)
 {
     if (*fd >= 0) {
@@ -83,48 +86,75 @@ bool ivshmem2_check_eventfd(int fd, GError **error)
  * A write to a full counter waits, whoever else holds the file can fill it,
  * and O_NONBLOCK is theirs to take away.  What the kernel signals itself never
  * waits: here, the end of an asynchronous read that is too short to succeed.
+ * Many of them take one system call.  Returns how many it were.
  */
-static bool signal_by_kernel(int fd)
+static size_t signal_by_kernel(const int *fds, size_t n)
 {
     static aio_context_t context;
     static gsize tried;
-    struct iocb iocb = {
-        .aio_lio_opcode = IOCB_CMD_PREAD,
-        .aio_fildes = fd,
-        .aio_flags = IOCB_FLAG_RESFD,
-        .aio_resfd = fd,
-    };
-    struct iocb *list[] = { &iocb };
-    struct io_event event;
+    struct iocb iocbs[SIGNALS];
+    struct iocb *list[SIGNALS];
+    struct io_event events[SIGNALS];
+    long done;
 
     if (g_once_init_enter(&tried)) {
-        syscall(SYS_io_setup, 16, &context);
+        syscall(SYS_io_setup, SIGNALS, &context);
         g_once_init_leave(&tried, 1);
     }
-    if (!context || syscall(SYS_io_submit, context, 1, list) != 1) {
-        return false;
+    if (!context) {
+        return 0;
     }
-    /* make room for the next one; nobody wants to know what became of it */
-    syscall(SYS_io_getevents, context, 0, 1, &event, NULL);
-    return true;
+    n = MIN(n, SIGNALS);
+    for (size_t i = 0; i < n; i++) {
+        iocbs[i] = (struct iocb) {
+            .aio_lio_opcode = IOCB_CMD_PREAD,
+            .aio_fildes = fds[i],
+            .aio_flags = IOCB_FLAG_RESFD,
+            .aio_resfd = fds[i],
+        };
+        list[i] = &iocbs[i];
+    }
+    done = syscall(SYS_io_submit, context, n, list);
+    if (done <= 0) {
+        return 0;
+    }
+    /* make room for the next ones; nobody wants to know what became of them */
+    syscall(SYS_io_getevents, context, 0, done, events, NULL);
+    return done;
 }
 
-void ivshmem2_eventfd_signal(int fd)
+/*
+ * Where that is not to be had: a full counter is readable already, and its
+ * owner is going to be woken up anyway.
+ */
+static void signal_by_write(int fd)
 {
     struct pollfd pfd = { .fd = fd, .events = POLLOUT };
     uint64_t one = 1;
 
-    if (signal_by_kernel(fd)) {
-        return;
-    }
-    /*
-     * Where that is not to be had: a full counter is readable already, and
-     * its owner is going to be woken up anyway.
-     */
     while (poll(&pfd, 1, 0) == 1 && (pfd.revents & POLLOUT) &&
            write(fd, &one, sizeof(one)) < 0 && errno == EINTR) {
         continue;
     }
+}
+
+void ivshmem2_eventfds_signal(const int *fds, size_t n)
+{
+    while (n) {
+        size_t done = signal_by_kernel(fds, n);
+
+        if (!done) {
+            signal_by_write(*fds);
+            done = 1;
+        }
+        fds += done;
+        n -= done;
+    }
+}
+
+void ivshmem2_eventfd_signal(int fd)
+{
+    ivshmem2_eventfds_signal(&fd, 1);
 }
 
 uint64_t ivshmem2_eventfd_drain(int fd)

@@ -128,6 +128,9 @@ bool ivshmem2_check_eventfd(int fd, GError **error);
  */
 void ivshmem2_eventfd_signal(int fd);
 
+/* The same for @n of them, which is cheaper. */
+void ivshmem2_eventfds_signal(const int *fds, size_t n);
+
 /*
  * Take what is in the counter; 0 if nothing.  Does not wait, whatever the
  * file's O_NONBLOCK says (everybody who holds the file can change that).

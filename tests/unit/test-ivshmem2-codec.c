@@ -563,6 +563,30 @@ static void test_eventfd(void)
     g_assert_cmpuint(ivshmem2_eventfd_drain(fd), ==, 0);
 }
 
+/* Each of them once, whatever is between them */
+static void test_eventfds(void)
+{
+    int fds[100];
+
+    for (size_t i = 0; i < G_N_ELEMENTS(fds); i++) {
+        fds[i] = make_eventfd();
+    }
+    ivshmem2_close(&fds[0]);
+    ivshmem2_close(&fds[20]);
+    ivshmem2_close(&fds[21]);
+    ivshmem2_close(&fds[99]);
+    for (size_t n = 0; n <= G_N_ELEMENTS(fds); n++) {
+        ivshmem2_eventfds_signal(fds, n);
+        for (size_t i = 0; i < G_N_ELEMENTS(fds); i++) {
+            g_assert_cmpuint(ivshmem2_eventfd_drain(fds[i]), ==,
+                             i < n && fds[i] >= 0);
+        }
+    }
+    for (size_t i = 0; i < G_N_ELEMENTS(fds); i++) {
+        ivshmem2_close(&fds[i]);
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -585,5 +609,6 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/codec/check-memory", test_check_memory);
     g_test_add_func("/ivshmem2/codec/check-eventfd", test_check_eventfd);
     g_test_add_func("/ivshmem2/codec/eventfd", test_eventfd);
+    g_test_add_func("/ivshmem2/codec/eventfds", test_eventfds);
     return g_test_run();
 }
