@@ -10,7 +10,7 @@
 export BUILD ?= build
 
 .PHONY: help setup qemu tools guest demo check conformance check-asan bench \
-        checkpatch patches clean distclean
+        bench-scale checkpatch patches clean distclean
 
 help:           ## this list
 	@sed -n 's/^# \([A-Z_]*=.*\)/  \1/p' Makefile
@@ -34,6 +34,9 @@ check-asan: setup ## the tests again, under the sanitizers
 bench: qemu tools ## what doorbells and interrupts cost, beside version 1
 	@qemu/packages bench
 	@qemu/env bench/run
+
+bench-scale: qemu tools ## how the server copes with many peers
+	@qemu/env bench/scale
 
 checkpatch: qemu ## QEMU's style checker over our files
 	@qemu/env qemu/checkpatch

@@ -62,7 +62,8 @@ def environment():
         server=path('IVSHMEM2_SERVER',
                     tools / 'ivshmem2-server/ivshmem2-server'),
         client=path('IVSHMEM2_CLIENT',
-                    tools / 'ivshmem2-client/ivshmem2-client'))
+                    tools / 'ivshmem2-client/ivshmem2-client'),
+        bench=tools.parent / 'bench')
 
 
 def end_with_parent():
@@ -227,6 +228,26 @@ class HostPeer(Client):
     def leave(self):
         self.process.popen.stdin.close()
         return self.process.popen.wait(COMMAND_TIMEOUT)
+
+
+class Load:
+    """Many peers on the host: bench/load.c, which tells the commands."""
+
+    def __init__(self, process):
+        self.process = process
+
+    def start(self, *words):
+        self.process.send(' '.join(map(str, words)) + '\n')
+
+    def finish(self):
+        text = self.process.line(2 * COMMAND_TIMEOUT)
+        if not text.startswith('{'):
+            raise Failure(text)
+        return json.loads(text)
+
+    def run(self, *words):
+        self.start(*words)
+        return self.finish()
 
 
 class Qmp:
@@ -459,6 +480,10 @@ class Lab:
                         '-device', f'ivshmem2,chardev=link{number},'
                         f'peer-id={peer_id}']
         return Guest(self, name, devices)
+
+    def load(self, name, *options, server='server'):
+        return Load(self.start(name, [self.env.bench / 'ivshmem2-load',
+                                      self.socket(server), *options]))
 
     def host_peer(self, name, *options, server='server'):
         return HostPeer(self.start(name, [
