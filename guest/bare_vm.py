@@ -187,6 +187,11 @@ class Peer:
     def ring(target, vector=0):
         return write(0, DOORBELL, target.id << 16 | vector)
 
+    @staticmethod
+    def sweep(count, vector=0):
+        """Ring all peers from ID 0 on."""
+        return f'sweep 0 {DOORBELL:x} {vector:x} 10000 {count:x}'
+
     def idt(self, vector):
         """The vector that the processor sees."""
         return 0x30 + 8 * self.slot + vector

@@ -23,6 +23,9 @@
  *   poll SPACE OFFSET SIZE VALUE       until this is there, without halting
  *   fill SPACE OFFSET COUNT VALUE      write so many 64-bit words
  *   sum SPACE OFFSET COUNT             read so many of them
+ *   sweep SPACE OFFSET VALUE STEP COUNT
+ *                                      write VALUE, VALUE + STEP and so on,
+ *                                      so many 32-bit words, all to one place
  *   copy SPACE OFFSET SPACE OFFSET     a 32-bit word, to the latter
  *   clock                              the time stamp counter
  *   stamp                              keep the time since the last stamp
@@ -493,6 +496,17 @@ static bool run_fill(const uint64_t *args)
     return true;
 }
 
+static bool run_sweep(const uint64_t *args)
+{
+    if (!space_valid(args[0])) {
+        return false;
+    }
+    for (uint64_t i = 0; i < args[4]; i++) {
+        space_write(args[0], args[1], 4, args[2] + args[3] * i);
+    }
+    return true;
+}
+
 static bool run_sum(const uint64_t *args)
 {
     /* volatile, so that every word is read */
@@ -588,6 +602,7 @@ static const Command commands[] = {
     { "forget", 0, run_forget },
     { "poll", 4, run_poll },
     { "fill", 4, run_fill },
+    { "sweep", 5, run_sweep },
     { "sum", 3, run_sum },
     { "copy", 4, run_copy },
     { "clock", 0, run_clock },
