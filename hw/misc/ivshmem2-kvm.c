@@ -74,8 +74,7 @@ static bool ivshmem2_kvm_has_room(int fd)
 
 /*
  * The one to use next, or NULL.  Whom KVM rings is not seen here, so the
- * oldest gives way, and only now and then: what the guest rings often is
- * likely to be the doorbell that comes at such a moment.
+ * oldest gives way.
  */
 static Ivshmem2IoEventFd *ivshmem2_kvm_get_ioeventfd(Ivshmem2Kvm *k, int fd)
 {
@@ -92,9 +91,6 @@ static Ivshmem2IoEventFd *ivshmem2_kvm_get_ioeventfd(Ivshmem2Kvm *k, int fd)
         }
         return &k->ioeventfds[k->n_ioeventfds++];
     }
-    if (++k->trapped % IVSHMEM2_TRAPS_PER_IOEVENTFD) {
-        return NULL;
-    }
     io = &k->ioeventfds[k->next_ioeventfd];
     k->next_ioeventfd = (k->next_ioeventfd + 1) % k->max_ioeventfds;
     ivshmem2_kvm_del_ioeventfd(k, io);
@@ -107,6 +103,14 @@ void ivshmem2_kvm_rung(Ivshmem2Kvm *k, uint32_t doorbell, int fd)
     int own_fd;
 
     if (!kvm_enabled() || !k->max_ioeventfds) {
+        return;
+    }
+    /*
+     * With all in use, one gives way only now and then: what the guest rings
+     * often is likely to be the doorbell that comes at such a moment.
+     */
+    if (k->n_ioeventfds == k->max_ioeventfds &&
+        ++k->trapped % IVSHMEM2_TRAPS_PER_IOEVENTFD) {
         return;
     }
     for (unsigned i = 0; i < k->n_ioeventfds; i++) {
