@@ -722,6 +722,9 @@ static bool ivshmem2_init_capabilities(Ivshmem2State *s, Error **errp)
     PCIDevice *pdev = PCI_DEVICE(s);
     uint8_t *cap = pdev->config + IVSHMEM2_CAP_OFFSET;
 
+    /* PCI core would keep what the guest writes where there is nothing. */
+    memset(pdev->wmask + PCI_CONFIG_HEADER_SIZE, 0,
+           pci_config_size(pdev) - PCI_CONFIG_HEADER_SIZE);
     if (pci_add_capability(pdev, PCI_CAP_ID_VNDR, IVSHMEM2_CAP_OFFSET,
                            IVSHMEM2_CAP_SIZE, errp) < 0) {
         return false;

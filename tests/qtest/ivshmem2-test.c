@@ -233,6 +233,13 @@ static void test_capabilities(void *obj, void *link, QGuestAllocator *alloc)
     }
     g_assert_cmpuint(vendor, ==, 1);
     g_assert_cmpuint(msix, ==, 1);
+    /* elsewhere there is nothing, and nothing can be written */
+    for (int i = PCI_STD_HEADER_SIZEOF; i < sizeof(seen); i++) {
+        if (!seen[i]) {
+            qpci_config_writeb(&d->dev, i, 0xff);
+            g_assert_cmphex(qpci_config_readb(&d->dev, i), ==, 0);
+        }
+    }
 }
 
 /* C4, P1 */
