@@ -13,26 +13,20 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include "hw/pci/pci_regs.h"
-#include "libivshmem2-core.h"
 #include "qemu/atomic.h"
 #include "qemu/bswap.h"
-#include "qemu/memfd.h"
 #include "qemu/module.h"
-#include "qemu/units.h"
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
-#include "ivshmem2-link.h"
+#include "ivshmem2-packet.h"
 
-#define SEALS       (F_SEAL_SHRINK | F_SEAL_GROW)
-#define SLOT        5
-#define PEERS       2
-#define VECTORS     2
-#define SECTION     (4 * KiB)
-#define SESSION     "session of test"
+#define SEALS       TEST_PACKET_SEALS
+#define SLOT        TEST_PACKET_SLOT
+#define PEERS       TEST_PACKET_PEERS
+#define VECTORS     TEST_PACKET_VECTORS
+#define SECTION     TEST_PACKET_SECTION
 
 /*
  * The scripted server
@@ -61,20 +55,11 @@ typedef enum Action {
     ACT_ENDLESS,        /* the message before this one, again and again */
 } Action;
 
-/* A message to be sent */
-typedef struct Packet {
-    Ivshmem2Msg msg;            /* the payload, in host byte order */
-    Ivshmem2Header hdr;
-    size_t size;                /* bytes to be sent */
-    int fds[32];
-    unsigned n_fds;
-} Packet;
-
 typedef struct Case {
     const char *name;
     Step step;
     Action action;
-    void (*change)(Packet *p);
+    void (*change)(TestPacket *p);
     const char *error;          /* what the device's error says */
     const char *peer_id;
 } Case;
@@ -89,68 +74,9 @@ typedef struct Server {
     int stop_fd;                /* eventfd */
     int fd;                     /* the connection that is ready */
     int eventfds[VECTORS];
-    GArray *opened;             /* descriptors, to be closed in the end */
-    Packet last;
+    TestPacket last;
     GThread *thread;
 } Server;
-
-/* What a change() opened is closed when the server ends. */
-static GArray *opened;
-
-static int keep_open(int fd)
-{
-    g_assert_cmpint(fd, >=, 0);
-    g_array_append_val(opened, fd);
-    return fd;
-}
-
-static int make_memory(uint64_t size, int seals)
-{
-    int fd = keep_open(memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-
-    g_assert_cmpint(ftruncate(fd, size), ==, 0);
-    g_assert_cmpint(fcntl(fd, F_ADD_SEALS, seals), ==, 0);
-    return fd;
-}
-
-static int make_read_only(int fd)
-{
-    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
-
-    return keep_open(open(path, O_RDONLY | O_CLOEXEC));
-}
-
-static int make_pipe(void)
-{
-    int fds[2];
-
-    g_assert_cmpint(pipe(fds), ==, 0);
-    keep_open(fds[1]);
-    return keep_open(fds[0]);
-}
-
-static bool send_bytes(int fd, const void *buf, size_t size, const int *fds,
-                       unsigned n_fds)
-{
-    union {
-        struct cmsghdr align;
-        char buf[CMSG_SPACE(32 * sizeof(int))];
-    } control = {};
-    struct iovec iov = { .iov_base = (void *)buf, .iov_len = size };
-    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-
-    if (n_fds) {
-        struct cmsghdr *cmsg = &control.align;
-
-        msg.msg_control = &control;
-        msg.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
-        cmsg->cmsg_level = SOL_SOCKET;
-        cmsg->cmsg_type = SCM_RIGHTS;
-        cmsg->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
-        memcpy(CMSG_DATA(cmsg), fds, n_fds * sizeof(int));
-    }
-    return sendmsg(fd, &msg, MSG_NOSIGNAL) == size;
-}
 
 /* Until the device hangs up, or the test is over */
 static void wait_closed(Server *s, int fd)
@@ -177,51 +103,44 @@ static void wait_read(int fd)
     } while (left);
 }
 
-static bool send_packet(Server *s, int fd, const Packet *p, Step step)
+static bool send_packet(Server *s, int fd, const TestPacket *p, Step step)
 {
     Action action = s->script->action;
     bool now = s->script->step == step;
-    Ivshmem2Msg wire = p->msg;
+    Ivshmem2Msg wire = test_packet_encode(p);
     uint8_t *bytes = (uint8_t *)&wire;
 
-    ivshmem2_msg_encode(&wire);
-    wire.hdr.type = cpu_to_le16(p->hdr.type);
-    wire.hdr.fds = cpu_to_le16(p->hdr.fds);
-    wire.hdr.size = cpu_to_le32(p->hdr.size);
     if (now && (action == ACT_CUT_CLOSE || action == ACT_CUT_SILENCE)) {
-        send_bytes(fd, bytes, p->size / 2, p->fds, p->n_fds);
+        test_packet_send(fd, bytes, p->size / 2, p->fds, p->n_fds);
         if (action == ACT_CUT_SILENCE) {
             wait_closed(s, fd);
         }
         return false;
     }
     if (now && action == ACT_SPLIT) {
-        if (!send_bytes(fd, bytes, 5, NULL, 0)) {
+        if (!test_packet_send(fd, bytes, 5, NULL, 0)) {
             return false;
         }
         wait_read(fd);
-        return send_bytes(fd, bytes + 5, p->size - 5, p->fds, p->n_fds);
+        return test_packet_send(fd, bytes + 5, p->size - 5, p->fds, p->n_fds);
     }
     if (action == ACT_TRICKLE) {
         for (size_t i = 0; i < p->size; i++) {
-            if (!send_bytes(fd, bytes + i, 1, p->fds, i ? 0 : p->n_fds)) {
+            if (!test_packet_send(fd, bytes + i, 1, p->fds, i ? 0 : p->n_fds)) {
                 return false;
             }
         }
         return true;
     }
-    return send_bytes(fd, bytes, p->size, p->fds, p->n_fds);
+    return test_packet_send(fd, bytes, p->size, p->fds, p->n_fds);
 }
 
 /* Returns false if that was the last thing to say. */
-static bool say(Server *s, int fd, Step step, Packet *p)
+static bool say(Server *s, int fd, Step step, TestPacket *p)
 {
     static const char nonsense[] = "HTTP/1.1 400 Bad Request\r\n\r\n";
 
-    p->hdr.type = p->msg.hdr.type;
-    p->hdr.fds = p->n_fds;
-    p->hdr.size = ivshmem2_type_size(p->hdr.type);
-    p->size = p->hdr.size;
+    test_packet_finish(p);
     if (s->script->step == step) {
         switch (s->script->action) {
         case ACT_CLOSE:
@@ -230,7 +149,7 @@ static bool say(Server *s, int fd, Step step, Packet *p)
             wait_closed(s, fd);
             return false;
         case ACT_BYTES:
-            send_bytes(fd, nonsense, sizeof(nonsense), NULL, 0);
+            test_packet_send(fd, nonsense, sizeof(nonsense), NULL, 0);
             wait_closed(s, fd);
             return false;
         case ACT_ENDLESS:
@@ -249,63 +168,36 @@ static bool say(Server *s, int fd, Step step, Packet *p)
     return send_packet(s, fd, p, step);
 }
 
-static bool say_welcome(Server *s, int fd, const Ivshmem2Hello *hello)
+static bool say_welcome(Server *s, int fd, uint32_t id)
 {
-    uint32_t table = QEMU_ALIGN_UP(s->max_peers * 4, SECTION);
-    bool has_outputs = s->max_peers == PEERS;
-    Packet p = {
-        .msg.hdr.type = IVSHMEM2_WELCOME,
-        .msg.welcome = {
-            .version = 1,
-            .features = IVSHMEM2_F_MSIX,
-            .vectors = VECTORS,
-            .id = hello->id == IVSHMEM2_ID_ANY ? 0 : le32_to_cpu(hello->id),
-            .max_peers = s->max_peers,
-            .page_size = SECTION,
-            .state_table_size = table,
-            .rw_size = SECTION,
-            .output_size = has_outputs ? SECTION : 0,
-            .session = SESSION,
-        },
-        .fds = { make_memory(table, SEALS), make_memory(SECTION, SEALS) },
-        .n_fds = 2,
-    };
+    TestPacket p = test_packet_welcome(id, s->max_peers);
 
     return say(s, fd, STEP_WELCOME, &p);
 }
 
 static bool say_outputs(Server *s, int fd, uint32_t id)
 {
-    int others = make_read_only(make_memory(SECTION, SEALS));
-    Packet p = {
-        .msg.hdr.type = IVSHMEM2_OUTPUTS,
-        .fds = { others, others },
-        .n_fds = PEERS,
-    };
+    TestPacket p;
 
-    p.fds[id] = make_memory(SECTION, SEALS);
-    return s->max_peers != PEERS || say(s, fd, STEP_OUTPUTS, &p);
+    if (s->max_peers != PEERS) {
+        return true;
+    }
+    p = test_packet_outputs(id);
+    return say(s, fd, STEP_OUTPUTS, &p);
 }
 
 static bool say_eventfds(Server *s, int fd, uint32_t id)
 {
-    Packet p = {
-        .msg.hdr.type = IVSHMEM2_EVENTFDS,
-        .msg.eventfds.id = id,
-        .n_fds = VECTORS,
-    };
+    TestPacket p = test_packet_eventfds(id);
 
-    for (int i = 0; i < VECTORS; i++) {
-        s->eventfds[i] = keep_open(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-        p.fds[i] = s->eventfds[i];
-    }
+    memcpy(s->eventfds, p.fds, sizeof(s->eventfds));
     return say(s, fd, STEP_EVENTFDS, &p);
 }
 
 /* Returns true if the handshake is complete. */
 static bool serve(Server *s, int fd)
 {
-    Packet ready = { .msg.hdr.type = IVSHMEM2_READY };
+    TestPacket ready = { .msg.hdr.type = IVSHMEM2_READY };
     struct {
         Ivshmem2Header hdr;
         Ivshmem2Hello hello;
@@ -325,9 +217,10 @@ static bool serve(Server *s, int fd)
     }
     g_assert_cmpuint(le32_to_cpu(hello.hello.magic), ==, IVSHMEM2_MAGIC);
     qatomic_set(&s->resumes,
-                !memcmp(hello.hello.session, SESSION, sizeof(SESSION)));
+                !memcmp(hello.hello.session, TEST_PACKET_SESSION,
+                        sizeof(hello.hello.session)));
     id = hello.hello.id == IVSHMEM2_ID_ANY ? 0 : le32_to_cpu(hello.hello.id);
-    return say_welcome(s, fd, &hello.hello) && say_outputs(s, fd, id) &&
+    return say_welcome(s, fd, id) && say_outputs(s, fd, id) &&
            say_eventfds(s, fd, id) && say(s, fd, STEP_READY, &ready);
 }
 
@@ -370,19 +263,13 @@ static Server *server_start(TestLink *link, const Case *script,
 {
     static const Case good;
     Server *s = g_new0(Server, 1);
-    struct sockaddr_un addr = { .sun_family = AF_UNIX };
 
     s->link = link;
     s->script = script ?: &good;
     s->keep = !script;
     s->max_peers = max_peers;
-    opened = g_array_new(false, false, sizeof(int));
     s->stop_fd = eventfd(0, EFD_CLOEXEC);
-    s->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    g_strlcpy(addr.sun_path, link->socket, sizeof(addr.sun_path));
-    g_assert_cmpint(bind(s->listen_fd, (struct sockaddr *)&addr,
-                         sizeof(addr)), ==, 0);
-    g_assert_cmpint(listen(s->listen_fd, 16), ==, 0);
+    s->listen_fd = test_packet_listen(link);
     server_accept(s);
     return s;
 }
@@ -401,10 +288,7 @@ static void server_stop(Server *s)
     if (s->thread) {
         g_thread_join(s->thread);
     }
-    for (guint i = 0; i < opened->len; i++) {
-        close(g_array_index(opened, int, i));
-    }
-    g_array_free(opened, true);
+    test_packet_close_all();
     ivshmem2_close(&s->fd);
     close(s->stop_fd);
     close(s->listen_fd);
@@ -416,45 +300,13 @@ static void server_stop(Server *s)
  * Plugging
  */
 
-static QDict *plug_props(const char *peer_id, int timeout_ms)
-{
-    QDict *props = qdict_from_jsonf_nofail("{ 'addr': '05.0',"
-                                           "  'handshake-timeout-ms': %d }",
-                                           timeout_ms);
-
-    if (peer_id) {
-        qdict_put_str(props, "peer-id", peer_id);
-    }
-    return props;
-}
-
-/* It can be tried again, and nothing of the failures is in the way. */
-static void plug_well(QPCIBus *bus, TestLink *link, QGuestAllocator *alloc,
-                      unsigned fds)
-{
-    QIvshmem2 d = {};
-
-    test_link_start_server(link, "--max-peers 2 --rw-size 4K "
-                           "--output-size 4K");
-    g_assert_null(test_link_plug(bus->qts, "good", link->socket, 0,
-                                 plug_props(NULL, 60000)));
-    qivshmem2_init(&d, bus, QPCI_DEVFN(SLOT, 0), alloc);
-    qivshmem2_start(&d);
-    qivshmem2_writel(&d, IVSHMEM2_REG_INT_CONTROL, 1);
-    qivshmem2_ring(&d, qivshmem2_readl(&d, IVSHMEM2_REG_ID), 1);
-    qivshmem2_wait(&d, 1);
-    test_link_unplug(bus->qts, "good", SLOT);
-    test_link_kill_server(link, SIGTERM);
-    test_link_wait_fds(bus->qts, fds);
-}
-
 static void plug_badly(QPCIBus *bus, TestLink *link, const Case *script,
                        int timeout_ms, unsigned fds)
 {
     Server *server = server_start(link, script, PEERS);
     g_autofree char *error =
         test_link_plug(bus->qts, "bad", link->socket, 0,
-                       plug_props(script->peer_id, timeout_ms));
+                       test_packet_props(script->peer_id, timeout_ms));
 
     g_test_message("%s, step %d, action %d: %s", script->name ?: "",
                    script->step, script->action, error ?: "plugged");
@@ -477,7 +329,7 @@ static void plug_at_each_step(QPCIBus *bus, TestLink *link,
 
         plug_badly(bus, link, &script, timeout_ms, fds);
     }
-    plug_well(bus, link, alloc, fds);
+    test_packet_plug_well(bus, link, alloc, fds);
 }
 
 static void test_close(void *obj, void *link, QGuestAllocator *alloc)
@@ -521,24 +373,24 @@ static void test_endless(void *obj, void *link, QGuestAllocator *alloc)
     unsigned fds = test_link_count_fds(bus->qts);
 
     plug_badly(bus, link, &script, 500, fds);
-    plug_well(bus, link, alloc, fds);
+    test_packet_plug_well(bus, link, alloc, fds);
 }
 
 /*
  * Messages that are wrong
  */
 
-static void change_type_unknown(Packet *p)
+static void change_type_unknown(TestPacket *p)
 {
     p->hdr.type = 0x7777;
 }
 
-static void change_type_mine(Packet *p)
+static void change_type_mine(TestPacket *p)
 {
     p->hdr.type = IVSHMEM2_RING;
 }
 
-static void change_type_error(Packet *p)
+static void change_type_error(TestPacket *p)
 {
     memset(&p->msg, 0, sizeof(p->msg));
     p->msg.hdr.type = IVSHMEM2_ERROR;
@@ -552,13 +404,13 @@ static void change_type_error(Packet *p)
 }
 
 /* not terminated */
-static void change_type_long_error(Packet *p)
+static void change_type_long_error(TestPacket *p)
 {
     change_type_error(p);
     memset(p->msg.error.text, 'x', sizeof(p->msg.error.text));
 }
 
-static void change_type_ready(Packet *p)
+static void change_type_ready(TestPacket *p)
 {
     p->msg.hdr.type = IVSHMEM2_READY;
     p->hdr = (Ivshmem2Header) { .type = IVSHMEM2_READY, .size = 8 };
@@ -566,320 +418,320 @@ static void change_type_ready(Packet *p)
     p->n_fds = 0;
 }
 
-static void change_type_outputs(Packet *p)
+static void change_type_outputs(TestPacket *p)
 {
     p->msg.hdr.type = IVSHMEM2_OUTPUTS;
     p->hdr.type = IVSHMEM2_OUTPUTS;
 }
 
-static void change_size_0(Packet *p)
+static void change_size_0(TestPacket *p)
 {
     p->hdr.size = 0;
 }
 
-static void change_size_8(Packet *p)
+static void change_size_8(TestPacket *p)
 {
     p->hdr.size = 8;
 }
 
-static void change_size_more(Packet *p)
+static void change_size_more(TestPacket *p)
 {
     p->hdr.size++;
 }
 
-static void change_size_huge(Packet *p)
+static void change_size_huge(TestPacket *p)
 {
     p->hdr.size = 0xfffffff8;
 }
 
-static void change_fds_0(Packet *p)
+static void change_fds_0(TestPacket *p)
 {
     p->hdr.fds = 0;
     p->n_fds = 0;
 }
 
-static void change_fds_17(Packet *p)
+static void change_fds_17(TestPacket *p)
 {
     p->hdr.fds = 17;
 }
 
-static void change_fds_none_came(Packet *p)
+static void change_fds_none_came(TestPacket *p)
 {
     p->n_fds = 0;
 }
 
-static void change_fds_missing(Packet *p)
+static void change_fds_missing(TestPacket *p)
 {
     p->n_fds--;
 }
 
-static void change_fds_surplus(Packet *p)
+static void change_fds_surplus(TestPacket *p)
 {
     p->fds[p->n_fds++] = p->fds[0];
 }
 
-static void change_fds_announced_surplus(Packet *p)
+static void change_fds_announced_surplus(TestPacket *p)
 {
     change_fds_surplus(p);
     p->hdr.fds++;
 }
 
-static void change_fds_32(Packet *p)
+static void change_fds_32(TestPacket *p)
 {
     while (p->n_fds < 32) {
         p->fds[p->n_fds++] = p->fds[0];
     }
 }
 
-static void change_version_0(Packet *p)
+static void change_version_0(TestPacket *p)
 {
     p->msg.welcome.version = 0;
 }
 
-static void change_version_2(Packet *p)
+static void change_version_2(TestPacket *p)
 {
     p->msg.welcome.version = 2;
 }
 
-static void change_peers_1(Packet *p)
+static void change_peers_1(TestPacket *p)
 {
     p->msg.welcome.max_peers = 1;
 }
 
-static void change_peers_65537(Packet *p)
+static void change_peers_65537(TestPacket *p)
 {
     p->msg.welcome.max_peers = 65537;
 }
 
-static void change_peers_max(Packet *p)
+static void change_peers_max(TestPacket *p)
 {
     p->msg.welcome.max_peers = UINT32_MAX;
 }
 
-static void change_peers_2048(Packet *p)
+static void change_peers_2048(TestPacket *p)
 {
     p->msg.welcome.max_peers = 2048;
 }
 
-static void change_id_2(Packet *p)
+static void change_id_2(TestPacket *p)
 {
     p->msg.welcome.id = 2;
 }
 
-static void change_id_max(Packet *p)
+static void change_id_max(TestPacket *p)
 {
     p->msg.welcome.id = UINT32_MAX;
 }
 
-static void change_id_0(Packet *p)
+static void change_id_0(TestPacket *p)
 {
     p->msg.welcome.id = 0;
 }
 
-static void change_id_1(Packet *p)
+static void change_id_1(TestPacket *p)
 {
     p->msg.welcome.id = 1;
 }
 
-static void change_features_0(Packet *p)
+static void change_features_0(TestPacket *p)
 {
     p->msg.welcome.features = 0;
 }
 
-static void change_features_both(Packet *p)
+static void change_features_both(TestPacket *p)
 {
     p->msg.welcome.features = IVSHMEM2_F_INTERRUPTS;
 }
 
-static void change_features_intx(Packet *p)
+static void change_features_intx(TestPacket *p)
 {
     p->msg.welcome.features = IVSHMEM2_F_INTX;
 }
 
-static void change_vectors_0(Packet *p)
+static void change_vectors_0(TestPacket *p)
 {
     p->msg.welcome.vectors = 0;
 }
 
-static void change_vectors_2049(Packet *p)
+static void change_vectors_2049(TestPacket *p)
 {
     p->msg.welcome.vectors = 2049;
 }
 
-static void change_page_0(Packet *p)
+static void change_page_0(TestPacket *p)
 {
     p->msg.welcome.page_size = 0;
 }
 
-static void change_page_2k(Packet *p)
+static void change_page_2k(TestPacket *p)
 {
     p->msg.welcome.page_size = 2 * KiB;
 }
 
-static void change_page_odd(Packet *p)
+static void change_page_odd(TestPacket *p)
 {
     p->msg.welcome.page_size = 4097;
 }
 
-static void change_page_128k(Packet *p)
+static void change_page_128k(TestPacket *p)
 {
     p->msg.welcome.page_size = 128 * KiB;
 }
 
-static void change_table_0(Packet *p)
+static void change_table_0(TestPacket *p)
 {
     p->msg.welcome.state_table_size = 0;
 }
 
-static void change_table_odd(Packet *p)
+static void change_table_odd(TestPacket *p)
 {
     p->msg.welcome.state_table_size = SECTION + 8;
 }
 
-static void change_table_large(Packet *p)
+static void change_table_large(TestPacket *p)
 {
     p->msg.welcome.state_table_size = 8 * KiB;
 }
 
-static void change_rw_odd(Packet *p)
+static void change_rw_odd(TestPacket *p)
 {
     p->msg.welcome.rw_size = SECTION + 1;
 }
 
-static void change_rw_0(Packet *p)
+static void change_rw_0(TestPacket *p)
 {
     p->msg.welcome.rw_size = 0;
 }
 
-static void change_rw_large(Packet *p)
+static void change_rw_large(TestPacket *p)
 {
     p->msg.welcome.rw_size = 1 * GiB;
 }
 
-static void change_rw_max(Packet *p)
+static void change_rw_max(TestPacket *p)
 {
     p->msg.welcome.rw_size = -SECTION;
 }
 
-static void change_output_max(Packet *p)
+static void change_output_max(TestPacket *p)
 {
     p->msg.welcome.output_size = UINT64_C(1) << 63;
 }
 
-static void change_output_large(Packet *p)
+static void change_output_large(TestPacket *p)
 {
     p->msg.welcome.output_size = 8 * KiB;
 }
 
-static void change_fd0_pipe(Packet *p)
+static void change_fd0_pipe(TestPacket *p)
 {
-    p->fds[0] = make_pipe();
+    p->fds[0] = test_packet_pipe();
 }
 
-static void change_fd0_null(Packet *p)
+static void change_fd0_null(TestPacket *p)
 {
-    p->fds[0] = keep_open(open("/dev/null", O_RDWR | O_CLOEXEC));
+    p->fds[0] = test_packet_keep(open("/dev/null", O_RDWR | O_CLOEXEC));
 }
 
-static void change_fd0_file(Packet *p)
+static void change_fd0_file(TestPacket *p)
 {
     g_autofree char *path = NULL;
 
-    p->fds[0] = keep_open(g_file_open_tmp("iv2-XXXXXX", &path, NULL));
+    p->fds[0] = test_packet_keep(g_file_open_tmp("iv2-XXXXXX", &path, NULL));
     g_unlink(path);
     g_assert_cmpint(ftruncate(p->fds[0], SECTION), ==, 0);
 }
 
-static void change_fd0_eventfd(Packet *p)
+static void change_fd0_eventfd(TestPacket *p)
 {
-    p->fds[0] = keep_open(eventfd(0, EFD_CLOEXEC));
+    p->fds[0] = test_packet_keep(eventfd(0, EFD_CLOEXEC));
 }
 
-static void change_fd0_memory(Packet *p)
+static void change_fd0_memory(TestPacket *p)
 {
-    p->fds[0] = make_memory(SECTION, SEALS);
+    p->fds[0] = test_packet_memory(SECTION, SEALS);
 }
 
-static void change_fd0_unsealed(Packet *p)
+static void change_fd0_unsealed(TestPacket *p)
 {
-    p->fds[0] = make_memory(SECTION, 0);
+    p->fds[0] = test_packet_memory(SECTION, 0);
 }
 
-static void change_fd0_may_shrink(Packet *p)
+static void change_fd0_may_shrink(TestPacket *p)
 {
-    p->fds[0] = make_memory(SECTION, F_SEAL_GROW);
+    p->fds[0] = test_packet_memory(SECTION, F_SEAL_GROW);
 }
 
-static void change_fd0_may_grow(Packet *p)
+static void change_fd0_may_grow(TestPacket *p)
 {
-    p->fds[0] = make_memory(SECTION, F_SEAL_SHRINK);
+    p->fds[0] = test_packet_memory(SECTION, F_SEAL_SHRINK);
 }
 
-static void change_fd0_small(Packet *p)
+static void change_fd0_small(TestPacket *p)
 {
-    p->fds[0] = make_memory(SECTION - 1, SEALS);
+    p->fds[0] = test_packet_memory(SECTION - 1, SEALS);
 }
 
-static void change_fd0_read_only(Packet *p)
+static void change_fd0_read_only(TestPacket *p)
 {
-    p->fds[0] = make_read_only(make_memory(SECTION, SEALS));
+    p->fds[0] = test_packet_read_only(test_packet_memory(SECTION, SEALS));
 }
 
-static void change_fd0_write_only(Packet *p)
+static void change_fd0_write_only(TestPacket *p)
 {
     g_autofree char *path = NULL;
 
-    path = g_strdup_printf("/proc/self/fd/%d", make_memory(SECTION, SEALS));
-    p->fds[0] = keep_open(open(path, O_WRONLY | O_CLOEXEC));
+    path = g_strdup_printf("/proc/self/fd/%d", test_packet_memory(SECTION, SEALS));
+    p->fds[0] = test_packet_keep(open(path, O_WRONLY | O_CLOEXEC));
 }
 
-static void change_fd1_pipe(Packet *p)
+static void change_fd1_pipe(TestPacket *p)
 {
-    p->fds[1] = make_pipe();
+    p->fds[1] = test_packet_pipe();
 }
 
-static void change_fd1_unsealed(Packet *p)
+static void change_fd1_unsealed(TestPacket *p)
 {
-    p->fds[1] = make_memory(SECTION, 0);
+    p->fds[1] = test_packet_memory(SECTION, 0);
 }
 
-static void change_fd1_small(Packet *p)
+static void change_fd1_small(TestPacket *p)
 {
-    p->fds[1] = make_memory(0, SEALS);
+    p->fds[1] = test_packet_memory(0, SEALS);
 }
 
-static void change_fd1_read_only(Packet *p)
+static void change_fd1_read_only(TestPacket *p)
 {
-    p->fds[1] = make_read_only(make_memory(SECTION, SEALS));
+    p->fds[1] = test_packet_read_only(test_packet_memory(SECTION, SEALS));
 }
 
 /* the second half of OUTPUTS and EVENTFDS is where this begins */
-static void change_first_1(Packet *p)
+static void change_first_1(TestPacket *p)
 {
     p->msg.outputs.first = 1;
 }
 
-static void change_first_max(Packet *p)
+static void change_first_max(TestPacket *p)
 {
     p->msg.outputs.first = UINT32_MAX;
 }
 
-static void change_eventfds_first_1(Packet *p)
+static void change_eventfds_first_1(TestPacket *p)
 {
     p->msg.eventfds.first = 1;
 }
 
-static void change_eventfds_first_max(Packet *p)
+static void change_eventfds_first_max(TestPacket *p)
 {
     p->msg.eventfds.first = UINT32_MAX;
 }
 
-static void change_eventfds_id_1(Packet *p)
+static void change_eventfds_id_1(TestPacket *p)
 {
     p->msg.eventfds.id = 1;
 }
 
-static void change_eventfds_id_2(Packet *p)
+static void change_eventfds_id_2(TestPacket *p)
 {
     p->msg.eventfds.id = 2;
 }
@@ -1013,7 +865,7 @@ static void plug_cases(QPCIBus *bus, TestLink *link, QGuestAllocator *alloc,
     for (int i = 0; i < n; i++) {
         plug_badly(bus, link, &cases[i], 60000, fds);
     }
-    plug_well(bus, link, alloc, fds);
+    test_packet_plug_well(bus, link, alloc, fds);
 }
 
 static void test_headers(void *obj, void *link, QGuestAllocator *alloc)
@@ -1038,12 +890,12 @@ static void test_descriptors(void *obj, void *link, QGuestAllocator *alloc)
 }
 
 /* The server of ivshmem version 1 begins with three numbers of 64 bits. */
-static void change_version_1(Packet *p)
+static void change_version_1(TestPacket *p)
 {
     memset(&p->msg, 0, sizeof(p->msg));
     p->msg.hdr.type = IVSHMEM2_WELCOME;
     p->hdr = (Ivshmem2Header) {};
-    p->fds[0] = make_memory(4 * MiB, 0);
+    p->fds[0] = test_packet_memory(4 * MiB, 0);
     p->n_fds = 1;
     p->size = 24;
 }
@@ -1068,7 +920,7 @@ static void test_trickle(void *obj, void *link, QGuestAllocator *alloc)
 
     g_assert_null(test_link_plug(bus->qts, "slow",
                                  ((TestLink *)link)->socket, 0,
-                                 plug_props(NULL, 60000)));
+                                 test_packet_props(NULL, 60000)));
     g_assert_true(test_link_get_bool(bus->qts, "slow", "connected"));
     test_link_unplug(bus->qts, "slow", SLOT);
     server_stop(server);
@@ -1082,7 +934,7 @@ static void test_trickle(void *obj, void *link, QGuestAllocator *alloc)
 static void expect_device_error(QTestState *qts, const char *chardev,
                                 const char *wanted)
 {
-    QDict *args = plug_props(NULL, 300);
+    QDict *args = test_packet_props(NULL, 300);
     QDict *error;
 
     qdict_put_str(args, "driver", "ivshmem2");
@@ -1150,7 +1002,7 @@ static void test_chardevs(void *obj, void *opaque, QGuestAllocator *alloc)
     expect_device_error(qts, "first", "first");
     test_link_unplug(qts, "first", 6);
     test_link_kill_server(link, SIGTERM);
-    plug_well(bus, link, alloc, fds);
+    test_packet_plug_well(bus, link, alloc, fds);
 }
 
 /* reconnect-ms: as long as the device waits, and no longer */
@@ -1164,14 +1016,14 @@ static void test_reconnect_absent(void *obj, void *opaque,
     for (int i = 0; i < 3; i++) {
         g_autofree char *error = test_link_plug(bus->qts, "early",
                                                 link->socket, 20,
-                                                plug_props(NULL, 200));
+                                                test_packet_props(NULL, 200));
 
         g_assert_nonnull(error);
         g_assert_nonnull(strstr(error, "no connection with the "
                                        "ivshmem2-server"));
         test_link_wait_fds(bus->qts, fds);
     }
-    plug_well(bus, link, alloc, fds);
+    test_packet_plug_well(bus, link, alloc, fds);
 }
 
 static void test_reconnect_late(void *obj, void *opaque,
@@ -1209,7 +1061,7 @@ static Server *plug_scripted(QPCIBus *bus, TestLink *link, QIvshmem2 *d,
     Server *server = server_start(link, NULL, max_peers);
 
     g_assert_null(test_link_plug(bus->qts, "late", link->socket, reconnect_ms,
-                                 plug_props(NULL, 60000)));
+                                 test_packet_props(NULL, 60000)));
     server_take(server);
     qivshmem2_init(d, bus, QPCI_DEVFN(SLOT, 0), alloc);
     qivshmem2_start(d);
@@ -1272,7 +1124,7 @@ static void late_garbage(Server *server)
     send(server->fd, noise, 64 * KiB, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-static void late_message(Server *server, Packet *p)
+static void late_message(Server *server, TestPacket *p)
 {
     static const Case good = { .step = STEP_COUNT };
 
@@ -1285,9 +1137,9 @@ static void late_message(Server *server, Packet *p)
 
 static void late_welcome(Server *server)
 {
-    Packet p = {
+    TestPacket p = {
         .msg.hdr.type = IVSHMEM2_WELCOME,
-        .fds = { make_memory(SECTION, SEALS), make_memory(SECTION, SEALS) },
+        .fds = { test_packet_memory(SECTION, SEALS), test_packet_memory(SECTION, SEALS) },
         .n_fds = 2,
     };
 
@@ -1296,7 +1148,7 @@ static void late_welcome(Server *server)
 
 static void late_eventfds(Server *server)
 {
-    Packet p = {
+    TestPacket p = {
         .msg.hdr.type = IVSHMEM2_EVENTFDS,
         .msg.eventfds.id = 1,
         .n_fds = 1,
@@ -1308,7 +1160,7 @@ static void late_eventfds(Server *server)
 
 static void late_error(Server *server)
 {
-    Packet p = {
+    TestPacket p = {
         .msg.hdr.type = IVSHMEM2_ERROR,
         .msg.error.text = "enough of you",
     };

@@ -1,0 +1,217 @@
+/*
+ * ivshmem2 tests: what a server sends, right or wrong
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include "qemu/bswap.h"
+#include "qemu/memfd.h"
+#include "qobject/qjson.h"
+#include "ivshmem2-packet.h"
+
+/* Descriptors */
+
+static GArray *opened;
+
+int test_packet_keep(int fd)
+{
+    g_assert_cmpint(fd, >=, 0);
+    if (!opened) {
+        opened = g_array_new(false, false, sizeof(int));
+    }
+    g_array_append_val(opened, fd);
+    return fd;
+}
+
+int test_packet_memory(uint64_t size, int seals)
+{
+    int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    test_packet_keep(fd);
+    g_assert_cmpint(ftruncate(fd, size), ==, 0);
+    g_assert_cmpint(fcntl(fd, F_ADD_SEALS, seals), ==, 0);
+    return fd;
+}
+
+int test_packet_read_only(int fd)
+{
+    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
+
+    return test_packet_keep(open(path, O_RDONLY | O_CLOEXEC));
+}
+
+int test_packet_pipe(void)
+{
+    int fds[2];
+
+    g_assert_cmpint(pipe(fds), ==, 0);
+    test_packet_keep(fds[1]);
+    return test_packet_keep(fds[0]);
+}
+
+int test_packet_eventfd(void)
+{
+    return test_packet_keep(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+}
+
+void test_packet_close_all(void)
+{
+    for (guint i = 0; opened && i < opened->len; i++) {
+        close(g_array_index(opened, int, i));
+    }
+    g_clear_pointer(&opened, g_array_unref);
+}
+
+/* Messages */
+
+void test_packet_finish(TestPacket *p)
+{
+    p->hdr.type = p->msg.hdr.type;
+    p->hdr.fds = p->n_fds;
+    p->hdr.size = ivshmem2_type_size(p->hdr.type);
+    p->size = p->hdr.size;
+}
+
+TestPacket test_packet_welcome(uint32_t id, uint32_t max_peers)
+{
+    uint32_t table = QEMU_ALIGN_UP(max_peers * 4, TEST_PACKET_SECTION);
+    bool has_outputs = max_peers == TEST_PACKET_PEERS;
+    TestPacket p = {
+        .msg.hdr.type = IVSHMEM2_WELCOME,
+        .msg.welcome = {
+            .version = 1,
+            .features = IVSHMEM2_F_MSIX,
+            .vectors = TEST_PACKET_VECTORS,
+            .id = id,
+            .max_peers = max_peers,
+            .page_size = TEST_PACKET_SECTION,
+            .state_table_size = table,
+            .rw_size = TEST_PACKET_SECTION,
+            .output_size = has_outputs ? TEST_PACKET_SECTION : 0,
+            .session = TEST_PACKET_SESSION,
+        },
+        .fds = {
+            test_packet_memory(table, TEST_PACKET_SEALS),
+            test_packet_memory(TEST_PACKET_SECTION, TEST_PACKET_SEALS),
+        },
+        .n_fds = 2,
+    };
+
+    test_packet_finish(&p);
+    return p;
+}
+
+TestPacket test_packet_outputs(uint32_t id)
+{
+    int others = test_packet_read_only(
+        test_packet_memory(TEST_PACKET_SECTION, TEST_PACKET_SEALS));
+    TestPacket p = {
+        .msg.hdr.type = IVSHMEM2_OUTPUTS,
+        .fds = { others, others },
+        .n_fds = TEST_PACKET_PEERS,
+    };
+
+    p.fds[id] = test_packet_memory(TEST_PACKET_SECTION, TEST_PACKET_SEALS);
+    test_packet_finish(&p);
+    return p;
+}
+
+TestPacket test_packet_eventfds(uint32_t id)
+{
+    TestPacket p = {
+        .msg.hdr.type = IVSHMEM2_EVENTFDS,
+        .msg.eventfds.id = id,
+        .n_fds = TEST_PACKET_VECTORS,
+    };
+
+    for (int i = 0; i < TEST_PACKET_VECTORS; i++) {
+        p.fds[i] = test_packet_eventfd();
+    }
+    test_packet_finish(&p);
+    return p;
+}
+
+/* The header may say what it wants, the payload is what the message was. */
+Ivshmem2Msg test_packet_encode(const TestPacket *p)
+{
+    Ivshmem2Msg wire = p->msg;
+
+    ivshmem2_msg_encode(&wire);
+    wire.hdr.type = cpu_to_le16(p->hdr.type);
+    wire.hdr.fds = cpu_to_le16(p->hdr.fds);
+    wire.hdr.size = cpu_to_le32(p->hdr.size);
+    return wire;
+}
+
+bool test_packet_send(int fd, const void *buf, size_t size, const int *fds,
+                      unsigned n_fds)
+{
+    union {
+        struct cmsghdr align;
+        char buf[CMSG_SPACE(TEST_PACKET_MAX_FDS * sizeof(int))];
+    } control = {};
+    struct iovec iov = { .iov_base = (void *)buf, .iov_len = size };
+    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+    if (n_fds) {
+        struct cmsghdr *cmsg = &control.align;
+
+        msg.msg_control = &control;
+        msg.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
+        cmsg->cmsg_level = SOL_SOCKET;
+        cmsg->cmsg_type = SCM_RIGHTS;
+        cmsg->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
+        memcpy(CMSG_DATA(cmsg), fds, n_fds * sizeof(int));
+    }
+    return sendmsg(fd, &msg, MSG_NOSIGNAL) == size;
+}
+
+int test_packet_listen(TestLink *link)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    g_strlcpy(addr.sun_path, link->socket, sizeof(addr.sun_path));
+    g_assert_cmpint(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
+    g_assert_cmpint(listen(fd, 16), ==, 0);
+    return fd;
+}
+
+/* Devices */
+
+QDict *test_packet_props(const char *peer_id, int timeout_ms)
+{
+    g_autofree char *addr = g_strdup_printf("%02x.0", TEST_PACKET_SLOT);
+    QDict *props = qdict_from_jsonf_nofail("{ 'addr': %s,"
+                                           "  'handshake-timeout-ms': %d }",
+                                           addr, timeout_ms);
+
+    if (peer_id) {
+        qdict_put_str(props, "peer-id", peer_id);
+    }
+    return props;
+}
+
+void test_packet_plug_well(QPCIBus *bus, TestLink *link,
+                           QGuestAllocator *alloc, unsigned fds)
+{
+    QIvshmem2 d = {};
+
+    test_link_start_server(link, "--max-peers 2 --rw-size 4K "
+                           "--output-size 4K");
+    g_assert_null(test_link_plug(bus->qts, "good", link->socket, 0,
+                                 test_packet_props(NULL, 60000)));
+    qivshmem2_init(&d, bus, QPCI_DEVFN(TEST_PACKET_SLOT, 0), alloc);
+    qivshmem2_start(&d);
+    qivshmem2_writel(&d, IVSHMEM2_REG_INT_CONTROL, 1);
+    qivshmem2_ring(&d, qivshmem2_readl(&d, IVSHMEM2_REG_ID), 1);
+    qivshmem2_wait(&d, 1);
+    test_link_unplug(bus->qts, "good", TEST_PACKET_SLOT);
+    test_link_kill_server(link, SIGTERM);
+    test_link_wait_fds(bus->qts, fds);
+}
