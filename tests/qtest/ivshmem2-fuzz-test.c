@@ -506,7 +506,7 @@ static void *resume_thread(void *opaque)
     return NULL;
 }
 
-/* A device in use, whose server comes and goes, and lies whenever it is there */
+/* A device in use, whose server comes and goes, and lies while it is there */
 static void test_resume(void *obj, void *opaque, QGuestAllocator *alloc)
 {
     TestLink *link = opaque;

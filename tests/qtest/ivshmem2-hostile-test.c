@@ -126,7 +126,8 @@ static bool send_packet(Server *s, int fd, const TestPacket *p, Step step)
     }
     if (action == ACT_TRICKLE) {
         for (size_t i = 0; i < p->size; i++) {
-            if (!test_packet_send(fd, bytes + i, 1, p->fds, i ? 0 : p->n_fds)) {
+            if (!test_packet_send(fd, bytes + i, 1, p->fds,
+                                  i ? 0 : p->n_fds)) {
                 return false;
             }
         }
@@ -681,7 +682,8 @@ static void change_fd0_write_only(TestPacket *p)
 {
     g_autofree char *path = NULL;
 
-    path = g_strdup_printf("/proc/self/fd/%d", test_packet_memory(SECTION, SEALS));
+    path = g_strdup_printf("/proc/self/fd/%d",
+                           test_packet_memory(SECTION, SEALS));
     p->fds[0] = test_packet_keep(open(path, O_WRONLY | O_CLOEXEC));
 }
 
@@ -1139,7 +1141,10 @@ static void late_welcome(Server *server)
 {
     TestPacket p = {
         .msg.hdr.type = IVSHMEM2_WELCOME,
-        .fds = { test_packet_memory(SECTION, SEALS), test_packet_memory(SECTION, SEALS) },
+        .fds = {
+            test_packet_memory(SECTION, SEALS),
+            test_packet_memory(SECTION, SEALS),
+        },
         .n_fds = 2,
     };
 
