@@ -3,14 +3,14 @@
 # BUILD=DIR         where everything is built (build)
 # QEMU_SUITE=SUITE  take QEMU's source from this suite of Debian (trixie)
 # QEMU_SRC=DIR      take a QEMU tree of your own; it is only read
-# ONLY=PATTERN      for check: only the programs that match
+# ONLY=PATTERN      for check and coverage: only the programs that match
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
 export BUILD ?= build
 
-.PHONY: help setup qemu tools guest demo check conformance check-asan bench \
-        bench-scale checkpatch patches clean distclean
+.PHONY: help setup qemu tools guest demo check conformance check-asan coverage \
+        bench bench-scale checkpatch patches clean distclean
 
 help:           ## this list
 	@sed -n 's/^# \([A-Z_]*=.*\)/  \1/p' Makefile
@@ -30,6 +30,11 @@ check-asan: setup ## the tests again, under the sanitizers
 	@qemu/build asan
 	@contrib/build asan
 	@qemu/env --asan tests/run --asan
+
+coverage: qemu guest ## which lines and branches of our C files the tests reach
+	@contrib/build coverage
+	@qemu/env --coverage qemu/coverage
+	@qemu/env --coverage tests/coverage $(if $(ONLY),'$(ONLY)')
 
 bench: qemu tools ## what doorbells and interrupts cost, beside version 1
 	@qemu/packages bench
@@ -57,8 +62,9 @@ guest: setup ## a Linux kernel for the guests
 	@guest/kernel
 
 clean: ## remove what was built, keep what was downloaded
-	rm -rf $(BUILD)/tools $(BUILD)/tools-asan $(BUILD)/logs \
-	    $(BUILD)/patches $(BUILD)/qemu-*/build $(BUILD)/qemu-*/asan
+	rm -rf $(BUILD)/tools $(BUILD)/tools-* $(BUILD)/logs \
+	    $(BUILD)/patches $(BUILD)/qemu-*/build $(BUILD)/qemu-*/asan \
+	    $(BUILD)/qemu-*/coverage
 
 distclean: ## remove everything
 	rm -rf $(BUILD)
