@@ -516,7 +516,6 @@ static void test_resume(void *obj, void *opaque, QGuestAllocator *alloc)
     int n = rounds(500);
     Liar *l = liar_new(link, seed, n);
     GRand *rand = g_rand_new_with_seed(seed);
-    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
     QIvshmem2 d = {};
 
     g_test_message("seeds from %u to %u", seed, seed + n - 1);
@@ -537,7 +536,6 @@ static void test_resume(void *obj, void *opaque, QGuestAllocator *alloc)
     g_assert_true(test_link_get_bool(bus->qts, "lied-to", "connected"));
     test_link_unplug(bus->qts, "lied-to", TEST_PACKET_SLOT);
     test_link_wait_fds(bus->qts, fds);
-    g_assert_cmpint(g_get_monotonic_time(), <, end + n * 100000);
     g_rand_free(rand);
     liar_free(l, link);
     test_packet_plug_well(bus, link, alloc, fds);
