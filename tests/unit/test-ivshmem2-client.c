@@ -1121,7 +1121,7 @@ static void test_cli_events(void)
 static void test_cli_server_gone(void)
 {
     static const char commands[] =
-        "info\nring 2\nping 2\nstate 4\nstate x\n\"a\n--vector x wait\n";
+        "ring 2\ninfo\nping 2\nstate 4\nstate x\n\"a\n--vector x wait\n";
     Link l;
     Ivshmem2Peer *a;
     GPid pid;
