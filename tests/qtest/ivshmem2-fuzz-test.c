@@ -238,13 +238,13 @@ static int mutate(GRand *rand, Lie *lies, int n, int own)
     }
 }
 
-/* Some take it as it comes, in pieces, or in a single piece. */
-static bool send_lie(GRand *rand, int fd, const Lie *lie)
+/* In one piece or in several, which makes no difference */
+static bool send_lie(GRand *rand, int fd, const Lie *lie, bool good)
 {
     size_t most = one_in(rand, 2) ? lie->size : one_in(rand, 2) ? 1 : 13;
     size_t done = 0, fds_at = 0;
 
-    if (one_in(rand, 16)) {             /* descriptors come late */
+    if (!good && one_in(rand, 16)) {    /* descriptors come late */
         fds_at = g_rand_int_range(rand, 0, MAX(lie->size, 1));
     }
     while (done < lie->size) {
@@ -337,18 +337,19 @@ static void serve(Liar *l, int fd, int own, uint32_t max_peers,
         return;
     }
     for (int i = 0; i < n; i++) {
-        if (!send_lie(rand, fd, &lies[i])) {
+        if (!send_lie(rand, fd, &lies[i], good_handshake)) {
             return;
         }
     }
-    if (!good && one_in(rand, 4)) {
+    /* Even the end can be too early for a device that is being plugged. */
+    if (l->done && !good && one_in(rand, 4)) {
         return;
     }
-    if (!good && one_in(rand, 8)) {
+    if (l->done && !good && one_in(rand, 8)) {
         shutdown(fd, SHUT_WR);
     }
     /* What the device says is answered, rightly at first. */
-    while (hear(l, fd, &msg, good ? -1 : patience_ms)) {
+    while (hear(l, fd, &msg, l->done && !good ? patience_ms : -1)) {
         Lie lie;
 
         if (msg.hdr.type == IVSHMEM2_RING) {
@@ -362,7 +363,7 @@ static void serve(Liar *l, int fd, int own, uint32_t max_peers,
         } else {
             continue;
         }
-        if (!send_lie(rand, fd, &lie)) {
+        if (!send_lie(rand, fd, &lie, good)) {
             return;
         }
     }
@@ -620,8 +621,13 @@ static void wild_access(Wild *w, uint64_t addr)
 static void wild_registers(Wild *w, QIvshmem2 *d)
 {
     uint32_t all = one_in(w->rand, 4) ? 4 * KiB : IVSHMEM2_REG_STATE + 8;
+    uint32_t offset = g_rand_int_range(w->rand, 0, all);
 
-    wild_access(w, d->regs + g_rand_int_range(w->rand, 0, all));
+    if (one_in(w->rand, 2)) {
+        qivshmem2_writel(d, QEMU_ALIGN_DOWN(offset, 4), any_value(w->rand));
+    } else {
+        wild_access(w, d->regs + offset);
+    }
 }
 
 /* Around the ends of sections, or anywhere */
@@ -691,6 +697,13 @@ static uint64_t wild_message(Wild *w, QIvshmem2 *d)
     }
 }
 
+static uint64_t read_pba(QIvshmem2 *d)
+{
+    uint32_t pba = qpci_config_readl(&d->dev, d->msix_cap + PCI_MSIX_PBA);
+
+    return qtest_readq(d->qts, d->msix + (pba & ~PCI_MSIX_PBA_BIR));
+}
+
 static void wild_msix(Wild *w, QIvshmem2 *d)
 {
     unsigned vector = g_rand_int_range(w->rand, 0, d->vectors);
@@ -711,6 +724,10 @@ static void wild_msix(Wild *w, QIvshmem2 *d)
         break;
     case 2:
         qivshmem2_mask(d, vector, one_in(w->rand, 3));
+        if (qtest_readl(w->qts, entry + PCI_MSIX_ENTRY_VECTOR_CTRL) <= 1) {
+            /* the BAR is where it should be */
+            g_assert_cmphex(read_pba(d), ==, 0);
+        }
         break;
     default:
         qivshmem2_set_msix_flag(d, one_in(w->rand, 2) ? PCI_MSIX_FLAGS_ENABLE
@@ -756,7 +773,8 @@ static void wild_act(Wild *w)
         qivshmem2_writel(w->good, IVSHMEM2_REG_STATE, w->good_state);
         break;
     case 19 ... 20:
-        qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, !one_in(w->rand, 3));
+        qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL,
+                         one_in(w->rand, 3) ? any_value(w->rand) : 1);
         break;
     case 21:
         qivshmem2_set_one_shot(d, one_in(w->rand, 2));
@@ -847,10 +865,7 @@ static void check_wild_device(Wild *w, int i, bool was_reset)
     g_assert_cmphex(qivshmem2_entry(w->good, i + 1), ==, state);
 
     if (d->msix_cap) {
-        uint32_t pba = qpci_config_readl(&d->dev, d->msix_cap + PCI_MSIX_PBA);
-
-        g_assert_cmphex(qtest_readq(d->qts, d->msix +
-                                    (pba & ~PCI_MSIX_PBA_BIR)), ==, 0);
+        g_assert_cmphex(read_pba(d), ==, 0);
     }
     g_assert_cmphex(qivshmem2_entry(d, 0), ==, 0);
     g_assert_cmphex(qivshmem2_entry(d, 3), ==, w->good_state);
