@@ -1016,6 +1016,7 @@ static void test_peer_id(void *obj, void *opaque, QGuestAllocator *alloc)
     };
     QIvshmem2 *d = obj;
     TestLink *link = opaque;
+    QDict *response;
     char *error;
 
     for (int i = 0; i < ARRAY_SIZE(wrong); i++) {
@@ -1026,6 +1027,17 @@ static void test_peer_id(void *obj, void *opaque, QGuestAllocator *alloc)
         g_assert_nonnull(strstr(error, "65535"));
         g_free(error);
     }
+    error = test_link_plug(d->qts, "more", link->socket, 0,
+                           qdict_from_jsonf_nofail("{ 'peer-id': true }"));
+    g_assert_nonnull(error);
+    g_assert_nonnull(strstr(error, "peer-id"));
+    g_free(error);
+    response = qtest_qmp_assert_failure_ref(d->qts,
+        "{ 'execute': 'qom-set', 'arguments': { 'property': 'peer-id',"
+        "  'path': '/machine/peripheral/" QIVSHMEM2_ID "', 'value': 2 } }");
+    g_assert_nonnull(strstr(qdict_get_str(response, "desc"),
+                            "the ID of a peer cannot change"));
+    qobject_unref(response);
     /* taken, and out of the link's range: the server's words */
     error = test_link_plug(d->qts, "more", link->socket, 0,
                            qdict_from_jsonf_nofail("{ 'peer-id': '1' }"));
@@ -1080,6 +1092,23 @@ static void test_migration(void *obj, void *link, QGuestAllocator *alloc)
     qos_invalidate_command_line();
 }
 
+static const TestLinkSetup setup_only_migratable = {
+    .server = "--max-peers 2",
+    .qemu = "-only-migratable",
+};
+
+static void test_only_migratable(void *obj, void *opaque,
+                                 QGuestAllocator *alloc)
+{
+    TestLink *link = opaque;
+    QPCIBus *bus = obj;
+    g_autofree char *error = test_link_plug(bus->qts, "no", link->socket, 0,
+                                            NULL);
+
+    g_assert_nonnull(error);
+    g_assert_nonnull(strstr(error, "ivshmem2 devices cannot be migrated"));
+}
+
 static void register_ivshmem2_test(void)
 {
     static const struct {
@@ -1131,6 +1160,8 @@ static void register_ivshmem2_test(void)
         test_link_add(tests[i].name, "ivshmem2", tests[i].function,
                       tests[i].setup ?: &setup_small);
     }
+    test_link_add("ivshmem2/outside/only-migratable", "pci-bus",
+                  test_only_migratable, &setup_only_migratable);
 }
 
 libqos_init(register_ivshmem2_test);
