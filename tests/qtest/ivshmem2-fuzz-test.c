@@ -187,7 +187,7 @@ static void twist(GRand *rand, Lie *lie, int own)
         lie->size = at;
         break;
     case 4:
-        n = g_rand_int_range(rand, 1, sizeof(lie->bytes) - lie->size + 1);
+        n = g_rand_int_range(rand, 0, sizeof(lie->bytes) - lie->size + 1);
         memset(lie->bytes + lie->size, value, n);
         lie->size += n;
         break;
@@ -195,7 +195,7 @@ static void twist(GRand *rand, Lie *lie, int own)
         lie->n_fds = g_rand_int_range(rand, 0, lie->n_fds + 1);
         break;
     case 6:                             /* too many, */
-        n = g_rand_int_range(rand, 1, TEST_PACKET_MAX_FDS - lie->n_fds + 1);
+        n = g_rand_int_range(rand, 0, TEST_PACKET_MAX_FDS - lie->n_fds + 1);
         while (n--) {
             lie->fds[lie->n_fds++] = strange_fd(rand, own);
         }
