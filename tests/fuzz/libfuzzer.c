@@ -1,7 +1,10 @@
 /*
  * Fuzzing ivshmem2 with LLVM's libFuzzer
  *
- * ivshmem2-fuzz TARGET [OPTION | FOLDER | INPUT]...
+ * ivshmem2-fuzz --fuzz-target=TARGET [OPTION | FOLDER | INPUT]...
+ *
+ * As with QEMU's fuzzers, libFuzzer ignores the first option, and hands it on
+ * to the processes that it starts for some of its own.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -12,19 +15,21 @@ static const FuzzTarget *target;
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
-    char **args = *argv;
+    const char option[] = "--fuzz-target=";
 
-    target = *argc > 1 ? fuzz_find_target(args[1]) : NULL;
+    for (int i = 1; i < *argc; i++) {
+        if (g_str_has_prefix((*argv)[i], option)) {
+            target = fuzz_find_target((*argv)[i] + strlen(option));
+        }
+    }
     if (!target) {
-        g_printerr("usage: %s TARGET ..., TARGET is one of\n", args[0]);
+        g_printerr("usage: %s %sTARGET ..., TARGET is one of\n", (*argv)[0],
+                   option);
         for (target = fuzz_targets; target->name; target++) {
             g_printerr("    %s\n", target->name);
         }
         exit(1);
     }
-    args[1] = args[0];
-    (*argv)++;
-    (*argc)--;
     fuzz_init();
     return 0;
 }
