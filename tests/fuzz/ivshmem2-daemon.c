@@ -5,7 +5,7 @@
  * ends are made up: what the server asks the system about them is answered
  * here.
  *
- * Input: the link, and then the steps.
+ * Input: the link and its limits, and then the steps.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -80,6 +80,7 @@ typedef struct Player {
 
 typedef struct Game {
     Ivshmem2Link *link;
+    Ivshmem2DaemonConfig config;
     Ivshmem2Daemon *daemon;
     struct sockaddr_un addr;
     socklen_t addr_len;
@@ -115,6 +116,12 @@ static pid_t pid_of(unsigned process)
     return kinds[process] == KIND_INVISIBLE ? 0 : 0x40000000 + process;
 }
 
+/* Some processes are of the same user, but not the first ones. */
+static uid_t uid_of(unsigned process)
+{
+    return process == HONEST ? getuid() : 1000 + process % 4;
+}
+
 /* Clients have addresses that end in their process. */
 static unsigned process_of(int fd)
 {
@@ -131,7 +138,7 @@ static unsigned process_of(int fd)
 static int get_cred(unsigned process, struct ucred *cred)
 {
     cred->pid = pid_of(process);
-    cred->uid = process == HONEST ? getuid() : 1000 + process;
+    cred->uid = uid_of(process);
     cred->gid = cred->uid;
     return 0;
 }
@@ -426,6 +433,27 @@ static bool has_hung_up(int fd)
     return poll(&pfd, 1, 0) == 1 && (pfd.revents & POLLHUP);
 }
 
+static void check_ids(const Game *g)
+{
+    for (unsigned process = 0; process < N_PROCESSES; process++) {
+        unsigned n = 0;
+
+        for (unsigned i = 0; i < N_CLIENTS; i++) {
+            const Player *p = &g->players[i];
+
+            n += p->conn.fd >= 0 && p->id != IVSHMEM2_ID_ANY &&
+                 uid_of(p->process) == uid_of(process);
+        }
+        g_assert_true(!g->config.ids_per_user || n <= g->config.ids_per_user);
+    }
+    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        for (unsigned j = 0; j < i; j++) {
+            g_assert_true(g->players[i].id != g->players[j].id ||
+                          g->players[i].id == IVSHMEM2_ID_ANY);
+        }
+    }
+}
+
 /* After a while, whoever is not a peer is sent away, and must not stay. */
 static void check_time(Game *g)
 {
@@ -444,6 +472,7 @@ static void check_time(Game *g)
         listen_to_it(p, UINT_MAX);
         g_assert_true(p->ready || gone);
     }
+    check_ids(g);
 }
 
 /* All of them that are not the link's */
@@ -478,7 +507,7 @@ static void check_empty(Game *g, unsigned n_fds)
     now += 2 * G_USEC_PER_SEC;          /* quarantine */
     ivshmem2_daemon_turn(g->daemon, false);
     for (uint32_t id = 1; id < g->link->welcome.max_peers; id++) {
-        join(g, &g->players[id], 1, id);
+        join(g, &g->players[id], id, id);
     }
 }
 
@@ -502,16 +531,18 @@ static int listen_socket(Game *g)
 
 void fuzz_daemon(FuzzInput *in)
 {
-    const Ivshmem2DaemonConfig config = { .handshake_timeout = 10 };
-    Game g = { .link = NULL };
+    uint8_t choice = fuzz_u8(in);
+    Game g = {
+        .config.handshake_timeout = 10,
+        .config.ids_per_user = choice / G_N_ELEMENTS(links) % 3,
+    };
     int listen_fd = listen_socket(&g);
     unsigned n_fds;
 
     game = &g;
-    g.link = ivshmem2_link_new(&links[fuzz_u8(in) % G_N_ELEMENTS(links)],
-                               NULL);
+    g.link = ivshmem2_link_new(&links[choice % G_N_ELEMENTS(links)], NULL);
     g_assert_nonnull(g.link);
-    g.daemon = ivshmem2_daemon_new(g.link, listen_fd, &config, NULL);
+    g.daemon = ivshmem2_daemon_new(g.link, listen_fd, &g.config, NULL);
     g_assert_nonnull(g.daemon);
     for (unsigned i = 0; i < N_CLIENTS; i++) {
         g.players[i].conn.fd = -1;
