@@ -28,6 +28,8 @@
 #define N_PROCESSES     6
 /* Who behaves, and takes the first slot; its process does not end. */
 #define HONEST          0
+/* Connections that wait to be accepted */
+#define BACKLOG         16
 /* Not more than this until the server is done with all that came */
 #define MANY_TURNS      1000
 
@@ -457,8 +459,8 @@ static void check_ids(const Game *g)
 /* After a while, whoever is not a peer is sent away, and must not stay. */
 static void check_time(Game *g)
 {
-    /* first, all that wait to be accepted are */
-    for (int i = 0; i < 10; i++) {
+    /* even if they are accepted one by one */
+    for (int i = 0; i < 2 * BACKLOG; i++) {
         now += 20 * G_USEC_PER_SEC;
         ivshmem2_daemon_turn(g->daemon, false);
     }
@@ -525,7 +527,7 @@ static int listen_socket(Game *g)
                          sizeof(g->addr.sun_family)), ==, 0);
     g_assert_cmpint(getsockname(fd, (struct sockaddr *)&g->addr,
                                 &g->addr_len), ==, 0);
-    g_assert_cmpint(listen(fd, 64), ==, 0);
+    g_assert_cmpint(listen(fd, BACKLOG), ==, 0);
     return fd;
 }
 
