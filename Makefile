@@ -3,14 +3,21 @@
 # BUILD=DIR         where everything is built (build)
 # QEMU_SUITE=SUITE  take QEMU's source from this suite of Debian (trixie)
 # QEMU_SRC=DIR      take a QEMU tree of your own; it is only read
-# ONLY=PATTERN      for check and coverage: only the programs that match
+# ONLY=PATTERN      for check, coverage and fuzz: only the programs that match
+# SANITIZE=LIST     for check: address,undefined or, host tools only, thread
+# SECONDS=N         for fuzz: how long altogether (60)
+# RUNS=N            for fuzz: how many inputs for each fuzzer, however long
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
 export BUILD ?= build
+SECONDS ?= 60
 
-.PHONY: help setup qemu tools guest demo check conformance check-asan coverage \
-        bench bench-scale checkpatch patches clean distclean
+# What both tests/run and tests/fuzz/run know
+only = $(if $(ONLY),--only '$(ONLY)')
+
+.PHONY: help setup qemu tools guest demo check conformance check-asan \
+        coverage fuzz bench bench-scale checkpatch patches clean distclean
 
 help:           ## this list
 	@sed -n 's/^# \([A-Z_]*=.*\)/  \1/p' Makefile
@@ -20,16 +27,27 @@ help:           ## this list
 demo: qemu tools guest ## two Linux guests and a host program on one link
 	@qemu/env guest/demo
 
+ifeq ($(SANITIZE),)
 check: qemu tools guest ## all tests
-	@qemu/env tests/run $(if $(ONLY),--only '$(ONLY)')
+	@qemu/env tests/run $(only)
+else
+check: setup
+	@contrib/build $(SANITIZE)
+	@$(if $(filter-out thread,$(SANITIZE)),qemu/build asan)
+	@tests/run --sanitize $(SANITIZE) $(only)
+endif
 
 conformance: check ## requirement -> test -> result, after a check
 	@qemu/env tests/run --conformance
 
-check-asan: setup ## the tests again, under the sanitizers
-	@qemu/build asan
-	@contrib/build asan
-	@qemu/env --asan tests/run --asan
+check-asan: ## check with SANITIZE=address,undefined
+	@$(MAKE) --no-print-directory check SANITIZE=address,undefined
+
+fuzz: ## fuzz the host tools with libFuzzer
+	@qemu/packages fuzz
+	@contrib/build fuzz
+	@qemu/env tests/fuzz/run --seconds $(SECONDS) $(if $(RUNS),--runs $(RUNS)) \
+	    $(only)
 
 coverage: qemu guest ## which lines and branches of our C files the tests reach
 	@contrib/build coverage
@@ -62,9 +80,9 @@ guest: setup ## a Linux kernel for the guests
 	@guest/kernel
 
 clean: ## remove what was built, keep what was downloaded
-	rm -rf $(BUILD)/tools $(BUILD)/tools-* $(BUILD)/logs \
-	    $(BUILD)/patches $(BUILD)/qemu-*/build $(BUILD)/qemu-*/asan \
-	    $(BUILD)/qemu-*/coverage
+	rm -rf $(BUILD)/tools $(BUILD)/tools-* $(BUILD)/logs $(BUILD)/logs-* \
+	    $(BUILD)/fuzz $(BUILD)/patches $(BUILD)/qemu-*/build \
+	    $(BUILD)/qemu-*/asan $(BUILD)/qemu-*/coverage
 
 distclean: ## remove everything
 	rm -rf $(BUILD)

@@ -519,6 +519,63 @@ static void test_server_stopped(void)
     link_end(&l);
 }
 
+/* A thread for each peer: they have nothing in common in this process. */
+
+#define N_THREADS   4
+#define N_ROUNDS    100
+
+typedef struct Runner {
+    Link *link;
+    uint32_t id;
+} Runner;
+
+static void wait_for_all(Ivshmem2Peer *peer)
+{
+    for (uint32_t id = 0; id < N_THREADS; id++) {
+        while (!ivshmem2_peer_state(peer, id)) {
+            assert_interrupt(peer, 0, 0);
+        }
+    }
+}
+
+/* Rings go round. */
+static gpointer run_relay(gpointer opaque)
+{
+    const Runner *r = opaque;
+    Ivshmem2Peer *peer = join(r->link, r->id);
+
+    set_state(peer, 1);
+    wait_for_all(peer);
+    for (int i = 0; i < N_ROUNDS; i++) {
+        if (r->id > 0) {
+            assert_interrupt(peer, 1, 1);
+        }
+        ring(peer, (r->id + 1) % N_THREADS, 1);
+        if (r->id == 0) {
+            assert_interrupt(peer, 1, 1);
+        }
+    }
+    ivshmem2_peer_close(peer);
+    return NULL;
+}
+
+static void test_threads(void)
+{
+    GThread *threads[N_THREADS];
+    Runner runners[N_THREADS];
+    Link l;
+
+    link_start(&l, "--max-peers 4 --vectors 2 --output-size 4K");
+    for (uint32_t id = 0; id < N_THREADS; id++) {
+        runners[id] = (Runner) { .link = &l, .id = id };
+        threads[id] = g_thread_new("peer", run_relay, &runners[id]);
+    }
+    for (uint32_t id = 0; id < N_THREADS; id++) {
+        g_thread_join(threads[id]);
+    }
+    link_end(&l);
+}
+
 static void test_refusals(void)
 {
     Link l;
@@ -1210,6 +1267,8 @@ static const struct {
     const char *path;
     GTestFunc run;
 } tests[] = {
+    /* first, when nothing has been initialized yet */
+    { "/ivshmem2/client/threads", test_threads },
     { "/ivshmem2/client/info", test_info },
     { "/ivshmem2/client/sections", test_sections },
     { "/ivshmem2/client/large-sections", test_large_sections },
