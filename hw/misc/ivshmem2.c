@@ -307,6 +307,13 @@ static void ivshmem2_deliver(Ivshmem2State *s, uint32_t vector)
         set_bit(vector, s->pending);
         return;
     }
+    s->received++;
+    trace_ivshmem2_interrupt_deliver(s->info.id, vector);
+    /* first: with the interrupt, the guest may look at it */
+    if (ivshmem2_one_shot(s)) {
+        s->int_control &= ~IVSHMEM2_INT_ENABLE;
+        ivshmem2_set_receiving(s, false);
+    }
     if (s->relaying) {
         ivshmem2_kvm_deliver(&s->kvm, vector);
     } else if (ivshmem2_has_msix(s)) {
@@ -319,13 +326,6 @@ static void ivshmem2_deliver(Ivshmem2State *s, uint32_t vector)
         /* A pulse: nobody acknowledges it (G10). */
         pci_irq_assert(pdev);
         pci_irq_deassert(pdev);
-    }
-    s->received++;
-    trace_ivshmem2_interrupt_deliver(s->info.id, vector);
-
-    if (ivshmem2_one_shot(s)) {
-        s->int_control &= ~IVSHMEM2_INT_ENABLE;
-        ivshmem2_set_receiving(s, false);
     }
 }
 
