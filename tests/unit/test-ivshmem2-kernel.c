@@ -37,6 +37,9 @@
 #define SO_PEERPIDFD    77
 #endif
 
+#define SERVER  "IVSHMEM2_SERVER"
+#define CLIENT  "IVSHMEM2_CLIENT"
+
 /* For what should happen at once, on a machine with other things to do */
 #define SOON_MS         30000
 
@@ -135,11 +138,12 @@ static void link_init(Link *l)
     l->server = 0;
 }
 
-static char **server_argv(Link *l, const char *options)
+/* @program: the environment variable that names it */
+static char **argv_of(Link *l, const char *program, const char *args)
 {
     g_autofree char *line = g_strdup_printf("%s --socket %s %s",
-                                            g_getenv("IVSHMEM2_SERVER"),
-                                            l->socket, options);
+                                            g_getenv(program), l->socket,
+                                            args);
     g_auto(GStrv) argv = NULL;
 
     g_assert_true(g_shell_parse_argv(line, NULL, &argv, NULL));
@@ -153,7 +157,7 @@ static void link_start(Link *l, const char *options, const Refusal *refusals)
     int tries = SOON_MS / 10;
 
     link_init(l);
-    argv = server_argv(l, options);
+    argv = argv_of(l, SERVER, options);
     g_spawn_async(NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD |
                   G_SPAWN_STDERR_TO_DEV_NULL, prepare, (gpointer)refusals,
                   &l->server, &error);
@@ -251,7 +255,7 @@ static void test_server(void)
         Link l;
 
         link_init(&l);
-        argv = server_argv(&l, c->options);
+        argv = argv_of(&l, SERVER, c->options);
         assert_says(argv, c);
         link_end(&l);
     }
@@ -276,7 +280,7 @@ static void test_stale_socket(void)
 
         link_init(&l);
         leave_socket(&l);
-        argv = server_argv(&l, "");
+        argv = argv_of(&l, SERVER, "");
         assert_says(argv, &cases[i]);
         g_assert_cmpint(g_unlink(l.socket), ==, 0);
         link_end(&l);
@@ -284,17 +288,6 @@ static void test_stale_socket(void)
 }
 
 /* The client */
-
-static char **client_argv(Link *l, const char *args)
-{
-    g_autofree char *line = g_strdup_printf("%s --socket %s %s",
-                                            g_getenv("IVSHMEM2_CLIENT"),
-                                            l->socket, args);
-    g_auto(GStrv) argv = NULL;
-
-    g_assert_true(g_shell_parse_argv(line, NULL, &argv, NULL));
-    return g_steal_pointer(&argv);
-}
 
 static const Case client_cases[] = {
     CASE("info", "cannot reserve ",
@@ -328,7 +321,7 @@ static void test_client(void)
     }
     link_start(&l, "--rw-size 4K --output-size 4K", none);
     for (size_t i = 0; i < G_N_ELEMENTS(client_cases); i++) {
-        g_auto(GStrv) argv = client_argv(&l, client_cases[i].options);
+        g_auto(GStrv) argv = argv_of(&l, CLIENT, client_cases[i].options);
 
         assert_says(argv, &client_cases[i]);
     }
@@ -353,7 +346,7 @@ static const struct {
 
 static GPid start_client(Link *l, const char *args, const Refusal *refusals)
 {
-    g_auto(GStrv) argv = client_argv(l, args);
+    g_auto(GStrv) argv = argv_of(l, CLIENT, args);
     g_autoptr(GError) error = NULL;
     GPid pid;
 
