@@ -282,23 +282,9 @@ static void listen_to_it(Player *p, unsigned n)
 static void hello(Game *g, Player *p, FuzzInput *in)
 {
     uint8_t how = fuzz_u8(in);
-    Ivshmem2Msg msg = {
-        .hdr.type = IVSHMEM2_HELLO,
-        .hello = {
-            .magic = IVSHMEM2_MAGIC,
-            .version_min = IVSHMEM2_VERSION_MIN,
-            .version_max = IVSHMEM2_VERSION_MAX,
-            .features = IVSHMEM2_F_INTERRUPTS,
-            .vectors = IVSHMEM2_MAX_VECTORS,
-            .id = how & 1 ? fuzz_u8(in) : IVSHMEM2_ID_ANY,
-            .name = "player",
-        },
-    };
+    Ivshmem2Msg msg = fuzz_hello(in, how, &g->link->welcome);
 
-    if (how & 2) {
-        memcpy(msg.hello.session, g->link->welcome.session,
-               sizeof(msg.hello.session));
-    }
+    ivshmem2_set_text(msg.hello.name, sizeof(msg.hello.name), "player");
     fuzz_send(in, &p->end, &msg, NULL);
 }
 

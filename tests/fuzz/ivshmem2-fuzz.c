@@ -228,3 +228,25 @@ void fuzz_send_bytes(FuzzInput *in, FuzzEnd *end)
 
     send_now(end, buf, len, NULL, 0);
 }
+
+Ivshmem2Msg fuzz_hello(FuzzInput *in, uint8_t how,
+                       const Ivshmem2Welcome *welcome)
+{
+    Ivshmem2Msg msg = {
+        .hdr.type = IVSHMEM2_HELLO,
+        .hello = {
+            .magic = IVSHMEM2_MAGIC,
+            .version_min = IVSHMEM2_VERSION_MIN,
+            .version_max = IVSHMEM2_VERSION_MAX,
+            .features = IVSHMEM2_F_INTERRUPTS,
+            .vectors = IVSHMEM2_MAX_VECTORS,
+            .id = how & 1 ? fuzz_u8(in) : IVSHMEM2_ID_ANY,
+        },
+    };
+
+    if (how & 2) {
+        memcpy(msg.hello.session, welcome->session,
+               sizeof(msg.hello.session));
+    }
+    return msg;
+}

@@ -83,6 +83,13 @@ typedef struct FuzzEnd {
 void fuzz_send(FuzzInput *in, FuzzEnd *end, const Ivshmem2Msg *msg,
                const int *fds);
 
+/*
+ * A HELLO as it should be.  @how: bit 0 set: the ID is of @in's choice, bit 1
+ * set: it resumes a session on the link of @welcome.
+ */
+Ivshmem2Msg fuzz_hello(FuzzInput *in, uint8_t how,
+                       const Ivshmem2Welcome *welcome);
+
 /* What was left of a message that was cut */
 void fuzz_send_rest(FuzzEnd *end);
 
