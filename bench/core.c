@@ -121,7 +121,7 @@ static void say(Core *core, uint32_t i, const Ivshmem2Msg *msg)
 static void join(Core *core, uint32_t i)
 {
     const Ivshmem2Msg hello = {
-        .hdr.type = IVSHMEM2_HELLO,
+        .hdr.type = IVSHMEM2_MSG_HELLO,
         .hello = {
             .magic = IVSHMEM2_MAGIC,
             .version_min = IVSHMEM2_VERSION_MIN,
@@ -142,14 +142,14 @@ static void join(Core *core, uint32_t i)
 
 static void leave(Core *core, uint32_t i)
 {
-    say(core, i, &(Ivshmem2Msg) { .hdr.type = IVSHMEM2_GOODBYE });
+    say(core, i, &(Ivshmem2Msg) { .hdr.type = IVSHMEM2_MSG_GOODBYE });
     ivshmem2_client_clear(&core->clients[i]);
 }
 
 static void ring(Core *core, uint32_t from, uint32_t to)
 {
     const Ivshmem2Msg msg = {
-        .hdr.type = IVSHMEM2_RING,
+        .hdr.type = IVSHMEM2_MSG_RING,
         .target.id = to,
     };
 
@@ -186,7 +186,7 @@ static double ring_many(Core *core)
 
 static void change_state(Core *core, uint32_t i)
 {
-    say(core, i, &(Ivshmem2Msg) { .hdr.type = IVSHMEM2_STATE_CHANGED });
+    say(core, i, &(Ivshmem2Msg) { .hdr.type = IVSHMEM2_MSG_STATE_CHANGED });
 }
 
 static double broadcast(Core *core, uint32_t source)

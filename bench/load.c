@@ -41,7 +41,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 #include "bench.h"
-#include "libivshmem2-conn.h"
+#include "libivshmem2-transport.h"
 
 #define AT_A_TIME       64      /* peers that are joining */
 #define SAMPLE          1000    /* the first joins and the last ones */
@@ -52,7 +52,7 @@
 #define PAUSE_US        200     /* between two rings, on average */
 
 typedef struct Peer {
-    Ivshmem2Conn conn;
+    Ivshmem2Transport conn;
     Ivshmem2Session *session;
     uint32_t heard;             /* the last round in which it was rung */
 } Peer;
@@ -126,7 +126,7 @@ static Peer *peer_new(void)
     };
     Peer *p = g_new0(Peer, 1);
 
-    ivshmem2_conn_init_consume(&p->conn, connect_to_server(),
+    ivshmem2_transport_init_consume(&p->conn, connect_to_server(),
                                IVSHMEM2_SERVER);
     p->session = ivshmem2_session_new(&hello);
     ivshmem2_session_connected(p->session);
@@ -139,7 +139,7 @@ static void peer_free(Peer *p)
     epoll_ctl(heard_fd, EPOLL_CTL_DEL,
               ivshmem2_session_own_eventfd(p->session, 0), NULL);
     ivshmem2_session_free(p->session);
-    ivshmem2_conn_clear(&p->conn);
+    ivshmem2_transport_clear(&p->conn);
     g_free(p);
 }
 
@@ -150,7 +150,7 @@ static void speak(Peer *p)
     Ivshmem2Msg msg;
 
     while (ivshmem2_session_next(p->session, &msg)) {
-        if (ivshmem2_conn_send(&p->conn, &msg, NULL, &error) <= 0) {
+        if (ivshmem2_transport_send(&p->conn, &msg, NULL, &error) <= 0) {
             fail("a peer cannot speak", error ? error->message : "no room");
         }
     }
@@ -163,7 +163,7 @@ static bool shake_hands(Peer *p)
 
     speak(p);
     while (!ivshmem2_session_ready(p->session)) {
-        int ret = ivshmem2_conn_receive(&p->conn, &error);
+        int ret = ivshmem2_transport_receive(&p->conn, &error);
 
         if (ret == 0) {
             return false;
@@ -341,18 +341,19 @@ static void run_state(unsigned rounds)
 static double ring(Peer *from, Peer *to)
 {
     const Ivshmem2Msg msg = {
-        .hdr.type = IVSHMEM2_RING,
+        .hdr.type = IVSHMEM2_MSG_RING,
         .target.id = ivshmem2_session_info(to->session)->id,
     };
     g_autoptr(GError) error = NULL;
     double before = now();
-    int ret = ivshmem2_conn_send(&from->conn, &msg, NULL, &error);
+    int ret = ivshmem2_transport_send(&from->conn, &msg, NULL, &error);
 
     while (ret == 0) {
         wait_for(from->conn.fd, POLLOUT);
-        ret = ivshmem2_conn_flush(&from->conn, &error);
+        ret = ivshmem2_transport_flush(&from->conn, &error);
     }
-    while (ret > 0 && (ret = ivshmem2_conn_receive(&from->conn, &error)) == 0) {
+    while (ret > 0 && (ret = ivshmem2_transport_receive(&from->conn,
+                                                        &error)) == 0) {
         wait_for(from->conn.fd, POLLIN);
         ret = 1;
     }
@@ -426,7 +427,7 @@ static void run_stall(unsigned n)
     for (unsigned i = 0; i < n; i++) {
         Peer *p = join_one();
         uint32_t id = ivshmem2_session_info(p->session)->id;
-        size_t len = make_messages(buf, sizeof(buf), IVSHMEM2_RING, id);
+        size_t len = make_messages(buf, sizeof(buf), IVSHMEM2_MSG_RING, id);
 
         if (i % 2) {
             send(p->conn.fd, buf, sizeof(Ivshmem2Header) / 2, MSG_DONTWAIT);
@@ -455,7 +456,7 @@ static void flood(uint16_t type)
 
         poll(&pfd, 1, 100);
         while (pfd.revents & POLLIN &&
-               ivshmem2_conn_receive(&p->conn, NULL) > 0) {
+               ivshmem2_transport_receive(&p->conn, NULL) > 0) {
             ivshmem2_decoder_reset(&p->conn.in);
         }
         ret = send(p->conn.fd, buf + done, len - done,
@@ -572,8 +573,8 @@ static bool run_command(char **words)
     unsigned n = words[1] ? atoi(words[1]) : 0;
 
     if (g_str_equal(words[0], "flood")) {
-        flood(g_strcmp0(words[1], "state") ? IVSHMEM2_RING
-                                           : IVSHMEM2_STATE_CHANGED);
+        flood(g_strcmp0(words[1], "state") ? IVSHMEM2_MSG_RING
+                                           : IVSHMEM2_MSG_STATE_CHANGED);
         return true;
     }
     for (size_t i = 0; i < G_N_ELEMENTS(commands); i++) {

@@ -398,8 +398,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "ivshmem2-client: %s\n", error->message);
         if (g_error_matches(error, CLIENT_ERROR, STATUS_USAGE)) {
             status = STATUS_USAGE;
-        } else if (g_error_matches(error, IVSHMEM2_LIB_ERROR,
-                                   IVSHMEM2_LIB_ERROR_TIMEOUT)) {
+        } else if (g_error_matches(error, IVSHMEM2_ERROR,
+                                   IVSHMEM2_ERROR_TIMEOUT)) {
             status = STATUS_TIMEOUT;
         }
     }

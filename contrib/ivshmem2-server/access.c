@@ -35,7 +35,7 @@ typedef struct Place {
 } Place;
 
 #define fail(error, ...) \
-    ivshmem2_fail(error, IVSHMEM2_LIB_ERROR_ARGUMENT, __VA_ARGS__)
+    ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT, __VA_ARGS__)
 
 static bool parse_number(const char *word, uint64_t max, uint32_t *number)
 {

@@ -24,7 +24,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "daemon.h"
-#include "libivshmem2-conn.h"
+#include "libivshmem2-transport.h"
 #include "lobby.h"
 #include "loop.h"
 #include "server.h"
@@ -113,7 +113,7 @@ typedef struct Connection {
     bool blocked;               /* not to be looked at before the check */
     uint8_t unread;             /* it may not have read so many descriptors */
     uint8_t last_sent;          /* of them: with the last message */
-    Ivshmem2Conn conn;
+    Ivshmem2Transport conn;
     Ivshmem2Client client;
 } Connection;
 
@@ -164,7 +164,7 @@ static void connection_free(Connection *c)
     ivshmem2_timer_stop(&c->timer);
     ivshmem2_client_clear(&c->client);
     ivshmem2_loop_remove(&d->loop, &c->watch, c->conn.fd);
-    ivshmem2_conn_clear(&c->conn);
+    ivshmem2_transport_clear(&c->conn);
     g_queue_unlink(&d->connections, &c->node);
     ivshmem2_loop_free_later(&d->loop, c);
     if (d->listen_timer.queue) {
@@ -203,7 +203,7 @@ static void handshake_expired(Ivshmem2Timer *t)
     Connection *c = CONTAINER(t, Connection, timer);
 
     if (!connection_has_joined(c)) {
-        ivshmem2_client_refuse(&c->client, IVSHMEM2_ERR_TIMEOUT,
+        ivshmem2_client_refuse(&c->client, IVSHMEM2_REFUSAL_TIMEOUT,
                                "the handshake was not complete after %" PRId64
                                " seconds", c->daemon->handshakes.duration /
                                G_USEC_PER_SEC);
@@ -240,7 +240,7 @@ static int connection_send_next(Connection *c, GError **error)
     /* what has no descriptors hides from us whether others were read */
     c->last_sent = MAX(msg.hdr.fds, 1);
     c->unread += c->last_sent;
-    return ivshmem2_conn_send(&c->conn, &msg, fds, error);
+    return ivshmem2_transport_send(&c->conn, &msg, fds, error);
 }
 
 /*
@@ -250,10 +250,10 @@ static int connection_send_next(Connection *c, GError **error)
 static bool connection_postpone(Connection *c)
 {
     if (ivshmem2_client_is_sent_away(&c->client)) {
-        ivshmem2_conn_cancel(&c->conn);
+        ivshmem2_transport_cancel(&c->conn);
     } else if (c->joiner.stage == IVSHMEM2_OUTSIDE) {
         /* it asks again when it needs the descriptor again */
-        ivshmem2_conn_omit_fds(&c->conn);
+        ivshmem2_transport_omit_fds(&c->conn);
     } else {
         c->blocked = true;
     }
@@ -266,14 +266,14 @@ static bool connection_send(Connection *c)
     g_autoptr(GError) error = NULL;
     int ret;
 
-    if (ivshmem2_conn_is_sending(&c->conn)) {
-        ret = ivshmem2_conn_flush(&c->conn, &error);
+    if (ivshmem2_transport_is_sending(&c->conn)) {
+        ret = ivshmem2_transport_flush(&c->conn, &error);
     } else if (connection_may_send(c)) {
         ret = connection_send_next(c, &error);
     } else {
         return false;
     }
-    if (ret < 0 && error->code == IVSHMEM2_LIB_ERROR_BUSY) {
+    if (ret < 0 && error->code == IVSHMEM2_ERROR_BUSY) {
         return connection_postpone(c);
     }
     if (ret < 0) {
@@ -304,7 +304,7 @@ static bool connection_receive(Connection *c, bool *closed)
 
     /* else it got the place that it had asked for */
     if (!ivshmem2_decoder_complete(&c->conn.in)) {
-        ret = ivshmem2_conn_receive(&c->conn, &error);
+        ret = ivshmem2_transport_receive(&c->conn, &error);
         if (ret > 0 && !connection_enter(c)) {
             return false;
         }
@@ -312,8 +312,8 @@ static bool connection_receive(Connection *c, bool *closed)
     if (ret > 0) {
         ivshmem2_client_receive(&c->client, &c->conn.in.msg);
         ivshmem2_decoder_reset(&c->conn.in);
-    } else if (ret < 0 && error->code == IVSHMEM2_LIB_ERROR_PROTOCOL) {
-        ivshmem2_client_refuse(&c->client, IVSHMEM2_ERR_PROTOCOL, "%s",
+    } else if (ret < 0 && error->code == IVSHMEM2_ERROR_PROTOCOL) {
+        ivshmem2_client_refuse(&c->client, IVSHMEM2_REFUSAL_PROTOCOL, "%s",
                                error->message);
         ivshmem2_decoder_reset(&c->conn.in);
     } else {
@@ -348,7 +348,7 @@ static void connection_end(Connection *c)
 
 static bool connection_has_output(const Connection *c)
 {
-    return !c->deaf && (ivshmem2_conn_is_sending(&c->conn) ||
+    return !c->deaf && (ivshmem2_transport_is_sending(&c->conn) ||
                         ivshmem2_client_has_next(&c->client));
 }
 
@@ -452,7 +452,7 @@ static Connection *connection_new_consume(Ivshmem2Daemon *d, int fd,
     c->daemon = d;
     c->node.data = c;
     c->watch.ready = connection_ready;
-    ivshmem2_conn_init_consume(&c->conn, fd, IVSHMEM2_CLIENT);
+    ivshmem2_transport_init_consume(&c->conn, fd, IVSHMEM2_CLIENT);
     ivshmem2_client_init(&c->client, d->server, cred->pid, cred->uid);
     g_queue_push_tail_link(&d->connections, &c->node);
     ivshmem2_lobby_enter(&d->lobby, &c->joiner, cred->uid);
@@ -541,7 +541,7 @@ static bool check_access(Connection *c, const struct ucred *cred)
     ids = ivshmem2_access_find(c->daemon->access, cred->uid, gids,
                                len / sizeof(gid_t) + 1);
     if (!ids) {
-        ivshmem2_client_refuse(&c->client, IVSHMEM2_ERR_PERMISSION,
+        ivshmem2_client_refuse(&c->client, IVSHMEM2_REFUSAL_PERMISSION,
                                "the user with uid %u may not connect",
                                cred->uid);
         return false;
@@ -569,12 +569,13 @@ static bool check_limits(Connection *c, const struct ucred *cred)
     unsigned n = ivshmem2_lobby_count(&d->lobby, cred->uid);
 
     if (d->fd_limit && c->conn.fd >= d->fd_limit) {
-        ivshmem2_client_refuse(&c->client, IVSHMEM2_ERR_LIMIT,
+        ivshmem2_client_refuse(&c->client, IVSHMEM2_REFUSAL_LIMIT,
                                "the server may not open more files");
         return false;
     }
     if (n > count_free_fds(d) + 1) {
-        ivshmem2_client_refuse(&c->client, IVSHMEM2_ERR_LIMIT, "the user with "
+        ivshmem2_client_refuse(&c->client, IVSHMEM2_REFUSAL_LIMIT,
+                               "the user with "
                                "uid %u has %u connections that have not "
                                "joined, the server has to leave open files to "
                                "others", cred->uid, n - 1);
@@ -822,7 +823,7 @@ Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, int listen_fd,
 /* As well as it can be done without waiting. */
 static void say_farewell(Connection *c)
 {
-    ivshmem2_client_refuse(&c->client, IVSHMEM2_ERR_SHUTDOWN,
+    ivshmem2_client_refuse(&c->client, IVSHMEM2_REFUSAL_SHUTDOWN,
                            "the server ends");
     while (connection_has_output(c) && connection_send(c)) {
         continue;
@@ -885,7 +886,7 @@ static bool watch_signals(Ivshmem2Daemon *d, const sigset_t *signals,
 {
     d->signal_fd = signalfd(-1, signals, SFD_CLOEXEC | SFD_NONBLOCK);
     if (d->signal_fd < 0) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
                     "cannot watch for signals: %s", g_strerror(errno));
         return false;
     }

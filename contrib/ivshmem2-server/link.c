@@ -16,6 +16,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "hw/misc/ivshmem2-regs.h"
 #include "libivshmem2-core.h"
 #include "link.h"
 
@@ -41,7 +42,7 @@ static bool system_error(GError **error, const char *fmt, ...)
     va_start(ap, fmt);
     text = g_strdup_vprintf(fmt, ap);
     va_end(ap);
-    g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO, "%s: %s",
+    g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO, "%s: %s",
                 text, g_strerror(saved_errno));
     return false;
 }
@@ -68,7 +69,7 @@ static bool no_huge_pages(uint64_t size, uint64_t page, GError **error)
     g_autofree char *free_pages = NULL;
 
     g_file_get_contents(path, &free_pages, NULL, NULL);
-    g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+    g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
                 "%" PRIu64 " more huge pages of %" PRIu64 " KiB are needed, "
                 "the system has %s free (see vm.nr_hugepages)",
                 size / page, page / 1024,
@@ -222,7 +223,7 @@ static bool configure(Ivshmem2Link *link, GError **error)
         config->page_size = host_page;
     }
     if (config->page_size < host_page) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT,
                     "page size %u is smaller than this host's page size %"
                     PRIu64, config->page_size, host_page);
         return false;
@@ -343,9 +344,9 @@ void ivshmem2_link_welcome(const Ivshmem2Link *link, uint32_t id,
     uint16_t protocol = link->config.protocol;
 
     if (protocol & IVSHMEM2_PROTOCOL_VIRTIO) {
-        protocol &= ~IVSHMEM2_PROTOCOL_BACKEND;
+        protocol &= ~IVSHMEM2_PROTOCOL_VIRTIO_BACK;
         if (id == link->config.backend_id) {
-            protocol |= IVSHMEM2_PROTOCOL_BACKEND;
+            protocol |= IVSHMEM2_PROTOCOL_VIRTIO_BACK;
         }
     }
     *welcome = link->welcome;

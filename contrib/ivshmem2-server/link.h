@@ -36,10 +36,6 @@ typedef struct Ivshmem2LinkConfig {
     int fd_limit;               /* eventfds made later stay below; 0: none */
 } Ivshmem2LinkConfig;
 
-/* Protocol types from here on have two roles; this bit says back-end. */
-#define IVSHMEM2_PROTOCOL_VIRTIO    0x8000
-#define IVSHMEM2_PROTOCOL_BACKEND   0x4000
-
 typedef struct Ivshmem2Link {
     Ivshmem2Welcome welcome;    /* but for id and protocol */
     Ivshmem2LinkConfig config;

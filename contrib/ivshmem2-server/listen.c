@@ -28,7 +28,7 @@
 #define LOCK_INTERVAL       (G_USEC_PER_SEC / 100)
 
 #define fail(error, ...) \
-    ivshmem2_fail(error, IVSHMEM2_LIB_ERROR_IO, __VA_ARGS__)
+    ivshmem2_fail(error, IVSHMEM2_ERROR_IO, __VA_ARGS__)
 
 /*
  * Of two servers that start at once, one is to find the other.  The lock is

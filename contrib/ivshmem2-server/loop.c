@@ -16,7 +16,7 @@ bool ivshmem2_loop_init(Ivshmem2Loop *loop, GError **error)
     loop->dead = g_ptr_array_new_with_free_func(g_free);
     loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (loop->epoll_fd < 0) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
                     "cannot create an epoll instance: %s",
                     g_strerror(errno));
         return false;
@@ -37,7 +37,7 @@ bool ivshmem2_loop_add(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd,
 
     w->events = events;
     if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
                     "cannot watch a descriptor: %s", g_strerror(errno));
         return false;
     }

@@ -13,6 +13,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 #include "daemon.h"
+#include "hw/misc/ivshmem2-regs.h"
 #include "libivshmem2-core.h"
 #include "listen.h"
 #include "log.h"
@@ -140,7 +141,7 @@ typedef struct Config {
 /* Options */
 
 #define fail(error, ...) \
-    ivshmem2_fail(error, IVSHMEM2_LIB_ERROR_ARGUMENT, __VA_ARGS__)
+    ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT, __VA_ARGS__)
 
 /* A number at the start of @text, and what follows it */
 static bool scan_number(const char *text, unsigned base, uint64_t *value,

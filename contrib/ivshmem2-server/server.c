@@ -237,14 +237,14 @@ static bool same_process(pid_t a, pid_t b)
  * @code: of the refusal
  */
 static bool claim_slot(Ivshmem2Client *c, uint32_t id, bool resume,
-                       enum Ivshmem2ErrorCode code)
+                       enum Ivshmem2RefusalCode code)
 {
     Ivshmem2Server *s = c->server;
     Slot *slot = &s->slots[id];
     Ivshmem2Client *old = slot->client;
 
     if (old && resume && same_process(old->pid, c->pid)) {
-        ivshmem2_client_refuse(old, IVSHMEM2_ERR_SESSION,
+        ivshmem2_client_refuse(old, IVSHMEM2_REFUSAL_SESSION,
                                "this session was resumed by another "
                                "connection of the same process");
         s->ops->wake(old);
@@ -278,13 +278,14 @@ static bool may_take(Ivshmem2Client *c, uint32_t id)
     if (!ivshmem2_ids_contain(c->ids, id)) {
         g_autofree char *ids = ivshmem2_ids_text(c->ids);
 
-        ivshmem2_client_refuse(c, IVSHMEM2_ERR_PERMISSION, "the user with "
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_PERMISSION, "the user with "
                                "uid %u may not take ID %u, but %s", c->uid,
                                id, ids);
         return false;
     }
     if (n >= s->ids_per_user && s->slots[id].uid != c->uid) {
-        ivshmem2_client_refuse(c, IVSHMEM2_ERR_LIMIT, "the user with uid %u "
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_LIMIT,
+                               "the user with uid %u "
                                "has %u IDs already, and may not have more",
                                c->uid, n);
         return false;
@@ -304,11 +305,13 @@ static bool choose_free_id(Ivshmem2Client *c, uint32_t *id)
     }
     if (c->ids) {
         ids = ivshmem2_ids_text(c->ids);
-        ivshmem2_client_refuse(c, IVSHMEM2_ERR_FULL, "all IDs that the user "
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_FULL,
+                               "all IDs that the user "
                                "with uid %u may take (%s) are taken", c->uid,
                                ids);
     } else {
-        ivshmem2_client_refuse(c, IVSHMEM2_ERR_FULL, "the link is full: all "
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_FULL,
+                               "the link is full: all "
                                "%u IDs are taken", s->link->welcome.max_peers);
     }
     return false;
@@ -324,7 +327,7 @@ static bool choose_id(Ivshmem2Client *c, const Ivshmem2Hello *hello,
     *resume = memcmp(hello->session, none, sizeof(none));
     if (*resume && memcmp(hello->session, s->link->welcome.session,
                           sizeof(none))) {
-        ivshmem2_client_refuse(c, IVSHMEM2_ERR_SESSION, "the session to "
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_SESSION, "the session to "
                                "resume is not of this server, which may have "
                                "been started anew");
         return false;
@@ -333,15 +336,15 @@ static bool choose_id(Ivshmem2Client *c, const Ivshmem2Hello *hello,
         return choose_free_id(c, id);
     }
     if (hello->id >= max) {
-        ivshmem2_client_refuse(c, IVSHMEM2_ERR_ID_RANGE, "ID %u is out of "
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_ID_RANGE, "ID %u is out of "
                                "range, this link has 0 to %u", hello->id,
                                max - 1);
         return false;
     }
     *id = hello->id;
     return may_take(c, *id) &&
-           claim_slot(c, *id, *resume, *resume ? IVSHMEM2_ERR_SESSION
-                                               : IVSHMEM2_ERR_ID_TAKEN);
+           claim_slot(c, *id, *resume, *resume ? IVSHMEM2_REFUSAL_SESSION
+                                               : IVSHMEM2_REFUSAL_ID_TAKEN);
 }
 
 static void warn_of_uid(Ivshmem2Client *c)
@@ -414,7 +417,7 @@ void ivshmem2_client_clear(Ivshmem2Client *c)
     c->phase = PHASE_OVER;
 }
 
-void ivshmem2_client_refuse(Ivshmem2Client *c, enum Ivshmem2ErrorCode code,
+void ivshmem2_client_refuse(Ivshmem2Client *c, enum Ivshmem2RefusalCode code,
                             const char *fmt, ...)
 {
     va_list ap;
@@ -457,13 +460,13 @@ static bool check_interrupts(Ivshmem2Client *c, const Ivshmem2Hello *hello)
     const char *model = w->features == IVSHMEM2_F_MSIX ? "MSI-X" : "INTx";
 
     if (!(hello->features & w->features)) {
-        ivshmem2_client_refuse(c, IVSHMEM2_ERR_INTERRUPTS,
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_INTERRUPTS,
                                "this link uses %s, which the peer does not "
                                "offer", model);
         return false;
     }
     if (w->features == IVSHMEM2_F_MSIX && hello->vectors < w->vectors) {
-        ivshmem2_client_refuse(c, IVSHMEM2_ERR_INTERRUPTS,
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_INTERRUPTS,
                                "this link needs MSI-X with %u vectors, the "
                                "peer offers %u", w->vectors, hello->vectors);
         return false;
@@ -480,17 +483,23 @@ static void handle_hello(Ivshmem2Client *c, const Ivshmem2Hello *hello)
     memcpy(c->name, hello->name, sizeof(c->name));
     if (hello->version_max < IVSHMEM2_VERSION_MIN ||
         hello->version_min > IVSHMEM2_VERSION_MAX) {
-        ivshmem2_client_refuse(c, IVSHMEM2_ERR_VERSION, "the peer speaks "
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_VERSION, "the peer speaks "
                                "versions %u to %u, this server %u to %u",
                                hello->version_min, hello->version_max,
                                IVSHMEM2_VERSION_MIN, IVSHMEM2_VERSION_MAX);
+        return;
+    }
+    if (hello->role != IVSHMEM2_ROLE_PEER) {
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_PROTOCOL, "role %u is not "
+                               "known, this server knows %u (peer)",
+                               hello->role, IVSHMEM2_ROLE_PEER);
         return;
     }
     if (!check_interrupts(c, hello) || !choose_id(c, hello, &id, &resume)) {
         return;
     }
     if (!ivshmem2_link_make_eventfds(c->server->link, id, &error)) {
-        ivshmem2_client_refuse(c, IVSHMEM2_ERR_LIMIT,
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_LIMIT,
                                "the server is at its limits: %s",
                                error->message);
         return;
@@ -514,13 +523,11 @@ static const int *find_target(const Ivshmem2Client *c, uint32_t id,
            ? &c->server->link->eventfds[id][vector] : NULL;
 }
 
-static void handle_request(Ivshmem2Client *c, const Ivshmem2Msg *msg)
+static void handle_ring(Ivshmem2Client *c, const Ivshmem2Target *target)
 {
     Ivshmem2Server *s = c->server;
-    const Ivshmem2Target *target = &msg->target;
 
-    if (msg->hdr.type == IVSHMEM2_RING && is_target(s, target) &&
-        s->slots[target->id].client) {
+    if (is_target(s, target) && s->slots[target->id].client) {
         ivshmem2_link_signal(s->link, target->id, target->vector);
     }
     c->next_id = target->id;
@@ -530,33 +537,32 @@ static void handle_request(Ivshmem2Client *c, const Ivshmem2Msg *msg)
 
 void ivshmem2_client_receive(Ivshmem2Client *c, const Ivshmem2Msg *msg)
 {
-    bool hello = msg->hdr.type == IVSHMEM2_HELLO;
+    bool hello = msg->hdr.type == IVSHMEM2_MSG_HELLO;
 
     if (c->phase == PHASE_HELLO && hello) {
         handle_hello(c, &msg->hello);
         return;
     }
     /* Whoever fails to start can say so in the middle of the handshake. */
-    if (c->id != IVSHMEM2_ID_ANY && msg->hdr.type == IVSHMEM2_GOODBYE) {
+    if (c->id != IVSHMEM2_ID_ANY && msg->hdr.type == IVSHMEM2_MSG_GOODBYE) {
         leave(c, true);
         c->phase = PHASE_OVER;
         return;
     }
     if (hello || c->phase != PHASE_PEER) {
-        ivshmem2_client_refuse(c, IVSHMEM2_ERR_PROTOCOL, "%s came %s",
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_PROTOCOL, "%s came %s",
                                ivshmem2_type_name(msg->hdr.type),
                                hello ? "twice" : "before HELLO");
         return;
     }
     switch (msg->hdr.type) {
-    case IVSHMEM2_STATE_CHANGED:
+    case IVSHMEM2_MSG_STATE_CHANGED:
         c->server->slots[c->id].last_state =
             ivshmem2_link_state(c->server->link, c->id);
         state_changed(c->server, c->id);
         break;
-    case IVSHMEM2_RING:
-    case IVSHMEM2_GET_EVENTFD:
-        handle_request(c, msg);
+    case IVSHMEM2_MSG_RING:
+        handle_ring(c, &msg->target);
         break;
     }
 }
@@ -581,7 +587,7 @@ static void next_welcome(Ivshmem2Client *c, Ivshmem2Msg *msg,
 {
     Ivshmem2Link *link = c->server->link;
 
-    msg->hdr.type = IVSHMEM2_WELCOME;
+    msg->hdr.type = IVSHMEM2_MSG_WELCOME;
     msg->hdr.fds = link->welcome.rw_size ? 2 : 1;
     ivshmem2_link_welcome(link, c->id, &msg->welcome);
     *fds = link->memory_fds;
@@ -605,7 +611,7 @@ static void next_outputs(Ivshmem2Client *c, Ivshmem2Msg *msg,
         n = (first < c->id ? c->id : link->n_outputs) - first;
         n = MIN(n, IVSHMEM2_MAX_FDS);
     }
-    msg->hdr.type = IVSHMEM2_OUTPUTS;
+    msg->hdr.type = IVSHMEM2_MSG_OUTPUTS;
     msg->hdr.fds = n;
     msg->outputs.first = first;
     c->next_id += n;
@@ -623,7 +629,7 @@ static bool next_eventfds(Ivshmem2Client *c, uint32_t id, Ivshmem2Msg *msg,
     uint32_t first = c->next_vector;
     uint32_t n = MIN(link->welcome.vectors - first, IVSHMEM2_MAX_FDS);
 
-    msg->hdr.type = IVSHMEM2_EVENTFDS;
+    msg->hdr.type = IVSHMEM2_MSG_EVENTFDS;
     msg->hdr.fds = n;
     msg->eventfds.id = id;
     msg->eventfds.first = first;
@@ -653,7 +659,7 @@ static void next_answer(Ivshmem2Client *c, Ivshmem2Msg *msg,
 {
     const int *fd = find_target(c, c->next_id, c->next_vector);
 
-    msg->hdr.type = IVSHMEM2_EVENTFDS;
+    msg->hdr.type = IVSHMEM2_MSG_EVENTFDS;
     msg->hdr.fds = fd ? 1 : 0;
     msg->eventfds.id = c->next_id;
     msg->eventfds.first = c->next_vector;
@@ -663,9 +669,9 @@ static void next_answer(Ivshmem2Client *c, Ivshmem2Msg *msg,
 
 static void next_error(Ivshmem2Client *c, Ivshmem2Msg *msg)
 {
-    msg->hdr.type = IVSHMEM2_ERROR;
-    msg->error.code = c->error_code;
-    ivshmem2_set_text(msg->error.text, sizeof(msg->error.text),
+    msg->hdr.type = IVSHMEM2_MSG_REFUSED;
+    msg->refusal.code = c->error_code;
+    ivshmem2_set_text(msg->refusal.text, sizeof(msg->refusal.text),
                       c->error_text);
     g_clear_pointer(&c->error_text, g_free);
     c->phase = PHASE_OVER;
@@ -693,7 +699,7 @@ void ivshmem2_client_next(Ivshmem2Client *c, Ivshmem2Msg *msg,
         next_other_eventfds(c, msg, fds);
         break;
     case PHASE_READY:
-        msg->hdr.type = IVSHMEM2_READY;
+        msg->hdr.type = IVSHMEM2_MSG_READY;
         c->phase = PHASE_PEER;
         break;
     case PHASE_PEER:

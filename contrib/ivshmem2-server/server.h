@@ -108,7 +108,7 @@ void ivshmem2_client_next(Ivshmem2Client *c, Ivshmem2Msg *msg,
                           const int **fds);
 
 /* Send it away: ERROR is the last message it gets. */
-void ivshmem2_client_refuse(Ivshmem2Client *c, enum Ivshmem2ErrorCode code,
+void ivshmem2_client_refuse(Ivshmem2Client *c, enum Ivshmem2RefusalCode code,
                             const char *fmt, ...) G_GNUC_PRINTF(3, 4);
 
 /* The handshake is complete. */

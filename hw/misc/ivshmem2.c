@@ -33,7 +33,7 @@
 #include "system/runstate.h"
 #include "system/system.h"
 #include "ivshmem2-kvm.h"
-#include "ivshmem2-link.h"
+#include "ivshmem2-conn.h"
 #include "trace.h"
 
 #define TYPE_IVSHMEM2 "ivshmem2"
@@ -54,7 +54,7 @@ struct Ivshmem2State {
     bool use_irqfd;
     uint8_t irqfd_after;
 
-    Ivshmem2Link link;          /* its chr is a property, too */
+    Ivshmem2Conn conn;          /* its chr is a property, too */
     Ivshmem2Welcome info;       /* constant once realized */
 
     /* the shared memory, as mapped and as seen by the guest */
@@ -141,7 +141,7 @@ static void ivshmem2_drop_arrived(Ivshmem2State *s)
             uint32_t vector = events[i].data.u32;
 
             s->dropped += ivshmem2_eventfd_drain(
-                ivshmem2_session_own_eventfd(s->link.session, vector));
+                ivshmem2_session_own_eventfd(s->conn.session, vector));
             trace_ivshmem2_interrupt_drop(s->info.id, vector);
         }
         seen += MAX(n, 0);
@@ -154,7 +154,7 @@ static void ivshmem2_drop_arrived(Ivshmem2State *s)
  */
 static void ivshmem2_update_vector(Ivshmem2State *s, uint32_t vector)
 {
-    int fd = ivshmem2_session_own_eventfd(s->link.session, vector);
+    int fd = ivshmem2_session_own_eventfd(s->conn.session, vector);
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = vector };
     bool masked = msix_is_masked(PCI_DEVICE(s), vector);
     Ivshmem2Delivery before = ivshmem2_kvm_delivery(&s->kvm, vector);
@@ -334,7 +334,7 @@ static void ivshmem2_deliver_events(Ivshmem2State *s,
 {
     for (int i = 0; i < n && s->receiving; i++) {
         uint32_t vector = events[i].data.u32;
-        int fd = ivshmem2_session_own_eventfd(s->link.session, vector);
+        int fd = ivshmem2_session_own_eventfd(s->conn.session, vector);
 
         if (ivshmem2_eventfd_drain(fd)) {
             ivshmem2_deliver(s, vector);
@@ -479,8 +479,8 @@ static void ivshmem2_set_state(Ivshmem2State *s, uint32_t state)
     }
     s->state = state;
     ivshmem2_publish_state(s);
-    ivshmem2_session_state_changed(s->link.session);
-    ivshmem2_link_pump(&s->link);
+    ivshmem2_session_state_changed(s->conn.session);
+    ivshmem2_conn_pump(&s->conn);
 }
 
 static void ivshmem2_ring(Ivshmem2State *s, uint32_t doorbell)
@@ -491,7 +491,7 @@ static void ivshmem2_ring(Ivshmem2State *s, uint32_t doorbell)
 
     /* R7: what the CPU wrote before is to be seen before the interrupt */
     smp_mb();
-    how = ivshmem2_session_ring(s->link.session, target, vector);
+    how = ivshmem2_session_ring(s->conn.session, target, vector);
     trace_ivshmem2_doorbell_ring(s->info.id, target, vector, how);
     switch (how) {
     case IVSHMEM2_RING_NOBODY:
@@ -501,11 +501,11 @@ static void ivshmem2_ring(Ivshmem2State *s, uint32_t doorbell)
         return;
     case IVSHMEM2_RING_SIGNALLED:
         ivshmem2_kvm_rung(&s->kvm, doorbell,
-                          ivshmem2_session_eventfd(s->link.session, target,
+                          ivshmem2_session_eventfd(s->conn.session, target,
                                                    vector));
         break;
     case IVSHMEM2_RING_REQUESTED:
-        ivshmem2_link_pump(&s->link);
+        ivshmem2_conn_pump(&s->conn);
         break;
     }
     s->sent++;
@@ -655,7 +655,7 @@ static void ivshmem2_resumed(void *opaque)
     /* The server zeroes the entry of a peer that it believes gone. */
     ivshmem2_publish_state(s);
     if (s->state) {
-        ivshmem2_session_state_changed(s->link.session);
+        ivshmem2_session_state_changed(s->conn.session);
     }
 }
 
@@ -688,17 +688,17 @@ static bool ivshmem2_join(Ivshmem2State *s, Error **errp)
         return false;
     }
     ivshmem2_init_hello(s, &hello);
-    if (!ivshmem2_link_join(&s->link, &hello, s->handshake_timeout_ms,
+    if (!ivshmem2_conn_join(&s->conn, &hello, s->handshake_timeout_ms,
                             &DEVICE(s)->mem_reentrancy_guard,
                             ivshmem2_resumed, s, errp)) {
         return false;
     }
-    s->memory = ivshmem2_session_map(s->link.session, &err);
+    s->memory = ivshmem2_session_map(s->conn.session, &err);
     if (!s->memory) {
         error_setg(errp, "%s", err->message);
         return false;
     }
-    s->info = *ivshmem2_session_info(s->link.session);
+    s->info = *ivshmem2_session_info(s->conn.session);
     return true;
 }
 
@@ -832,7 +832,7 @@ static bool ivshmem2_init_interrupts(Ivshmem2State *s, Error **errp)
         return false;
     }
     for (uint32_t i = 0; i < s->info.vectors; i++) {
-        int fd = ivshmem2_session_own_eventfd(s->link.session, i);
+        int fd = ivshmem2_session_own_eventfd(s->conn.session, i);
         struct epoll_event event = { .events = EPOLLIN, .data.u32 = i };
 
         if (epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
@@ -871,7 +871,7 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
     }
     ivshmem2_remove_sections(s);
     ivshmem2_kvm_exit(&s->kvm);
-    ivshmem2_link_leave(&s->link);
+    ivshmem2_conn_leave(&s->conn);
     ivshmem2_close(&s->epoll_fd);
     g_clear_pointer(&s->masked, g_free);
     g_clear_pointer(&s->pending, g_free);
@@ -1000,7 +1000,7 @@ static bool ivshmem2_get_connected(Object *obj, Error **errp)
 {
     Ivshmem2State *s = IVSHMEM2(obj);
 
-    return s->link.session && ivshmem2_session_ready(s->link.session);
+    return s->conn.session && ivshmem2_session_ready(s->conn.session);
 }
 
 static void ivshmem2_instance_init(Object *obj)
@@ -1036,7 +1036,7 @@ static void ivshmem2_instance_finalize(Object *obj)
 }
 
 static const Property ivshmem2_properties[] = {
-    DEFINE_PROP_CHR("chardev", Ivshmem2State, link.chr),
+    DEFINE_PROP_CHR("chardev", Ivshmem2State, conn.chr),
     DEFINE_PROP_ON_OFF_AUTO("msix", Ivshmem2State, msix, ON_OFF_AUTO_AUTO),
     DEFINE_PROP_BOOL("ioeventfd", Ivshmem2State, use_ioeventfd, true),
     DEFINE_PROP_UINT8("max-ioeventfds", Ivshmem2State, max_ioeventfds, 32),
@@ -1071,7 +1071,7 @@ static void ivshmem2_class_init(ObjectClass *klass, void *data)
                               ivshmem2_get_peer_id, ivshmem2_set_peer_id,
                               NULL, NULL);
     object_class_property_set_description(klass, "peer-id",
-                                          "ID on the link, or 'any'");
+                                          "ID on the conn, or 'any'");
     object_class_property_add_bool(klass, "connected",
                                    ivshmem2_get_connected, NULL);
 }

@@ -7,9 +7,9 @@
 #include <string.h>
 #include "libivshmem2-core.h"
 
-G_DEFINE_QUARK(ivshmem2_lib_error_quark, ivshmem2_lib_error)
+G_DEFINE_QUARK(ivshmem2_error_quark, ivshmem2_error)
 
-bool ivshmem2_fail(GError **error, Ivshmem2LibError code, const char *fmt, ...)
+bool ivshmem2_fail(GError **error, Ivshmem2Error code, const char *fmt, ...)
 {
     g_autofree char *text = NULL;
     va_list ap;
@@ -17,7 +17,7 @@ bool ivshmem2_fail(GError **error, Ivshmem2LibError code, const char *fmt, ...)
     va_start(ap, fmt);
     text = g_strdup_vprintf(fmt, ap);
     va_end(ap);
-    g_set_error_literal(error, IVSHMEM2_LIB_ERROR, code, text);
+    g_set_error_literal(error, IVSHMEM2_ERROR, code, text);
     return false;
 }
 
@@ -31,20 +31,24 @@ typedef struct MsgType {
 } MsgType;
 
 static const MsgType msg_types[] = {
-    { IVSHMEM2_HELLO, "HELLO", IVSHMEM2_CLIENT, 0, 0, sizeof(Ivshmem2Hello) },
-    { IVSHMEM2_STATE_CHANGED, "STATE_CHANGED", IVSHMEM2_CLIENT, 0, 0, 0 },
-    { IVSHMEM2_RING, "RING", IVSHMEM2_CLIENT, 0, 0, sizeof(Ivshmem2Target) },
-    { IVSHMEM2_GET_EVENTFD, "GET_EVENTFD", IVSHMEM2_CLIENT, 0, 0,
-      sizeof(Ivshmem2Target) },
-    { IVSHMEM2_GOODBYE, "GOODBYE", IVSHMEM2_CLIENT, 0, 0, 0 },
-    { IVSHMEM2_WELCOME, "WELCOME", IVSHMEM2_SERVER, 1, 2,
-      sizeof(Ivshmem2Welcome) },
-    { IVSHMEM2_OUTPUTS, "OUTPUTS", IVSHMEM2_SERVER, 1, IVSHMEM2_MAX_FDS,
-      sizeof(Ivshmem2Outputs) },
-    { IVSHMEM2_EVENTFDS, "EVENTFDS", IVSHMEM2_SERVER, 0, IVSHMEM2_MAX_FDS,
-      sizeof(Ivshmem2Eventfds) },
-    { IVSHMEM2_READY, "READY", IVSHMEM2_SERVER, 0, 0, 0 },
-    { IVSHMEM2_ERROR, "ERROR", IVSHMEM2_SERVER, 0, 0, sizeof(Ivshmem2Error) },
+    { IVSHMEM2_MSG_HELLO, "HELLO",
+      IVSHMEM2_CLIENT, 0, 0, sizeof(Ivshmem2Hello) },
+    { IVSHMEM2_MSG_STATE_CHANGED, "STATE_CHANGED",
+      IVSHMEM2_CLIENT, 0, 0, 0 },
+    { IVSHMEM2_MSG_RING, "RING",
+      IVSHMEM2_CLIENT, 0, 0, sizeof(Ivshmem2Target) },
+    { IVSHMEM2_MSG_GOODBYE, "GOODBYE",
+      IVSHMEM2_CLIENT, 0, 0, 0 },
+    { IVSHMEM2_MSG_WELCOME, "WELCOME",
+      IVSHMEM2_SERVER, 1, 2, sizeof(Ivshmem2Welcome) },
+    { IVSHMEM2_MSG_OUTPUTS, "OUTPUTS",
+      IVSHMEM2_SERVER, 1, IVSHMEM2_MAX_FDS, sizeof(Ivshmem2Outputs) },
+    { IVSHMEM2_MSG_EVENTFDS, "EVENTFDS",
+      IVSHMEM2_SERVER, 0, IVSHMEM2_MAX_FDS, sizeof(Ivshmem2Eventfds) },
+    { IVSHMEM2_MSG_READY, "READY",
+      IVSHMEM2_SERVER, 0, 0, 0 },
+    { IVSHMEM2_MSG_REFUSED, "REFUSED",
+      IVSHMEM2_SERVER, 0, 0, sizeof(Ivshmem2Refusal) },
 };
 
 static const MsgType *find_type(uint16_t type)
@@ -97,16 +101,16 @@ static void swap_header(Ivshmem2Header *hdr)
 static void swap_payload(Ivshmem2Msg *msg, uint16_t type)
 {
     switch (type) {
-    case IVSHMEM2_HELLO:
+    case IVSHMEM2_MSG_HELLO:
         swap32(&msg->hello.magic);
         swap16(&msg->hello.version_min);
         swap16(&msg->hello.version_max);
         swap32(&msg->hello.features);
         swap32(&msg->hello.vectors);
         swap32(&msg->hello.id);
-        swap32(&msg->hello.reserved);
+        swap32(&msg->hello.role);
         break;
-    case IVSHMEM2_WELCOME:
+    case IVSHMEM2_MSG_WELCOME:
         swap16(&msg->welcome.version);
         swap16(&msg->welcome.protocol);
         swap32(&msg->welcome.features);
@@ -119,22 +123,21 @@ static void swap_payload(Ivshmem2Msg *msg, uint16_t type)
         swap64(&msg->welcome.rw_size);
         swap64(&msg->welcome.output_size);
         break;
-    case IVSHMEM2_OUTPUTS:
+    case IVSHMEM2_MSG_OUTPUTS:
         swap32(&msg->outputs.first);
         swap32(&msg->outputs.reserved);
         break;
-    case IVSHMEM2_EVENTFDS:
+    case IVSHMEM2_MSG_EVENTFDS:
         swap32(&msg->eventfds.id);
         swap32(&msg->eventfds.first);
         break;
-    case IVSHMEM2_RING:
-    case IVSHMEM2_GET_EVENTFD:
+    case IVSHMEM2_MSG_RING:
         swap32(&msg->target.id);
         swap32(&msg->target.vector);
         break;
-    case IVSHMEM2_ERROR:
-        swap32(&msg->error.code);
-        swap32(&msg->error.reserved);
+    case IVSHMEM2_MSG_REFUSED:
+        swap32(&msg->refusal.code);
+        swap32(&msg->refusal.reserved);
         break;
     }
 }
@@ -185,24 +188,24 @@ static bool check_header(Ivshmem2Decoder *d, GError **error)
     const char *who = d->from == IVSHMEM2_SERVER ? "server" : "client";
 
     if (!t) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
                     "%s sent a message of unknown type 0x%x, "
                     "is it an ivshmem2 %s?", who, hdr->type, who);
         return false;
     }
     if (t->from != d->from) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
                     "%s sent %s, which is not its to send", who, t->name);
         return false;
     }
     if (hdr->size != sizeof(*hdr) + t->payload) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
                     "%s sent %s with size %u instead of %zu", who, t->name,
                     hdr->size, sizeof(*hdr) + t->payload);
         return false;
     }
     if (hdr->fds < t->min_fds || hdr->fds > t->max_fds) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
                     "%s announced %u descriptors with %s, %u to %u are right",
                     who, hdr->fds, t->name, t->min_fds, t->max_fds);
         return false;
@@ -224,24 +227,24 @@ static bool check_message(Ivshmem2Decoder *d, GError **error)
     const char *name = ivshmem2_type_name(msg->hdr.type);
 
     if (d->n_fds != msg->hdr.fds) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
                     "%s came with %u descriptors, but announced %u",
                     name, d->n_fds, msg->hdr.fds);
         return false;
     }
     swap_payload(msg, msg->hdr.type);
     switch (msg->hdr.type) {
-    case IVSHMEM2_HELLO:
+    case IVSHMEM2_MSG_HELLO:
         if (msg->hello.magic != IVSHMEM2_MAGIC) {
-            g_set_error(error, IVSHMEM2_LIB_ERROR,
-                        IVSHMEM2_LIB_ERROR_PROTOCOL,
+            g_set_error(error, IVSHMEM2_ERROR,
+                        IVSHMEM2_ERROR_PROTOCOL,
                         "HELLO has the wrong magic 0x%x", msg->hello.magic);
             return false;
         }
         sanitize_text(msg->hello.name, sizeof(msg->hello.name));
         break;
-    case IVSHMEM2_ERROR:
-        sanitize_text(msg->error.text, sizeof(msg->error.text));
+    case IVSHMEM2_MSG_REFUSED:
+        sanitize_text(msg->refusal.text, sizeof(msg->refusal.text));
         break;
     }
     return true;
@@ -269,14 +272,14 @@ int ivshmem2_decoder_push_consume(Ivshmem2Decoder *d, const void *buf,
 
     push_fds(d, fds, n_fds);
     if (misplaced || n_fds > IVSHMEM2_MAX_FDS) {
-        g_set_error_literal(error, IVSHMEM2_LIB_ERROR,
-                            IVSHMEM2_LIB_ERROR_PROTOCOL, misplaced ?
+        g_set_error_literal(error, IVSHMEM2_ERROR,
+                            IVSHMEM2_ERROR_PROTOCOL, misplaced ?
                             "descriptors came in the middle of a message" :
                             "too many descriptors came with one message");
         return -1;
     }
     if (len > ivshmem2_decoder_wants(d)) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT,
                     "more bytes than the message lacks");
         return -1;
     }

@@ -38,25 +38,25 @@ bool ivshmem2_check_memfd(int fd, uint64_t size, bool writable,
     struct stat st;
 
     if (seals < 0 || flags < 0 || fstat(fd, &st) < 0) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
                     "the descriptor of the %s is not a memory file", what);
         return false;
     }
     if ((seals & want) != want) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
                     "the memory of the %s is not sealed against shrinking "
                     "and growing", what);
         return false;
     }
     if (st.st_size < 0 || (uint64_t)st.st_size < size) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
                     "the memory of the %s has %lld bytes, too small for %llu",
                     what, (long long)st.st_size, (unsigned long long)size);
         return false;
     }
     flags &= O_ACCMODE;
     if (flags != O_RDWR && (writable || flags != O_RDONLY)) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
                     "the memory of the %s is not open for %s", what,
                     writable ? "reading and writing" : "reading");
         return false;
@@ -74,7 +74,7 @@ bool ivshmem2_check_eventfd(int fd, GError **error)
     if (target ? strcmp(target, "anon_inode:[eventfd]") != 0
         : fstat(fd, &st) < 0 || (st.st_mode & S_IFMT & ~S_IFREG) ||
           fcntl(fd, F_GET_SEALS) >= 0) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_PROTOCOL,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
                     "a descriptor for interrupts is not an eventfd%s%s",
                     target ? " but " : "", target ? target : "");
         return false;

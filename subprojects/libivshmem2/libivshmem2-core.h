@@ -21,21 +21,21 @@
 #include "hw/misc/ivshmem2.h"
 
 /* GError domain of this library */
-#define IVSHMEM2_LIB_ERROR (ivshmem2_lib_error_quark())
-GQuark ivshmem2_lib_error_quark(void);
+#define IVSHMEM2_ERROR (ivshmem2_error_quark())
+GQuark ivshmem2_error_quark(void);
 
-typedef enum Ivshmem2LibError {
-    IVSHMEM2_LIB_ERROR_PROTOCOL,    /* the other side broke the protocol */
-    IVSHMEM2_LIB_ERROR_REFUSED,     /* the server said no: IVSHMEM2_ERROR */
-    IVSHMEM2_LIB_ERROR_CLOSED,      /* the other side closed the connection */
-    IVSHMEM2_LIB_ERROR_TIMEOUT,
-    IVSHMEM2_LIB_ERROR_ARGUMENT,    /* the caller's argument is no good */
-    IVSHMEM2_LIB_ERROR_IO,          /* the system refused; text has errno */
-    IVSHMEM2_LIB_ERROR_BUSY,        /* not now; try again later */
-} Ivshmem2LibError;
+typedef enum Ivshmem2Error {
+    IVSHMEM2_ERROR_PROTOCOL,    /* the other side broke the protocol */
+    IVSHMEM2_ERROR_REFUSED,     /* the server said no: IVSHMEM2_MSG_REFUSED */
+    IVSHMEM2_ERROR_CLOSED,      /* the other side closed the connection */
+    IVSHMEM2_ERROR_TIMEOUT,
+    IVSHMEM2_ERROR_ARGUMENT,    /* the caller's argument is no good */
+    IVSHMEM2_ERROR_IO,          /* the system refused; text has errno */
+    IVSHMEM2_ERROR_BUSY,        /* not now; try again later */
+} Ivshmem2Error;
 
 /* Set @error, with a text as by printf().  Always returns false. */
-bool ivshmem2_fail(GError **error, Ivshmem2LibError code, const char *fmt, ...)
+bool ivshmem2_fail(GError **error, Ivshmem2Error code, const char *fmt, ...)
     G_GNUC_PRINTF(3, 4);
 
 /*

@@ -15,7 +15,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
-#include "libivshmem2-conn.h"
+#include "libivshmem2-transport.h"
 #include "libivshmem2-peer.h"
 
 /* How long closing may take if the server does not read */
@@ -26,7 +26,7 @@
 typedef struct SocketPeer {
     Ivshmem2Peer parent;
     Ivshmem2Session *session;
-    Ivshmem2Conn conn;
+    Ivshmem2Transport conn;
     uint32_t state;             /* others can write the State Table as well */
 } SocketPeer;
 
@@ -40,10 +40,10 @@ static bool socket_connected(const Ivshmem2Peer *peer)
 static bool send_all(SocketPeer *p, GError **error)
 {
     Ivshmem2Msg msg;
-    int ret = ivshmem2_conn_flush(&p->conn, error);
+    int ret = ivshmem2_transport_flush(&p->conn, error);
 
     while (ret > 0 && ivshmem2_session_next(p->session, &msg)) {
-        ret = ivshmem2_conn_send(&p->conn, &msg, NULL, error);
+        ret = ivshmem2_transport_send(&p->conn, &msg, NULL, error);
     }
     return ret >= 0;
 }
@@ -51,7 +51,7 @@ static bool send_all(SocketPeer *p, GError **error)
 static bool receive_some(SocketPeer *p, GError **error)
 {
     for (int i = 0; i < RECEIVE_BATCH; i++) {
-        int ret = ivshmem2_conn_receive(&p->conn, error);
+        int ret = ivshmem2_transport_receive(&p->conn, error);
 
         if (ret <= 0) {
             return ret == 0;
@@ -82,7 +82,7 @@ static bool converse(SocketPeer *p, GError **error)
 
 static bool is_talking(const SocketPeer *p)
 {
-    return ivshmem2_conn_is_sending(&p->conn) ||
+    return ivshmem2_transport_is_sending(&p->conn) ||
            ivshmem2_session_has_next(p->session);
 }
 
@@ -104,12 +104,12 @@ static bool converse_until(SocketPeer *p, bool handshake, gint64 deadline,
             return true;
         }
         if (left <= 0) {
-            g_set_error_literal(error, IVSHMEM2_LIB_ERROR,
-                                IVSHMEM2_LIB_ERROR_TIMEOUT,
+            g_set_error_literal(error, IVSHMEM2_ERROR,
+                                IVSHMEM2_ERROR_TIMEOUT,
                                 "the server does not answer in time");
             return false;
         }
-        pfd.events |= ivshmem2_conn_is_sending(&p->conn) ? POLLOUT : 0;
+        pfd.events |= ivshmem2_transport_is_sending(&p->conn) ? POLLOUT : 0;
         poll(&pfd, 1, (left + 999) / 1000);
     }
 }
@@ -121,7 +121,7 @@ static void lose_server(SocketPeer *p)
         ivshmem2_peer_watch_service(&p->parent, 0);
     }
     p->parent.service_fd = -1;
-    ivshmem2_conn_clear(&p->conn);
+    ivshmem2_transport_clear(&p->conn);
     ivshmem2_session_disconnected(p->session);
 }
 
@@ -133,7 +133,7 @@ static void talk(SocketPeer *p)
     }
     if (p->conn.fd >= 0) {
         ivshmem2_peer_watch_service(&p->parent, EPOLLIN |
-            (ivshmem2_conn_is_sending(&p->conn) ? EPOLLOUT : 0));
+            (ivshmem2_transport_is_sending(&p->conn) ? EPOLLOUT : 0));
     }
 }
 
@@ -178,7 +178,7 @@ static bool socket_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
     }
     talk(p);
     if (p->conn.fd < 0) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_CLOSED,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_CLOSED,
                     "the server is gone, and only it knew how to ring "
                     "vector %u of peer %u", vector, target);
         return false;
@@ -203,7 +203,7 @@ static void socket_close(Ivshmem2Peer *peer)
             converse_until(p, false, deadline, NULL);
         }
     }
-    ivshmem2_conn_clear(&p->conn);
+    ivshmem2_transport_clear(&p->conn);
     ivshmem2_session_free(p->session);
     g_free(peer->eventfds);
 }
@@ -228,7 +228,7 @@ static int connect_to(const char *path, unsigned timeout_ms, GError **error)
     int fd, ret;
 
     if (strlen(path) >= sizeof(addr.sun_path)) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT,
                     "socket path '%s' is longer than the %zu bytes that the "
                     "system allows", path, sizeof(addr.sun_path) - 1);
         return -1;
@@ -246,10 +246,10 @@ static int connect_to(const char *path, unsigned timeout_ms, GError **error)
         }
     }
     if (errno == EAGAIN) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_TIMEOUT,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_TIMEOUT,
                     "the server at '%s' does not answer in time", path);
     } else {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
                     "cannot connect to '%s': %s%s", path, g_strerror(errno),
                     errno == ECONNREFUSED || errno == ENOENT ?
                     ", is ivshmem2-server running?" : "");
@@ -313,7 +313,7 @@ Ivshmem2Peer *ivshmem2_peer_open_socket(const char *path,
         return NULL;
     }
     p = (SocketPeer *)ivshmem2_peer_new(sizeof(*p), &socket_ops);
-    ivshmem2_conn_init_consume(&p->conn, fd, IVSHMEM2_SERVER);
+    ivshmem2_transport_init_consume(&p->conn, fd, IVSHMEM2_SERVER);
     ivshmem2_set_text(hello.name, sizeof(hello.name), o->name ? o->name : "");
     p->session = ivshmem2_session_new(&hello);
     if (!join(p, deadline, error)) {

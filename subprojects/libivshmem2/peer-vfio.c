@@ -39,7 +39,7 @@ typedef struct VfioPeer {
 } VfioPeer;
 
 #define fail(error, ...) \
-    ivshmem2_fail(error, IVSHMEM2_LIB_ERROR_IO, __VA_ARGS__)
+    ivshmem2_fail(error, IVSHMEM2_ERROR_IO, __VA_ARGS__)
 
 /* Registers: aligned 32-bit accesses only */
 
@@ -114,7 +114,7 @@ static bool vfio_service(Ivshmem2Peer *peer, GError **error)
     VfioPeer *p = (VfioPeer *)peer;
 
     p->removed = true;
-    g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_CLOSED,
+    g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_CLOSED,
                 "%s is being removed", p->address);
     return false;
 }
@@ -558,7 +558,7 @@ Ivshmem2Peer *ivshmem2_peer_open_pci(const char *address, GError **error)
 
     path = full ? g_strdup_printf("/sys/bus/pci/devices/%s", full) : NULL;
     if (!full || !g_file_test(path, G_FILE_TEST_EXISTS)) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT,
                     "%s '%s', 'lspci -d %04x:%04x' lists those that fit",
                     full ? "there is no PCI device" : "invalid PCI address",
                     address, IVSHMEM2_PCI_VENDOR_ID, IVSHMEM2_PCI_DEVICE_ID);

@@ -32,7 +32,7 @@ static bool watch_fd(Ivshmem2Peer *peer, int fd, uint32_t what, GError **error)
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = what };
 
     if (epoll_ctl(peer->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
                     "cannot wait for interrupts: %s", g_strerror(errno));
         return false;
     }
@@ -43,7 +43,7 @@ bool ivshmem2_peer_complete(Ivshmem2Peer *peer, GError **error)
 {
     peer->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (peer->epoll_fd < 0) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
                     "cannot wait for interrupts: %s", g_strerror(errno));
         return false;
     }
@@ -131,7 +131,7 @@ bool ivshmem2_peer_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
     const Ivshmem2Info *info = &peer->info;
 
     if (target >= info->max_peers || vector >= info->vectors) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT,
                     "there is no vector %u at peer %u: the link has IDs 0 to "
                     "%u with vectors 0 to %u", vector, target,
                     info->max_peers - 1, info->vectors - 1);
@@ -181,7 +181,7 @@ int ivshmem2_peer_wait(Ivshmem2Peer *peer, int *vector, int timeout_ms,
     int ret;
 
     if (*vector < -1 || *vector >= (int)peer->info.enabled_vectors) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT,
                     "there is no vector %d that interrupts this peer, it has "
                     "0 to %u", *vector, peer->info.enabled_vectors - 1);
         return -1;
@@ -190,7 +190,7 @@ int ivshmem2_peer_wait(Ivshmem2Peer *peer, int *vector, int timeout_ms,
         ret = wait_once(peer, *vector,
                         timeout_ms < 0 ? -1 : remaining_ms(deadline), &what);
         if (ret < 0 && errno != EINTR) {
-            g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+            g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
                         "cannot wait for interrupts: %s", g_strerror(errno));
             return -1;
         }

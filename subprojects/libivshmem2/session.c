@@ -64,7 +64,7 @@ struct Ivshmem2Session {
 };
 
 #define broken(error, ...) \
-    ivshmem2_fail(error, IVSHMEM2_LIB_ERROR_PROTOCOL, __VA_ARGS__)
+    ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL, __VA_ARGS__)
 
 /* Layout */
 
@@ -224,7 +224,7 @@ Ivshmem2Session *ivshmem2_session_new(const Ivshmem2Hello *hello)
     s->hello.magic = IVSHMEM2_MAGIC;
     s->hello.version_min = IVSHMEM2_VERSION_MIN;
     s->hello.version_max = IVSHMEM2_VERSION_MAX;
-    s->hello.reserved = 0;
+    s->hello.role = IVSHMEM2_ROLE_PEER;
     memset(s->hello.session, 0, sizeof(s->hello.session));
     s->state_fd = -1;
     s->rw_fd = -1;
@@ -536,13 +536,13 @@ static bool out_of_order(const Ivshmem2Decoder *d, GError **error)
 static bool receive(Ivshmem2Session *s, Ivshmem2Decoder *d, GError **error)
 {
     switch (d->msg.hdr.type) {
-    case IVSHMEM2_WELCOME:
+    case IVSHMEM2_MSG_WELCOME:
         return s->phase == PHASE_WELCOME ? handle_welcome(s, d, error)
                                          : out_of_order(d, error);
-    case IVSHMEM2_OUTPUTS:
+    case IVSHMEM2_MSG_OUTPUTS:
         return s->phase == PHASE_OUTPUTS ? handle_outputs(s, d, error)
                                          : out_of_order(d, error);
-    case IVSHMEM2_EVENTFDS:
+    case IVSHMEM2_MSG_EVENTFDS:
         if (s->phase == PHASE_READY) {
             return handle_answer(s, d, error);
         }
@@ -552,12 +552,12 @@ static bool receive(Ivshmem2Session *s, Ivshmem2Decoder *d, GError **error)
         }
         return s->phase == PHASE_EVENTFDS ?
                handle_pushed_eventfds(s, d, error) : out_of_order(d, error);
-    case IVSHMEM2_READY:
+    case IVSHMEM2_MSG_READY:
         return s->phase == PHASE_EVENTFDS ? handle_ready(s, error)
                                           : out_of_order(d, error);
-    case IVSHMEM2_ERROR:
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_REFUSED,
-                    "the server says: %s", d->msg.error.text);
+    case IVSHMEM2_MSG_REFUSED:
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_REFUSED,
+                    "the server says: %s", d->msg.refusal.text);
         return false;
     }
     return out_of_order(d, error);
@@ -592,7 +592,7 @@ static void next_ring(Ivshmem2Session *s, Ivshmem2Msg *msg)
 
     s->in_flight[end] = key_of(id, vector);
     s->n_in_flight++;
-    msg->hdr.type = IVSHMEM2_RING;
+    msg->hdr.type = IVSHMEM2_MSG_RING;
     msg->target.id = id;
     msg->target.vector = vector;
 }
@@ -604,14 +604,14 @@ bool ivshmem2_session_next(Ivshmem2Session *s, Ivshmem2Msg *msg)
     }
     memset(msg, 0, sizeof(*msg));
     if (s->phase == PHASE_HELLO) {
-        msg->hdr.type = IVSHMEM2_HELLO;
+        msg->hdr.type = IVSHMEM2_MSG_HELLO;
         msg->hello = s->hello;
         s->phase = PHASE_WELCOME;
     } else if (s->say_state && s->phase == PHASE_READY) {
-        msg->hdr.type = IVSHMEM2_STATE_CHANGED;
+        msg->hdr.type = IVSHMEM2_MSG_STATE_CHANGED;
         s->say_state = false;
     } else if (s->say_goodbye) {
-        msg->hdr.type = IVSHMEM2_GOODBYE;
+        msg->hdr.type = IVSHMEM2_MSG_GOODBYE;
         s->say_goodbye = false;
     } else {
         next_ring(s, msg);
@@ -691,7 +691,7 @@ static bool map_section(void *base, uint64_t offset, uint64_t size, int fd,
     if (size && mmap((char *)base + offset, size,
                      PROT_READ | (writable ? PROT_WRITE : 0),
                      MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
                     "cannot map the %s of %llu bytes: %s", what,
                     (unsigned long long)size, g_strerror(errno));
         return false;
@@ -730,7 +730,7 @@ void *ivshmem2_session_map(Ivshmem2Session *s, GError **error)
     area = mmap(NULL, size + align, PROT_NONE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
                     "cannot reserve %zu bytes of address space: %s", size,
                     g_strerror(errno));
         return NULL;

@@ -35,12 +35,12 @@ static void make_printable(Ivshmem2Msg *wire, uint16_t type)
 {
     char text[IVSHMEM2_TEXT_SIZE + 1] = { 0 };
 
-    if (type == IVSHMEM2_HELLO) {
+    if (type == IVSHMEM2_MSG_HELLO) {
         memcpy(text, wire->hello.name, IVSHMEM2_NAME_SIZE);
         ivshmem2_set_text(wire->hello.name, IVSHMEM2_NAME_SIZE, text);
-    } else if (type == IVSHMEM2_ERROR) {
-        memcpy(text, wire->error.text, IVSHMEM2_TEXT_SIZE);
-        ivshmem2_set_text(wire->error.text, IVSHMEM2_TEXT_SIZE, text);
+    } else if (type == IVSHMEM2_MSG_REFUSED) {
+        memcpy(text, wire->refusal.text, IVSHMEM2_TEXT_SIZE);
+        ivshmem2_set_text(wire->refusal.text, IVSHMEM2_TEXT_SIZE, text);
     }
 }
 
@@ -55,7 +55,8 @@ static void check_message(const Ivshmem2Decoder *d, const uint8_t *wire,
 
     g_assert_true(ivshmem2_decoder_complete(d));
     g_assert_nonnull(ivshmem2_type_name(type));
-    g_assert_cmpint(type >= IVSHMEM2_WELCOME, ==, d->from == IVSHMEM2_SERVER);
+    g_assert_cmpint(type >= IVSHMEM2_MSG_WELCOME, ==,
+                    d->from == IVSHMEM2_SERVER);
     g_assert_cmpuint(d->msg.hdr.size, ==, size);
     g_assert_cmpuint(d->msg.hdr.fds, ==, d->n_fds);
     memcpy(&want, wire, size);
@@ -129,7 +130,7 @@ static Outcome decode(FuzzInput in, uint8_t mode, bool cut, uint32_t seed)
             ivshmem2_decoder_reset(&d);
             start = in.data;
         } else if (ret < 0) {
-            g_assert_cmpint(error->code, ==, IVSHMEM2_LIB_ERROR_PROTOCOL);
+            g_assert_cmpint(error->code, ==, IVSHMEM2_ERROR_PROTOCOL);
             o.error = g_strdup(error->message);
         }
     }

@@ -18,7 +18,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include "daemon.h"
-#include "libivshmem2-conn.h"
+#include "libivshmem2-transport.h"
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
@@ -39,7 +39,7 @@ typedef enum Op {
     OP_HELLO,
     OP_STATE_CHANGED,
     OP_RING,
-    OP_GET_EVENTFD,
+    OP_RING_FAR,                /* an ID that no link has */
     OP_GOODBYE,
     OP_FLOOD,                   /* with rings */
     OP_BYTES,
@@ -71,7 +71,7 @@ typedef struct Process {
 
 typedef struct Player {
     FuzzEnd end;
-    Ivshmem2Conn conn;          /* the same, for listening */
+    Ivshmem2Transport conn;          /* the same, for listening */
     unsigned process;
     uint32_t id;                /* as the server said in WELCOME */
     bool ready;                 /* READY came */
@@ -214,7 +214,7 @@ static int connect_socket(Game *g, unsigned process)
 
 static void close_it(Player *p)
 {
-    ivshmem2_conn_clear(&p->conn);
+    ivshmem2_transport_clear(&p->conn);
     p->end.fd = -1;
     p->id = IVSHMEM2_ID_ANY;
 }
@@ -228,7 +228,7 @@ static void connect_it(Game *g, Player *p, unsigned process)
         .process = process,
         .id = IVSHMEM2_ID_ANY,
     };
-    ivshmem2_conn_init_consume(&p->conn, p->end.fd, IVSHMEM2_SERVER);
+    ivshmem2_transport_init_consume(&p->conn, p->end.fd, IVSHMEM2_SERVER);
 }
 
 /* What the server says makes sense, to whomever it is. */
@@ -241,17 +241,17 @@ static void check_said(Player *p)
         g_assert_cmpint(fcntl(d->fds[i], F_GETFD), ==, FD_CLOEXEC);
     }
     switch (d->msg.hdr.type) {
-    case IVSHMEM2_WELCOME:
+    case IVSHMEM2_MSG_WELCOME:
         g_assert_cmpuint(p->id, ==, IVSHMEM2_ID_ANY);
         g_assert_true(ivshmem2_welcome_check(&d->msg.welcome, NULL));
         p->id = d->msg.welcome.id;
         break;
-    case IVSHMEM2_READY:
+    case IVSHMEM2_MSG_READY:
         g_assert_cmpuint(p->id, !=, IVSHMEM2_ID_ANY);
         g_assert_false(p->ready);
         p->ready = true;
         break;
-    case IVSHMEM2_ERROR:
+    case IVSHMEM2_MSG_REFUSED:
         p->over = true;
         p->id = IVSHMEM2_ID_ANY;
         break;
@@ -265,7 +265,7 @@ static void listen_to_it(Player *p, unsigned n)
 {
     while (n-- && p->conn.fd >= 0) {
         g_autoptr(GError) error = NULL;
-        int ret = ivshmem2_conn_receive(&p->conn, &error);
+        int ret = ivshmem2_transport_receive(&p->conn, &error);
 
         if (ret == 0) {
             break;
@@ -273,7 +273,7 @@ static void listen_to_it(Player *p, unsigned n)
             check_said(p);
             ivshmem2_decoder_reset(&p->conn.in);
         } else {
-            g_assert_cmpint(error->code, !=, IVSHMEM2_LIB_ERROR_PROTOCOL);
+            g_assert_cmpint(error->code, !=, IVSHMEM2_ERROR_PROTOCOL);
             close_it(p);
         }
     }
@@ -292,10 +292,15 @@ static void tell(Player *p, FuzzInput *in, uint16_t type)
 {
     Ivshmem2Msg msg = { .hdr.type = type };
 
-    if (type == IVSHMEM2_RING || type == IVSHMEM2_GET_EVENTFD) {
-        msg.target.id = fuzz_u8(in);
-        msg.target.vector = fuzz_u8(in);
-    }
+    fuzz_send(in, &p->end, &msg, NULL);
+}
+
+static void ring(Player *p, FuzzInput *in, uint32_t first_id)
+{
+    Ivshmem2Msg msg = { .hdr.type = IVSHMEM2_MSG_RING };
+
+    msg.target.id = first_id + fuzz_u8(in);
+    msg.target.vector = fuzz_u8(in);
     fuzz_send(in, &p->end, &msg, NULL);
 }
 
@@ -332,20 +337,20 @@ static void step(Game *g, FuzzInput *in, Op op)
         hello(g, p, in);
         break;
     case OP_STATE_CHANGED:
-        tell(p, in, IVSHMEM2_STATE_CHANGED);
+        tell(p, in, IVSHMEM2_MSG_STATE_CHANGED);
         break;
     case OP_RING:
-        tell(p, in, IVSHMEM2_RING);
+        ring(p, in, 0);
         break;
-    case OP_GET_EVENTFD:
-        tell(p, in, IVSHMEM2_GET_EVENTFD);
+    case OP_RING_FAR:
+        ring(p, in, IVSHMEM2_MAX_PEERS);
         break;
     case OP_GOODBYE:
-        tell(p, in, IVSHMEM2_GOODBYE);
+        tell(p, in, IVSHMEM2_MSG_GOODBYE);
         break;
     case OP_FLOOD:
         for (unsigned n = fuzz_u8(in); n; n--) {
-            tell(p, &none, IVSHMEM2_RING);
+            tell(p, &none, IVSHMEM2_MSG_RING);
         }
         break;
     case OP_BYTES:
@@ -405,7 +410,7 @@ static void check_honest(Game *g)
     unsigned before = honest->answers;
     FuzzInput none = { .size = 0 };
 
-    tell(honest, &none, IVSHMEM2_RING);
+    tell(honest, &none, IVSHMEM2_MSG_RING);
     for (int i = 0; i < MANY_TURNS && honest->answers == before; i++) {
         ivshmem2_daemon_turn(g->daemon, false);
         listen_to_it(honest, UINT_MAX);

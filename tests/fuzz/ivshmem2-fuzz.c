@@ -233,7 +233,7 @@ Ivshmem2Msg fuzz_hello(FuzzInput *in, uint8_t how,
                        const Ivshmem2Welcome *welcome)
 {
     Ivshmem2Msg msg = {
-        .hdr.type = IVSHMEM2_HELLO,
+        .hdr.type = IVSHMEM2_MSG_HELLO,
         .hello = {
             .magic = IVSHMEM2_MAGIC,
             .version_min = IVSHMEM2_VERSION_MIN,

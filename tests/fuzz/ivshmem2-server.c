@@ -9,6 +9,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
+#include "hw/misc/ivshmem2-regs.h"
 #include "ivshmem2-fuzz.h"
 #include "server.h"
 
@@ -24,7 +25,7 @@ typedef enum Op {
     OP_JOIN,                    /* a HELLO without a lie, and all answers */
     OP_STATE_CHANGED,
     OP_RING,
-    OP_GET_EVENTFD,
+    OP_RING_FAR,                /* an ID that no link has */
     OP_GOODBYE,
     OP_SAY,                     /* any message there is */
     OP_LISTEN,
@@ -177,13 +178,13 @@ static void listen_to_it(Game *g, Player *p, unsigned n)
             g_assert_cmpint(fcntl(fds[i], F_GETFD), ==, FD_CLOEXEC);
         }
         switch (msg.hdr.type) {
-        case IVSHMEM2_WELCOME:
+        case IVSHMEM2_MSG_WELCOME:
             g_assert_false(p->welcome);
             g_assert_cmpuint(msg.welcome.id, ==, p->c.id);
             p->welcome = true;
             p->id = p->c.id;
             break;
-        case IVSHMEM2_ERROR:
+        case IVSHMEM2_MSG_REFUSED:
             g_assert_true(ivshmem2_client_is_over(&p->c));
             break;
         default:
@@ -205,7 +206,7 @@ static void tell(Game *g, Player *p, const Ivshmem2Msg *msg)
     id = p->c.id;
     was_peer = ivshmem2_client_is_ready(&p->c);
     ivshmem2_client_receive(&p->c, msg);
-    if (was_peer && msg->hdr.type == IVSHMEM2_STATE_CHANGED) {
+    if (was_peer && msg->hdr.type == IVSHMEM2_MSG_STATE_CHANGED) {
         owe_to_all_but(g, id);
     }
 }
@@ -233,8 +234,8 @@ static void hello(Game *g, Player *p, FuzzInput *in)
 static void say_anything(Game *g, Player *p, FuzzInput *in)
 {
     static const uint16_t types[] = {
-        IVSHMEM2_HELLO, IVSHMEM2_STATE_CHANGED, IVSHMEM2_RING,
-        IVSHMEM2_GET_EVENTFD, IVSHMEM2_GOODBYE,
+        IVSHMEM2_MSG_HELLO, IVSHMEM2_MSG_STATE_CHANGED, IVSHMEM2_MSG_RING,
+        IVSHMEM2_MSG_GOODBYE,
     };
     Ivshmem2Msg msg = {
         .hdr.type = types[fuzz_u8(in) % G_N_ELEMENTS(types)],
@@ -245,11 +246,11 @@ static void say_anything(Game *g, Player *p, FuzzInput *in)
     tell(g, p, &msg);
 }
 
-static void ask(Game *g, Player *p, FuzzInput *in, uint16_t type)
+static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
 {
-    Ivshmem2Msg msg = { .hdr.type = type };
+    Ivshmem2Msg msg = { .hdr.type = IVSHMEM2_MSG_RING };
 
-    msg.target.id = fuzz_u8(in);
+    msg.target.id = first_id + fuzz_u8(in);
     msg.target.vector = fuzz_u8(in);
     if (msg.target.id == 0xff) {
         msg.target.id = fuzz_u32(in);
@@ -328,7 +329,7 @@ static void check(Game *g)
 static void check_honest(Game *g)
 {
     Player *honest = &g->players[HONEST];
-    Ivshmem2Msg msg = { .hdr.type = IVSHMEM2_RING };
+    Ivshmem2Msg msg = { .hdr.type = IVSHMEM2_MSG_RING };
     const int *fds;
 
     was_interrupted(g, 0);
@@ -336,7 +337,7 @@ static void check_honest(Game *g)
     g_assert_true(was_interrupted(g, 0));
     g_assert_true(ivshmem2_client_has_next(&honest->c));
     ivshmem2_client_next(&honest->c, &msg, &fds);
-    g_assert_cmpuint(msg.hdr.type, ==, IVSHMEM2_EVENTFDS);
+    g_assert_cmpuint(msg.hdr.type, ==, IVSHMEM2_MSG_EVENTFDS);
     g_assert_cmpuint(msg.hdr.fds, ==, 1);
     g_assert_cmpint(fds[0], ==, g->link->eventfds[0][0]);
 }
@@ -366,16 +367,16 @@ static void step(Game *g, FuzzInput *in, Op op)
         join(g, p);
         break;
     case OP_STATE_CHANGED:
-        tell(g, p, &(Ivshmem2Msg) { .hdr.type = IVSHMEM2_STATE_CHANGED });
+        tell(g, p, &(Ivshmem2Msg) { .hdr.type = IVSHMEM2_MSG_STATE_CHANGED });
         break;
     case OP_RING:
-        ask(g, p, in, IVSHMEM2_RING);
+        ring(g, p, in, 0);
         break;
-    case OP_GET_EVENTFD:
-        ask(g, p, in, IVSHMEM2_GET_EVENTFD);
+    case OP_RING_FAR:
+        ring(g, p, in, IVSHMEM2_MAX_PEERS);
         break;
     case OP_GOODBYE:
-        tell(g, p, &(Ivshmem2Msg) { .hdr.type = IVSHMEM2_GOODBYE });
+        tell(g, p, &(Ivshmem2Msg) { .hdr.type = IVSHMEM2_MSG_GOODBYE });
         break;
     case OP_SAY:
         say_anything(g, p, in);
@@ -388,7 +389,7 @@ static void step(Game *g, FuzzInput *in, Op op)
         break;
     case OP_REFUSE:
         if (p->open) {
-            ivshmem2_client_refuse(&p->c, IVSHMEM2_ERR_TIMEOUT, "too late");
+            ivshmem2_client_refuse(&p->c, IVSHMEM2_REFUSAL_TIMEOUT, "too late");
         }
         break;
     case OP_STATE:

@@ -9,7 +9,7 @@
 
 #include "ivshmem2-fuzz.h"
 #include <sys/socket.h>
-#include "libivshmem2-conn.h"
+#include "libivshmem2-transport.h"
 
 /* As session.c keeps them */
 #define MAX_EVENTFDS    1024
@@ -27,7 +27,7 @@ typedef enum Op {
     OP_EVENTFDS,
     OP_MANY_EVENTFDS,
     OP_READY,
-    OP_ERROR,
+    OP_REFUSED,
     OP_ANSWER,                  /* the oldest request */
     OP_BYTES,
     OP_REST,
@@ -44,7 +44,7 @@ typedef enum Op {
 typedef struct Game {
     unsigned n_fds;             /* before */
     Ivshmem2Session *s;
-    Ivshmem2Conn conn;          /* the client's end */
+    Ivshmem2Transport conn;          /* the client's end */
     FuzzEnd server;
     Ivshmem2Decoder said;       /* by the client */
     Ivshmem2Target asked[MAX_ASKED];
@@ -104,10 +104,10 @@ static void check(Game *g)
 static bool say(Game *g, GError **error)
 {
     Ivshmem2Msg msg;
-    int ret = ivshmem2_conn_flush(&g->conn, error);
+    int ret = ivshmem2_transport_flush(&g->conn, error);
 
     while (ret > 0 && ivshmem2_session_next(g->s, &msg)) {
-        ret = ivshmem2_conn_send(&g->conn, &msg, NULL, error);
+        ret = ivshmem2_transport_send(&g->conn, &msg, NULL, error);
     }
     return ret >= 0;
 }
@@ -124,14 +124,14 @@ static bool is_sealed(int fd)
 static bool is_believable(const Game *g)
 {
     const Ivshmem2Decoder *d = &g->conn.in;
-    bool welcome = d->msg.hdr.type == IVSHMEM2_WELCOME;
+    bool welcome = d->msg.hdr.type == IVSHMEM2_MSG_WELCOME;
 
     if (g->established) {
         return !welcome ||
                memcmp(&d->msg.welcome, &g->info, sizeof(g->info)) == 0;
     }
     for (unsigned i = 0; i < d->n_fds; i++) {
-        if ((welcome || d->msg.hdr.type == IVSHMEM2_OUTPUTS) &&
+        if ((welcome || d->msg.hdr.type == IVSHMEM2_MSG_OUTPUTS) &&
             !is_sealed(d->fds[i])) {
             return false;
         }
@@ -143,7 +143,7 @@ static bool listen_to_it(Game *g, GError **error)
 {
     int ret;
 
-    while ((ret = ivshmem2_conn_receive(&g->conn, error)) > 0) {
+    while ((ret = ivshmem2_transport_receive(&g->conn, error)) > 0) {
         bool believable = is_believable(g);
 
         if (!ivshmem2_session_receive(g->s, &g->conn.in, error)) {
@@ -158,7 +158,7 @@ static bool listen_to_it(Game *g, GError **error)
 static void disconnect(Game *g)
 {
     if (g->conn.fd >= 0) {
-        ivshmem2_conn_clear(&g->conn);
+        ivshmem2_transport_clear(&g->conn);
         ivshmem2_session_disconnected(g->s);
     }
     ivshmem2_close(&g->server.fd);
@@ -179,7 +179,7 @@ static void hear(Game *g)
 
         g_assert_no_error(error);
         if (ret > 0) {
-            if (g->said.msg.hdr.type == IVSHMEM2_RING &&
+            if (g->said.msg.hdr.type == IVSHMEM2_MSG_RING &&
                 g->n_asked < MAX_ASKED) {
                 g->asked[g->n_asked++] = g->said.msg.target;
             }
@@ -199,7 +199,7 @@ static void converse(Game *g)
         hear(g);
     } else {
         if (error) {
-            g_assert_cmpuint(error->domain, ==, IVSHMEM2_LIB_ERROR);
+            g_assert_cmpuint(error->domain, ==, IVSHMEM2_ERROR);
         }
         disconnect(g);
     }
@@ -212,7 +212,7 @@ static void connect_it(Game *g)
     disconnect(g);
     g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds),
                     ==, 0);
-    ivshmem2_conn_init_consume(&g->conn, fds[0], IVSHMEM2_SERVER);
+    ivshmem2_transport_init_consume(&g->conn, fds[0], IVSHMEM2_SERVER);
     ivshmem2_decoder_init(&g->said, IVSHMEM2_CLIENT);
     g->server.fd = fds[1];
     g->server.n_rest = 0;
@@ -233,7 +233,7 @@ static void map_memory(Game *g)
     if (g->memory) {
         ((uint32_t *)g->memory)[g->info.id] = MARK;
     } else {
-        g_assert_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO);
+        g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO);
     }
 }
 
@@ -242,7 +242,7 @@ static void map_memory(Game *g)
 static void tell_welcome(Game *g, FuzzInput *in)
 {
     Ivshmem2Msg msg = {
-        .hdr.type = IVSHMEM2_WELCOME,
+        .hdr.type = IVSHMEM2_MSG_WELCOME,
         .welcome = g->truth,
     };
     Ivshmem2Welcome *w = &msg.welcome;
@@ -293,7 +293,7 @@ static void tell_welcome(Game *g, FuzzInput *in)
 static void tell_outputs(Game *g, FuzzInput *in, uint32_t first, unsigned n)
 {
     Ivshmem2Msg msg = {
-        .hdr = { .type = IVSHMEM2_OUTPUTS, .fds = n },
+        .hdr = { .type = IVSHMEM2_MSG_OUTPUTS, .fds = n },
         .outputs.first = first,
     };
     int fds[IVSHMEM2_MAX_FDS];
@@ -310,7 +310,7 @@ static void tell_eventfds(Game *g, FuzzInput *in, uint32_t id, uint32_t first,
                           unsigned n)
 {
     Ivshmem2Msg msg = {
-        .hdr = { .type = IVSHMEM2_EVENTFDS, .fds = n },
+        .hdr = { .type = IVSHMEM2_MSG_EVENTFDS, .fds = n },
         .eventfds = { .id = id, .first = first },
     };
     int fds[IVSHMEM2_MAX_FDS];
@@ -328,10 +328,10 @@ static void tell(Game *g, FuzzInput *in, uint16_t type)
 {
     Ivshmem2Msg msg = { .hdr.type = type };
 
-    if (type == IVSHMEM2_ERROR) {
-        msg.error.code = fuzz_u8(in);
-        fuzz_bytes(in, msg.error.text,
-                   fuzz_u8(in) % (sizeof(msg.error.text) + 1));
+    if (type == IVSHMEM2_MSG_REFUSED) {
+        msg.refusal.code = fuzz_u8(in);
+        fuzz_bytes(in, msg.refusal.text,
+                   fuzz_u8(in) % (sizeof(msg.refusal.text) + 1));
     }
     fuzz_send(in, &g->server, &msg, NULL);
 }
@@ -356,7 +356,7 @@ static void handshake(Game *g)
         tell_eventfds(g, &none, g->truth.id, g->next_own,
                       MIN(g->truth.vectors - g->next_own, IVSHMEM2_MAX_FDS));
     }
-    tell(g, &none, IVSHMEM2_READY);
+    tell(g, &none, IVSHMEM2_MSG_READY);
 }
 
 /* More than the client keeps, if the input has it often enough */
@@ -447,10 +447,10 @@ static void step(Game *g, FuzzInput *in, Op op)
         tell_many_eventfds(g, in);
         break;
     case OP_READY:
-        tell(g, in, IVSHMEM2_READY);
+        tell(g, in, IVSHMEM2_MSG_READY);
         break;
-    case OP_ERROR:
-        tell(g, in, IVSHMEM2_ERROR);
+    case OP_REFUSED:
+        tell(g, in, IVSHMEM2_MSG_REFUSED);
         break;
     case OP_ANSWER:
         answer(g, in);

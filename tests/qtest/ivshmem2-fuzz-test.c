@@ -143,17 +143,18 @@ static int strange_fd(GRand *rand, int own)
 static TestPacket any_packet(GRand *rand)
 {
     static const uint16_t types[] = {
-        IVSHMEM2_HELLO, IVSHMEM2_STATE_CHANGED, IVSHMEM2_RING,
-        IVSHMEM2_GOODBYE, IVSHMEM2_WELCOME, IVSHMEM2_OUTPUTS,
-        IVSHMEM2_EVENTFDS, IVSHMEM2_EVENTFDS, IVSHMEM2_READY, IVSHMEM2_ERROR,
+        IVSHMEM2_MSG_HELLO, IVSHMEM2_MSG_STATE_CHANGED, IVSHMEM2_MSG_RING,
+        IVSHMEM2_MSG_GOODBYE, IVSHMEM2_MSG_WELCOME, IVSHMEM2_MSG_OUTPUTS,
+        IVSHMEM2_MSG_EVENTFDS, IVSHMEM2_MSG_EVENTFDS, IVSHMEM2_MSG_READY,
+        IVSHMEM2_MSG_REFUSED,
     };
     TestPacket p = {
         .msg.hdr.type = types[g_rand_int_range(rand, 0, ARRAY_SIZE(types))],
     };
 
-    if (p.msg.hdr.type == IVSHMEM2_ERROR) {
-        for (int i = 0; i < sizeof(p.msg.error.text); i++) {
-            p.msg.error.text[i] = g_rand_int(rand);
+    if (p.msg.hdr.type == IVSHMEM2_MSG_REFUSED) {
+        for (int i = 0; i < sizeof(p.msg.refusal.text); i++) {
+            p.msg.refusal.text[i] = g_rand_int(rand);
         }
     } else {
         p.msg.eventfds.id = any_value(rand);
@@ -286,7 +287,7 @@ static bool hear(Liar *l, int fd, Ivshmem2Msg *msg, int timeout_ms)
 static TestPacket answer_to(const Ivshmem2Msg *msg)
 {
     TestPacket p = {
-        .msg.hdr.type = IVSHMEM2_EVENTFDS,
+        .msg.hdr.type = IVSHMEM2_MSG_EVENTFDS,
         .msg.eventfds.id = le32_to_cpu(msg->target.id),
         .msg.eventfds.first = le32_to_cpu(msg->target.vector),
     };
@@ -300,7 +301,7 @@ static TestPacket answer_to(const Ivshmem2Msg *msg)
 
 static int make_handshake(Lie *lies, uint32_t max_peers)
 {
-    TestPacket ready = { .msg.hdr.type = IVSHMEM2_READY };
+    TestPacket ready = { .msg.hdr.type = IVSHMEM2_MSG_READY };
     int n = 0;
 
     test_packet_finish(&ready);
@@ -352,7 +353,7 @@ static void serve(Liar *l, int fd, int own, uint32_t max_peers,
     while (hear(l, fd, &msg, l->done && !good ? patience_ms : -1)) {
         Lie lie;
 
-        if (msg.hdr.type == IVSHMEM2_RING) {
+        if (msg.hdr.type == IVSHMEM2_MSG_RING) {
             lie = lie_of(answer_to(&msg));
             if (!good && one_in(rand, 4)) {
                 twist(rand, &lie, own);

@@ -198,7 +198,7 @@ static bool say_eventfds(Server *s, int fd, uint32_t id)
 /* Returns true if the handshake is complete. */
 static bool serve(Server *s, int fd)
 {
-    TestPacket ready = { .msg.hdr.type = IVSHMEM2_READY };
+    TestPacket ready = { .msg.hdr.type = IVSHMEM2_MSG_READY };
     struct {
         Ivshmem2Header hdr;
         Ivshmem2Hello hello;
@@ -388,18 +388,18 @@ static void change_type_unknown(TestPacket *p)
 
 static void change_type_mine(TestPacket *p)
 {
-    p->hdr.type = IVSHMEM2_RING;
+    p->hdr.type = IVSHMEM2_MSG_RING;
 }
 
 static void change_type_error(TestPacket *p)
 {
     memset(&p->msg, 0, sizeof(p->msg));
-    p->msg.hdr.type = IVSHMEM2_ERROR;
-    p->msg.error.code = IVSHMEM2_ERR_FULL;
-    strcpy(p->msg.error.text, "no room\033[31m for you\n");
-    p->size = ivshmem2_type_size(IVSHMEM2_ERROR);
+    p->msg.hdr.type = IVSHMEM2_MSG_REFUSED;
+    p->msg.refusal.code = IVSHMEM2_REFUSAL_FULL;
+    strcpy(p->msg.refusal.text, "no room\033[31m for you\n");
+    p->size = ivshmem2_type_size(IVSHMEM2_MSG_REFUSED);
     p->hdr = (Ivshmem2Header) {
-        .type = IVSHMEM2_ERROR, .size = p->size,
+        .type = IVSHMEM2_MSG_REFUSED, .size = p->size,
     };
     p->n_fds = 0;
 }
@@ -408,21 +408,21 @@ static void change_type_error(TestPacket *p)
 static void change_type_long_error(TestPacket *p)
 {
     change_type_error(p);
-    memset(p->msg.error.text, 'x', sizeof(p->msg.error.text));
+    memset(p->msg.refusal.text, 'x', sizeof(p->msg.refusal.text));
 }
 
 static void change_type_ready(TestPacket *p)
 {
-    p->msg.hdr.type = IVSHMEM2_READY;
-    p->hdr = (Ivshmem2Header) { .type = IVSHMEM2_READY, .size = 8 };
+    p->msg.hdr.type = IVSHMEM2_MSG_READY;
+    p->hdr = (Ivshmem2Header) { .type = IVSHMEM2_MSG_READY, .size = 8 };
     p->size = 8;
     p->n_fds = 0;
 }
 
 static void change_type_outputs(TestPacket *p)
 {
-    p->msg.hdr.type = IVSHMEM2_OUTPUTS;
-    p->hdr.type = IVSHMEM2_OUTPUTS;
+    p->msg.hdr.type = IVSHMEM2_MSG_OUTPUTS;
+    p->hdr.type = IVSHMEM2_MSG_OUTPUTS;
 }
 
 static void change_size_0(TestPacket *p)
@@ -895,7 +895,7 @@ static void test_descriptors(void *obj, void *link, QGuestAllocator *alloc)
 static void change_version_1(TestPacket *p)
 {
     memset(&p->msg, 0, sizeof(p->msg));
-    p->msg.hdr.type = IVSHMEM2_WELCOME;
+    p->msg.hdr.type = IVSHMEM2_MSG_WELCOME;
     p->hdr = (Ivshmem2Header) {};
     p->fds[0] = test_packet_memory(4 * MiB, 0);
     p->n_fds = 1;
@@ -1140,7 +1140,7 @@ static void late_message(Server *server, TestPacket *p)
 static void late_welcome(Server *server)
 {
     TestPacket p = {
-        .msg.hdr.type = IVSHMEM2_WELCOME,
+        .msg.hdr.type = IVSHMEM2_MSG_WELCOME,
         .fds = {
             test_packet_memory(SECTION, SEALS),
             test_packet_memory(SECTION, SEALS),
@@ -1154,7 +1154,7 @@ static void late_welcome(Server *server)
 static void late_eventfds(Server *server)
 {
     TestPacket p = {
-        .msg.hdr.type = IVSHMEM2_EVENTFDS,
+        .msg.hdr.type = IVSHMEM2_MSG_EVENTFDS,
         .msg.eventfds.id = 1,
         .n_fds = 1,
         .fds = { server->eventfds[0] },
@@ -1166,8 +1166,8 @@ static void late_eventfds(Server *server)
 static void late_error(Server *server)
 {
     TestPacket p = {
-        .msg.hdr.type = IVSHMEM2_ERROR,
-        .msg.error.text = "enough of you",
+        .msg.hdr.type = IVSHMEM2_MSG_REFUSED,
+        .msg.refusal.text = "enough of you",
     };
 
     late_message(server, &p);

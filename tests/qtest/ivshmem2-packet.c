@@ -82,7 +82,7 @@ TestPacket test_packet_welcome(uint32_t id, uint32_t max_peers)
     uint32_t table = QEMU_ALIGN_UP(max_peers * 4, TEST_PACKET_SECTION);
     bool has_outputs = max_peers == TEST_PACKET_PEERS;
     TestPacket p = {
-        .msg.hdr.type = IVSHMEM2_WELCOME,
+        .msg.hdr.type = IVSHMEM2_MSG_WELCOME,
         .msg.welcome = {
             .version = 1,
             .features = IVSHMEM2_F_MSIX,
@@ -111,7 +111,7 @@ TestPacket test_packet_outputs(uint32_t id)
     int others = test_packet_read_only(
         test_packet_memory(TEST_PACKET_SECTION, TEST_PACKET_SEALS));
     TestPacket p = {
-        .msg.hdr.type = IVSHMEM2_OUTPUTS,
+        .msg.hdr.type = IVSHMEM2_MSG_OUTPUTS,
         .fds = { others, others },
         .n_fds = TEST_PACKET_PEERS,
     };
@@ -124,7 +124,7 @@ TestPacket test_packet_outputs(uint32_t id)
 TestPacket test_packet_eventfds(uint32_t id)
 {
     TestPacket p = {
-        .msg.hdr.type = IVSHMEM2_EVENTFDS,
+        .msg.hdr.type = IVSHMEM2_MSG_EVENTFDS,
         .msg.eventfds.id = id,
         .n_fds = TEST_PACKET_VECTORS,
     };

@@ -63,9 +63,9 @@ static inline int make_eventfd(void)
     return fd;
 }
 
-/* @error is of domain IVSHMEM2_LIB_ERROR with @code and says @text. */
+/* @error is of domain IVSHMEM2_ERROR with @code and says @text. */
 #define assert_error(error, want, text) do {                            \
-        g_assert_error(error, IVSHMEM2_LIB_ERROR, want);                \
+        g_assert_error(error, IVSHMEM2_ERROR, want);                \
         if (!strstr((error)->message, text)) {                          \
             g_test_message("%s", (error)->message);                     \
         }                                                               \

@@ -130,7 +130,7 @@ static void assert_refused(Link *l, uint32_t id, int code, const char *what)
 
     o.id = id;
     g_assert_null(ivshmem2_peer_open_socket(l->socket, &o, &error));
-    g_assert_error(error, IVSHMEM2_LIB_ERROR, code);
+    g_assert_error(error, IVSHMEM2_ERROR, code);
     if (!strstr(error->message, what)) {
         g_error("'%s' does not say '%s'", error->message, what);
     }
@@ -320,13 +320,13 @@ static void test_ring(void)
     assert_interrupt(a, -1, 1);
     ring(a, 3, 0);
     g_assert_false(ivshmem2_peer_ring(a, 4, 0, &error));
-    g_assert_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT);
+    g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
     g_clear_error(&error);
     g_assert_false(ivshmem2_peer_ring(a, 2, 3, &error));
-    g_assert_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT);
+    g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
     g_clear_error(&error);
     g_assert_cmpint(ivshmem2_peer_wait(a, &vector, 0, &error), ==, -1);
-    g_assert_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_ARGUMENT);
+    g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
     assert_silence(a);
     assert_silence(b);
     ivshmem2_peer_close(a);
@@ -466,7 +466,7 @@ static void test_server_killed(void)
     set_state(a, 5);
     assert_interrupt(b, -1, 0);
     g_assert_cmpuint(ivshmem2_peer_state(b, 0), ==, 5);
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_LIB_ERROR_IO,
+    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_IO,
                    "is ivshmem2-server running?");
     ivshmem2_peer_close(a);
     assert_interrupt(b, -1, 0);
@@ -583,10 +583,10 @@ static void test_refusals(void)
 
     link_start(&l, "--max-peers 2");
     a = join(&l, 1);
-    assert_refused(&l, 1, IVSHMEM2_LIB_ERROR_REFUSED, "ID 1");
-    assert_refused(&l, 2, IVSHMEM2_LIB_ERROR_REFUSED, "ID 2");
+    assert_refused(&l, 1, IVSHMEM2_ERROR_REFUSED, "ID 1");
+    assert_refused(&l, 2, IVSHMEM2_ERROR_REFUSED, "ID 2");
     b = join(&l, 0);
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_LIB_ERROR_REFUSED,
+    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_REFUSED,
                    "the server says: ");
     ivshmem2_peer_close(b);
     b = join(&l, IVSHMEM2_ID_ANY);
@@ -603,14 +603,14 @@ static void test_bad_paths(void)
     char *socket;
 
     link_init(&l);
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_LIB_ERROR_IO,
+    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_IO,
                    "No such file or directory");
     g_assert_true(g_file_set_contents(l.socket, "", -1, NULL));
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_LIB_ERROR_IO,
+    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_IO,
                    "Connection refused");
     socket = l.socket;
     l.socket = longest;
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_LIB_ERROR_ARGUMENT,
+    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_ARGUMENT,
                    "longer than the 107 bytes");
     l.socket = socket;
     link_end(&l);
@@ -640,12 +640,12 @@ static void test_connect_timeout(void)
     o.timeout_ms = 200;
     fd = listen_at(l.socket, 0);
     g_assert_null(ivshmem2_peer_open_socket(l.socket, &o, &error));
-    g_assert_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_TIMEOUT);
+    g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_TIMEOUT);
     g_clear_error(&error);
     /* now its queue is full */
     for (int i = 0; i < 3; i++) {
         g_assert_null(ivshmem2_peer_open_socket(l.socket, &o, &error));
-        g_assert_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_TIMEOUT);
+        g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_TIMEOUT);
         g_clear_error(&error);
     }
     g_assert_cmpint(g_get_monotonic_time() - start, <,
@@ -685,27 +685,27 @@ static void serve_bytes(const void *bytes, size_t len, int code,
 
 static void test_bad_servers(void)
 {
-    Ivshmem2Msg msg = { .hdr.type = IVSHMEM2_ERROR };
+    Ivshmem2Msg msg = { .hdr.type = IVSHMEM2_MSG_REFUSED };
     size_t len;
 
-    serve_bytes("", 0, IVSHMEM2_LIB_ERROR_CLOSED, "closed the connection");
-    serve_bytes("SSH-2.0-OpenSSH_9.2\r\n", 21, IVSHMEM2_LIB_ERROR_PROTOCOL,
+    serve_bytes("", 0, IVSHMEM2_ERROR_CLOSED, "closed the connection");
+    serve_bytes("SSH-2.0-OpenSSH_9.2\r\n", 21, IVSHMEM2_ERROR_PROTOCOL,
                 "is it an ivshmem2 server?");
-    msg.error.code = IVSHMEM2_ERR_FULL;
-    strcpy(msg.error.text, "full\033[2J");
+    msg.refusal.code = IVSHMEM2_REFUSAL_FULL;
+    strcpy(msg.refusal.text, "full\033[2J");
     len = ivshmem2_msg_encode(&msg);
-    serve_bytes(&msg, len - 1, IVSHMEM2_LIB_ERROR_PROTOCOL,
+    serve_bytes(&msg, len - 1, IVSHMEM2_ERROR_PROTOCOL,
                 "in the middle of a message");
-    serve_bytes(&msg, len, IVSHMEM2_LIB_ERROR_REFUSED,
+    serve_bytes(&msg, len, IVSHMEM2_ERROR_REFUSED,
                 "the server says: full?[2J");
     memset(&msg, 0, sizeof(msg));
-    msg.hdr.type = IVSHMEM2_READY;
+    msg.hdr.type = IVSHMEM2_MSG_READY;
     len = ivshmem2_msg_encode(&msg);
-    serve_bytes(&msg, len, IVSHMEM2_LIB_ERROR_PROTOCOL, "out of order");
+    serve_bytes(&msg, len, IVSHMEM2_ERROR_PROTOCOL, "out of order");
     memset(&msg, 0, sizeof(msg));
-    msg.hdr.type = IVSHMEM2_WELCOME;
+    msg.hdr.type = IVSHMEM2_MSG_WELCOME;
     len = ivshmem2_msg_encode(&msg);
-    serve_bytes(&msg, len, IVSHMEM2_LIB_ERROR_PROTOCOL, "descriptors");
+    serve_bytes(&msg, len, IVSHMEM2_ERROR_PROTOCOL, "descriptors");
 }
 
 /* The program */

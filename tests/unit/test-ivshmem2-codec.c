@@ -18,7 +18,7 @@ typedef struct Golden {
 static const Golden golden[] = {
     {
         .msg = {
-            .hdr = { .type = IVSHMEM2_HELLO },
+            .hdr = { .type = IVSHMEM2_MSG_HELLO },
             .hello = {
                 .magic = IVSHMEM2_MAGIC,
                 .version_min = 1,
@@ -43,13 +43,13 @@ static const Golden golden[] = {
             'v', 'm', '-', 'a',
         },
     }, {
-        .msg = { .hdr = { .type = IVSHMEM2_STATE_CHANGED } },
+        .msg = { .hdr = { .type = IVSHMEM2_MSG_STATE_CHANGED } },
         .from = IVSHMEM2_CLIENT,
         .size = 8,
         .bytes = { 0x02, 0x00, 0x00, 0x00, 0x08, 0x00, 0x00, 0x00 },
     }, {
         .msg = {
-            .hdr = { .type = IVSHMEM2_RING },
+            .hdr = { .type = IVSHMEM2_MSG_RING },
             .target = { .id = 0x01020304, .vector = 0x05060708 },
         },
         .from = IVSHMEM2_CLIENT,
@@ -59,24 +59,13 @@ static const Golden golden[] = {
             0x04, 0x03, 0x02, 0x01, 0x08, 0x07, 0x06, 0x05,
         },
     }, {
-        .msg = {
-            .hdr = { .type = IVSHMEM2_GET_EVENTFD },
-            .target = { .id = 3, .vector = 2047 },
-        },
-        .from = IVSHMEM2_CLIENT,
-        .size = 16,
-        .bytes = {
-            0x04, 0x00, 0x00, 0x00, 0x10, 0x00, 0x00, 0x00,
-            0x03, 0x00, 0x00, 0x00, 0xff, 0x07, 0x00, 0x00,
-        },
-    }, {
-        .msg = { .hdr = { .type = IVSHMEM2_GOODBYE } },
+        .msg = { .hdr = { .type = IVSHMEM2_MSG_GOODBYE } },
         .from = IVSHMEM2_CLIENT,
         .size = 8,
         .bytes = { 0x05, 0x00, 0x00, 0x00, 0x08, 0x00, 0x00, 0x00 },
     }, {
         .msg = {
-            .hdr = { .type = IVSHMEM2_WELCOME, .fds = 2 },
+            .hdr = { .type = IVSHMEM2_MSG_WELCOME, .fds = 2 },
             .welcome = {
                 .version = 1,
                 .protocol = 0xc002,
@@ -105,7 +94,7 @@ static const Golden golden[] = {
         },
     }, {
         .msg = {
-            .hdr = { .type = IVSHMEM2_OUTPUTS, .fds = 16 },
+            .hdr = { .type = IVSHMEM2_MSG_OUTPUTS, .fds = 16 },
             .outputs = { .first = 0x0130 },
         },
         .from = IVSHMEM2_SERVER,
@@ -116,7 +105,7 @@ static const Golden golden[] = {
         },
     }, {
         .msg = {
-            .hdr = { .type = IVSHMEM2_EVENTFDS, .fds = 3 },
+            .hdr = { .type = IVSHMEM2_MSG_EVENTFDS, .fds = 3 },
             .eventfds = { .id = 0xabcd, .first = 0x10 },
         },
         .from = IVSHMEM2_SERVER,
@@ -126,14 +115,14 @@ static const Golden golden[] = {
             0xcd, 0xab, 0x00, 0x00, 0x10, 0x00, 0x00, 0x00,
         },
     }, {
-        .msg = { .hdr = { .type = IVSHMEM2_READY } },
+        .msg = { .hdr = { .type = IVSHMEM2_MSG_READY } },
         .from = IVSHMEM2_SERVER,
         .size = 8,
         .bytes = { 0x04, 0x01, 0x00, 0x00, 0x08, 0x00, 0x00, 0x00 },
     }, {
         .msg = {
-            .hdr = { .type = IVSHMEM2_ERROR },
-            .error = { .code = IVSHMEM2_ERR_ID_TAKEN, .text = "taken" },
+            .hdr = { .type = IVSHMEM2_MSG_REFUSED },
+            .refusal = { .code = IVSHMEM2_REFUSAL_ID_TAKEN, .text = "taken" },
         },
         .from = IVSHMEM2_SERVER,
         .size = 264,
@@ -281,39 +270,39 @@ static const Lie lies[] = {
       "unknown type 0x6, is it an ivshmem2 client?" },
     { "type-server", IVSHMEM2_SERVER, { 0x106, 0, 8 }, 0, false,
       "is it an ivshmem2 server?" },
-    { "direction-client", IVSHMEM2_CLIENT, { IVSHMEM2_READY, 0, 8 }, 0, false,
-      "READY, which is not its to send" },
-    { "direction-server", IVSHMEM2_SERVER, { IVSHMEM2_GOODBYE, 0, 8 }, 0,
+    { "direction-client", IVSHMEM2_CLIENT, { IVSHMEM2_MSG_READY, 0, 8 }, 0,
+      false, "READY, which is not its to send" },
+    { "direction-server", IVSHMEM2_SERVER, { IVSHMEM2_MSG_GOODBYE, 0, 8 }, 0,
       false, "GOODBYE, which is not its to send" },
-    { "size-0", IVSHMEM2_CLIENT, { IVSHMEM2_HELLO, 0, 0 }, 0, false,
+    { "size-0", IVSHMEM2_CLIENT, { IVSHMEM2_MSG_HELLO, 0, 0 }, 0, false,
       "HELLO with size 0 instead of 128" },
-    { "size-7", IVSHMEM2_CLIENT, { IVSHMEM2_GOODBYE, 0, 7 }, 0, false,
+    { "size-7", IVSHMEM2_CLIENT, { IVSHMEM2_MSG_GOODBYE, 0, 7 }, 0, false,
       "GOODBYE with size 7 instead of 8" },
-    { "size-short", IVSHMEM2_CLIENT, { IVSHMEM2_RING, 0, 15 }, 0, false,
+    { "size-short", IVSHMEM2_CLIENT, { IVSHMEM2_MSG_RING, 0, 15 }, 0, false,
       "RING with size 15 instead of 16" },
-    { "size-long", IVSHMEM2_CLIENT, { IVSHMEM2_RING, 0, 17 }, 0, false,
+    { "size-long", IVSHMEM2_CLIENT, { IVSHMEM2_MSG_RING, 0, 17 }, 0, false,
       "RING with size 17 instead of 16" },
-    { "size-huge", IVSHMEM2_SERVER, { IVSHMEM2_ERROR, 0, UINT32_MAX }, 0,
-      false, "ERROR with size 4294967295" },
-    { "fds-from-client", IVSHMEM2_CLIENT, { IVSHMEM2_HELLO, 1, 128 }, 1,
+    { "size-huge", IVSHMEM2_SERVER, { IVSHMEM2_MSG_REFUSED, 0, UINT32_MAX }, 0,
+      false, "REFUSED with size 4294967295" },
+    { "fds-from-client", IVSHMEM2_CLIENT, { IVSHMEM2_MSG_HELLO, 1, 128 }, 1,
       false, "1 descriptors with HELLO" },
-    { "fds-none", IVSHMEM2_SERVER, { IVSHMEM2_WELCOME, 0, 72 }, 0, false,
+    { "fds-none", IVSHMEM2_SERVER, { IVSHMEM2_MSG_WELCOME, 0, 72 }, 0, false,
       "0 descriptors with WELCOME" },
-    { "fds-many", IVSHMEM2_SERVER, { IVSHMEM2_WELCOME, 3, 72 }, 3, false,
+    { "fds-many", IVSHMEM2_SERVER, { IVSHMEM2_MSG_WELCOME, 3, 72 }, 3, false,
       "3 descriptors with WELCOME" },
-    { "fds-17", IVSHMEM2_SERVER, { IVSHMEM2_EVENTFDS, 17, 16 }, 16, false,
+    { "fds-17", IVSHMEM2_SERVER, { IVSHMEM2_MSG_EVENTFDS, 17, 16 }, 16, false,
       "17 descriptors with EVENTFDS" },
-    { "fds-65535", IVSHMEM2_SERVER, { IVSHMEM2_OUTPUTS, 65535, 16 }, 16,
+    { "fds-65535", IVSHMEM2_SERVER, { IVSHMEM2_MSG_OUTPUTS, 65535, 16 }, 16,
       false, "65535 descriptors with OUTPUTS" },
-    { "fds-on-ready", IVSHMEM2_SERVER, { IVSHMEM2_READY, 1, 8 }, 1, false,
+    { "fds-on-ready", IVSHMEM2_SERVER, { IVSHMEM2_MSG_READY, 1, 8 }, 1, false,
       "1 descriptors with READY" },
-    { "fds-missing", IVSHMEM2_SERVER, { IVSHMEM2_OUTPUTS, 2, 16 }, 1, true,
+    { "fds-missing", IVSHMEM2_SERVER, { IVSHMEM2_MSG_OUTPUTS, 2, 16 }, 1, true,
       "OUTPUTS came with 1 descriptors, but announced 2" },
-    { "fds-surplus", IVSHMEM2_SERVER, { IVSHMEM2_EVENTFDS, 1, 16 }, 2, true,
+    { "fds-surplus", IVSHMEM2_SERVER, { IVSHMEM2_MSG_EVENTFDS, 1, 16 }, 2, true,
       "EVENTFDS came with 2 descriptors, but announced 1" },
-    { "fds-hidden", IVSHMEM2_CLIENT, { IVSHMEM2_RING, 0, 16 }, 1, true,
+    { "fds-hidden", IVSHMEM2_CLIENT, { IVSHMEM2_MSG_RING, 0, 16 }, 1, true,
       "RING came with 1 descriptors, but announced 0" },
-    { "magic", IVSHMEM2_CLIENT, { IVSHMEM2_HELLO, 0, 128 }, 0, true,
+    { "magic", IVSHMEM2_CLIENT, { IVSHMEM2_MSG_HELLO, 0, 128 }, 0, true,
       "wrong magic 0x0" },
 };
 
@@ -345,7 +334,7 @@ static void test_lie(gconstpointer opaque)
             lie->hdr.size - sizeof(msg.hdr), NULL, 0, &error);
     }
     g_assert_cmpint(ret, ==, -1);
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, lie->text);
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, lie->text);
     ivshmem2_decoder_reset(&d);
     g_assert_cmpuint(count_fds(), ==, before);
 }
@@ -371,7 +360,7 @@ static void test_fds_in_the_middle(void)
         g_assert_cmpint(ivshmem2_decoder_push_consume(&d, g->bytes + at, 1,
                                                       fds, 3, &error),
                         ==, -1);
-        assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL,
+        assert_error(error, IVSHMEM2_ERROR_PROTOCOL,
                      "in the middle of a message");
         ivshmem2_decoder_reset(&d);
         g_assert_cmpuint(count_fds(), ==, before);
@@ -390,7 +379,7 @@ static void test_fds_too_many(void)
     g_assert_cmpint(ivshmem2_decoder_push_consume(&d, "\x03", 1, fds,
                                                   G_N_ELEMENTS(fds), &error),
                     ==, -1);
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "too many descriptors");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "too many descriptors");
     ivshmem2_decoder_reset(&d);
     g_assert_cmpuint(count_fds(), ==, before);
 }
@@ -404,7 +393,7 @@ static void test_surplus_bytes(void)
     ivshmem2_decoder_init(&d, IVSHMEM2_CLIENT);
     g_assert_cmpint(ivshmem2_decoder_push_consume(&d, golden[0].bytes, 9,
                                                   NULL, 0, &error), ==, -1);
-    assert_error(error, IVSHMEM2_LIB_ERROR_ARGUMENT, "more bytes");
+    assert_error(error, IVSHMEM2_ERROR_ARGUMENT, "more bytes");
     ivshmem2_decoder_reset(&d);
 }
 
@@ -432,18 +421,18 @@ static void test_sanitize(void)
         Ivshmem2Msg msg;
         Ivshmem2Side from;
     } cases[] = {
-        { .msg = { .hdr = { .type = IVSHMEM2_HELLO },
+        { .msg = { .hdr = { .type = IVSHMEM2_MSG_HELLO },
                    .hello = { .magic = IVSHMEM2_MAGIC } },
           .from = IVSHMEM2_CLIENT },
-        { .msg = { .hdr = { .type = IVSHMEM2_ERROR } },
+        { .msg = { .hdr = { .type = IVSHMEM2_MSG_REFUSED } },
           .from = IVSHMEM2_SERVER },
     };
 
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
         Ivshmem2Msg *msg = &cases[i].msg;
-        bool hello = msg->hdr.type == IVSHMEM2_HELLO;
+        bool hello = msg->hdr.type == IVSHMEM2_MSG_HELLO;
         size_t size = hello ? IVSHMEM2_NAME_SIZE : IVSHMEM2_TEXT_SIZE;
-        char *text = hello ? msg->hello.name : msg->error.text;
+        char *text = hello ? msg->hello.name : msg->refusal.text;
         g_autoptr(GError) error = NULL;
         Ivshmem2Decoder d;
         size_t len;
@@ -457,7 +446,7 @@ static void test_sanitize(void)
         ivshmem2_decoder_push_consume(&d, (uint8_t *)msg + 8, len - 8, NULL,
                                       0, &error);
         g_assert_no_error(error);
-        text = hello ? d.msg.hello.name : d.msg.error.text;
+        text = hello ? d.msg.hello.name : d.msg.refusal.text;
         g_assert_cmpmem(text, 6, "?[2J?a", 6);
         g_assert_cmpuint(strnlen(text, size), ==, size - 1);
     }
@@ -484,26 +473,26 @@ static void test_check_memory(void)
     g_assert_no_error(error);
 
     g_assert_false(ivshmem2_check_memfd(read_fd, 8192, true, "x", &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL,
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL,
                  "x is not open for reading and writing");
     g_assert_false(ivshmem2_check_memfd(write_fd, 8192, false, "x", &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "not open for reading");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "not open for reading");
     g_assert_false(ivshmem2_check_memfd(fd, 8193, true, "x", &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL,
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL,
                  "has 8192 bytes, too small for 8193");
     g_assert_false(ivshmem2_check_memfd(fd, UINT64_MAX, true, "x", &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "too small");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "too small");
     g_assert_false(ivshmem2_check_memfd(unsealed, 8192, true, "x", &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "not sealed");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "not sealed");
     g_assert_false(ivshmem2_check_memfd(half_sealed, 8192, true, "x",
                                         &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "not sealed");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "not sealed");
     g_assert_false(ivshmem2_check_memfd(event_fd, 8192, true, "x", &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "not a memory file");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "not a memory file");
     g_assert_false(ivshmem2_check_memfd(file_fd, 1, false, "x", &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "not a memory file");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "not a memory file");
     g_assert_false(ivshmem2_check_memfd(closed, 1, false, "x", &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "not a memory file");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "not a memory file");
 
     ivshmem2_close(&fd);
     ivshmem2_close(&read_fd);
@@ -525,11 +514,11 @@ static void test_check_eventfd(void)
     g_assert_true(ivshmem2_check_eventfd(fd, &error));
     g_assert_no_error(error);
     g_assert_false(ivshmem2_check_eventfd(memory, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "not an eventfd");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "not an eventfd");
     g_assert_false(ivshmem2_check_eventfd(pipes[0], &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "not an eventfd");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "not an eventfd");
     g_assert_false(ivshmem2_check_eventfd(-1, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "not an eventfd");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "not an eventfd");
     ivshmem2_close(&fd);
     ivshmem2_close(&memory);
     ivshmem2_close(&pipes[0]);

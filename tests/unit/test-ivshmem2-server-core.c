@@ -11,7 +11,7 @@
 #include "access.h"
 #include "daemon.h"
 #include "idset.h"
-#include "libivshmem2-conn.h"
+#include "libivshmem2-transport.h"
 #include "listen.h"
 #include "lobby.h"
 #include "loop.h"
@@ -138,7 +138,7 @@ static uint16_t listen_to_it(Ivshmem2Client *c)
 static Ivshmem2Msg make_hello(uint32_t id)
 {
     return (Ivshmem2Msg) {
-        .hdr.type = IVSHMEM2_HELLO,
+        .hdr.type = IVSHMEM2_MSG_HELLO,
         .hello = {
             .magic = IVSHMEM2_MAGIC,
             .version_min = 1,
@@ -182,36 +182,36 @@ static void test_slots(void)
     Fixture f;
 
     setup(&f, 3);
-    g_assert_cmphex(join(&f, 0, IVSHMEM2_ID_ANY, 10), ==, IVSHMEM2_READY);
-    g_assert_cmphex(join(&f, 1, IVSHMEM2_ID_ANY, 11), ==, IVSHMEM2_READY);
-    g_assert_cmphex(join(&f, 2, 1, 12), ==, IVSHMEM2_ERROR);
+    g_assert_cmphex(join(&f, 0, IVSHMEM2_ID_ANY, 10), ==, IVSHMEM2_MSG_READY);
+    g_assert_cmphex(join(&f, 1, IVSHMEM2_ID_ANY, 11), ==, IVSHMEM2_MSG_READY);
+    g_assert_cmphex(join(&f, 2, 1, 12), ==, IVSHMEM2_MSG_REFUSED);
     ivshmem2_client_clear(&f.clients[2]);
 
     /* without a goodbye: only for the same process */
     ivshmem2_client_clear(&f.clients[1]);
-    g_assert_cmphex(join(&f, 2, 1, 12), ==, IVSHMEM2_ERROR);
+    g_assert_cmphex(join(&f, 2, 1, 12), ==, IVSHMEM2_MSG_REFUSED);
     ivshmem2_client_clear(&f.clients[2]);
-    g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_READY);
+    g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_MSG_READY);
     ivshmem2_client_clear(&f.clients[1]);
     ivshmem2_link_signal(f.link, 1, 0);
     ivshmem2_server_release(f.server, 1);
     g_assert_cmpuint(signals(&f, 1), ==, 0);
-    g_assert_cmphex(join(&f, 2, 1, 12), ==, IVSHMEM2_READY);
-    say(&f, 2, IVSHMEM2_GOODBYE);
+    g_assert_cmphex(join(&f, 2, 1, 12), ==, IVSHMEM2_MSG_READY);
+    say(&f, 2, IVSHMEM2_MSG_GOODBYE);
     g_assert_true(ivshmem2_client_is_over(&f.clients[2]));
     ivshmem2_client_clear(&f.clients[2]);
 
     /* invisible pids are never the same process */
-    g_assert_cmphex(join(&f, 1, 1, 0), ==, IVSHMEM2_READY);
+    g_assert_cmphex(join(&f, 1, 1, 0), ==, IVSHMEM2_MSG_READY);
     ivshmem2_client_clear(&f.clients[1]);
-    g_assert_cmphex(join(&f, 1, 1, 0), ==, IVSHMEM2_ERROR);
+    g_assert_cmphex(join(&f, 1, 1, 0), ==, IVSHMEM2_MSG_REFUSED);
     ivshmem2_client_clear(&f.clients[1]);
     ivshmem2_server_release(f.server, 1);
 
     /* gone already */
-    g_assert_cmphex(join(&f, 1, 1, 2), ==, IVSHMEM2_READY);
+    g_assert_cmphex(join(&f, 1, 1, 2), ==, IVSHMEM2_MSG_READY);
     ivshmem2_client_clear(&f.clients[1]);
-    g_assert_cmphex(join(&f, 1, 1, 3), ==, IVSHMEM2_READY);
+    g_assert_cmphex(join(&f, 1, 1, 3), ==, IVSHMEM2_MSG_READY);
     teardown(&f);
 }
 
@@ -223,7 +223,8 @@ static void test_all_ids(void)
 
     setup(&f, n);
     for (uint32_t i = 0; i < n; i++) {
-        g_assert_cmphex(join(&f, i, IVSHMEM2_ID_ANY, 2), ==, IVSHMEM2_READY);
+        g_assert_cmphex(join(&f, i, IVSHMEM2_ID_ANY, 2), ==,
+                        IVSHMEM2_MSG_READY);
         g_assert_cmpuint(f.clients[i].id, ==, i);
     }
     for (uint32_t i = 0; i < n; i += 7) {
@@ -231,11 +232,13 @@ static void test_all_ids(void)
         Ivshmem2Client *saved = f.clients;
 
         f.clients = &c;
-        g_assert_cmphex(join(&f, 0, IVSHMEM2_ID_ANY, 2), ==, IVSHMEM2_ERROR);
+        g_assert_cmphex(join(&f, 0, IVSHMEM2_ID_ANY, 2), ==,
+                        IVSHMEM2_MSG_REFUSED);
         f.clients = saved;
         ivshmem2_client_clear(&c);
         ivshmem2_client_clear(&f.clients[i]);
-        g_assert_cmphex(join(&f, i, IVSHMEM2_ID_ANY, 2), ==, IVSHMEM2_READY);
+        g_assert_cmphex(join(&f, i, IVSHMEM2_ID_ANY, 2), ==,
+                        IVSHMEM2_MSG_READY);
         g_assert_cmpuint(f.clients[i].id, ==, i);
     }
     teardown(&f);
@@ -264,15 +267,15 @@ static void test_broadcast(void)
     for (size_t b = 0; b < G_N_ELEMENTS(budgets); b++) {
         uint32_t source = 31 * b;
 
-        say(&f, source, IVSHMEM2_STATE_CHANGED);
+        say(&f, source, IVSHMEM2_MSG_STATE_CHANGED);
         run_broadcast(&f, budgets[b]);
         for (uint32_t i = 0; i < n; i++) {
             g_assert_cmpuint(signals(&f, i), ==, i != source);
         }
     }
     /* two at once: each of them learns of the other one */
-    say(&f, 5, IVSHMEM2_STATE_CHANGED);
-    say(&f, 6, IVSHMEM2_STATE_CHANGED);
+    say(&f, 5, IVSHMEM2_MSG_STATE_CHANGED);
+    say(&f, 6, IVSHMEM2_MSG_STATE_CHANGED);
     run_broadcast(&f, 1000);
     for (uint32_t i = 0; i < n; i++) {
         g_assert_cmpuint(signals(&f, i), ==, 1);
@@ -294,7 +297,7 @@ static void test_broadcast_meanwhile(void)
         uint32_t source = 2 * g_test_rand_int_range(0, n / 2);
         uint32_t other = 2 * g_test_rand_int_range(0, n / 2);
 
-        say(&f, source, IVSHMEM2_STATE_CHANGED);
+        say(&f, source, IVSHMEM2_MSG_STATE_CHANGED);
         ivshmem2_server_broadcast(f.server, g_test_rand_int_range(0, n / 2));
         for (uint32_t i = 0; i < n; i += 2) {
             signals(&f, i);
@@ -303,7 +306,7 @@ static void test_broadcast_meanwhile(void)
             ivshmem2_client_clear(&f.clients[source]);
             join(&f, source, source, 2);
         }
-        say(&f, other, IVSHMEM2_STATE_CHANGED);
+        say(&f, other, IVSHMEM2_MSG_STATE_CHANGED);
         run_broadcast(&f, g_test_rand_int_range(1, n));
         for (uint32_t i = 0; i < n; i += 2) {
             uint64_t count = signals(&f, i);
@@ -328,7 +331,7 @@ static void test_broadcast_flood(void)
         join(&f, i, i, 2);
     }
     for (int i = 0; i < 10000; i++) {
-        say(&f, i % n, IVSHMEM2_STATE_CHANGED);
+        say(&f, i % n, IVSHMEM2_MSG_STATE_CHANGED);
     }
     while (ivshmem2_server_broadcast(f.server, 10)) {
         turns++;
@@ -350,14 +353,14 @@ static void test_state_of_the_gone(void)
         set_state(&f, 2, 7);
         switch (how) {
         case 0:
-            ivshmem2_client_refuse(&f.clients[2], IVSHMEM2_ERR_PROTOCOL,
+            ivshmem2_client_refuse(&f.clients[2], IVSHMEM2_REFUSAL_PROTOCOL,
                                    "for a test");
             break;
         case 1:
             ivshmem2_client_clear(&f.clients[2]);
             break;
         case 2:
-            say(&f, 2, IVSHMEM2_GOODBYE);
+            say(&f, 2, IVSHMEM2_MSG_GOODBYE);
             break;
         }
         g_assert_cmpuint(f.link->table[2], ==, 0);
@@ -381,7 +384,7 @@ static void test_state_of_the_gone(void)
 
 #define N_OTHERS    50
 
-static void connect_to(Ivshmem2Conn *conn, const char *path)
+static void connect_to(Ivshmem2Transport *conn, const char *path)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -389,29 +392,30 @@ static void connect_to(Ivshmem2Conn *conn, const char *path)
     g_strlcpy(addr.sun_path, path, sizeof(addr.sun_path));
     g_assert_cmpint(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), ==,
                     0);
-    ivshmem2_conn_init_consume(conn, fd, IVSHMEM2_SERVER);
+    ivshmem2_transport_init_consume(conn, fd, IVSHMEM2_SERVER);
 }
 
-static void join_by_socket(Ivshmem2Conn *conn, Ivshmem2Daemon *d, uint32_t id)
+static void join_by_socket(Ivshmem2Transport *conn, Ivshmem2Daemon *d,
+                           uint32_t id)
 {
     const Ivshmem2Msg hello = make_hello(id);
     bool ready = false;
 
-    g_assert_cmpint(ivshmem2_conn_send(conn, &hello, NULL, NULL), ==, 1);
+    g_assert_cmpint(ivshmem2_transport_send(conn, &hello, NULL, NULL), ==, 1);
     for (int turns = 0; !ready; turns++) {
         g_assert_cmpint(turns, <, 100);
         ivshmem2_daemon_turn(d, false);
-        while (!ready && ivshmem2_conn_receive(conn, NULL) == 1) {
-            ready = conn->in.msg.hdr.type == IVSHMEM2_READY;
+        while (!ready && ivshmem2_transport_receive(conn, NULL) == 1) {
+            ready = conn->in.msg.hdr.type == IVSHMEM2_MSG_READY;
             ivshmem2_decoder_reset(&conn->in);
         }
     }
 }
 
-static void send_many(Ivshmem2Conn *conn, Ivshmem2Msg msg, unsigned n)
+static void send_many(Ivshmem2Transport *conn, Ivshmem2Msg msg, unsigned n)
 {
     for (unsigned i = 0; i < n; i++) {
-        g_assert_cmpint(ivshmem2_conn_send(conn, &msg, NULL, NULL), ==, 1);
+        g_assert_cmpint(ivshmem2_transport_send(conn, &msg, NULL, NULL), ==, 1);
     }
 }
 
@@ -423,17 +427,17 @@ static void test_turns(void)
         .vectors = 1,
     };
     const Ivshmem2DaemonConfig config = { .handshake_timeout = 10 };
-    const Ivshmem2Msg ring_first = { .hdr.type = IVSHMEM2_RING };
+    const Ivshmem2Msg ring_first = { .hdr.type = IVSHMEM2_MSG_RING };
     const Ivshmem2Msg ring_last = {
-        .hdr.type = IVSHMEM2_RING,
+        .hdr.type = IVSHMEM2_MSG_RING,
         .target.id = N_OTHERS,
     };
-    const Ivshmem2Msg state = { .hdr.type = IVSHMEM2_STATE_CHANGED };
+    const Ivshmem2Msg state = { .hdr.type = IVSHMEM2_MSG_STATE_CHANGED };
     g_autofree char *dir = g_dir_make_tmp("ivshmem2-XXXXXX", NULL);
     g_autofree char *path = g_build_filename(dir, "link.sock", NULL);
     unsigned before = count_fds();
     g_autoptr(GError) error = NULL;
-    Ivshmem2Conn others[N_OTHERS], last;
+    Ivshmem2Transport others[N_OTHERS], last;
     Ivshmem2Listener listener;
     Ivshmem2Daemon *d;
     Fixture f = { .link = ivshmem2_link_new(&link_config, &error) };
@@ -457,7 +461,7 @@ static void test_turns(void)
     n = signals(&f, 0);
     g_assert_cmpuint(n, >=, 1);
     g_assert_cmpuint(n, <=, 4);
-    ivshmem2_conn_clear(&others[0]);
+    ivshmem2_transport_clear(&others[0]);
 
     /* interrupts because of a state: several turns, and then all have one */
     send_many(&others[1], state, 1);
@@ -474,9 +478,9 @@ static void test_turns(void)
     g_assert_cmpuint(heard, ==, N_OTHERS - 2);
 
     for (uint32_t i = 1; i < N_OTHERS; i++) {
-        ivshmem2_conn_clear(&others[i]);
+        ivshmem2_transport_clear(&others[i]);
     }
-    ivshmem2_conn_clear(&last);
+    ivshmem2_transport_clear(&last);
     ivshmem2_daemon_free(d);
     ivshmem2_listen_end(&listener);
     ivshmem2_link_free(f.link);
@@ -707,20 +711,21 @@ static void test_ids_per_user(void)
     setup(&f, 4);
     ivshmem2_server_limit_ids(f.server, 2);
     for (int round = 0; round < 3; round++) {
-        g_assert_cmphex(join(&f, 0, 0, 10), ==, IVSHMEM2_READY);
-        g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_READY);
-        g_assert_cmphex(join(&f, 2, 2, 12), ==, IVSHMEM2_ERROR);
+        g_assert_cmphex(join(&f, 0, 0, 10), ==, IVSHMEM2_MSG_READY);
+        g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_MSG_READY);
+        g_assert_cmphex(join(&f, 2, 2, 12), ==, IVSHMEM2_MSG_REFUSED);
         ivshmem2_client_clear(&f.clients[2]);
         /* held: not for anything else, but for itself */
         ivshmem2_client_clear(&f.clients[1]);
-        g_assert_cmphex(join(&f, 2, 2, 11), ==, IVSHMEM2_ERROR);
+        g_assert_cmphex(join(&f, 2, 2, 11), ==, IVSHMEM2_MSG_REFUSED);
         ivshmem2_client_clear(&f.clients[2]);
-        g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_READY);
+        g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_MSG_READY);
         ivshmem2_client_clear(&f.clients[1]);
         ivshmem2_server_release(f.server, 1);
-        g_assert_cmphex(join(&f, 2, IVSHMEM2_ID_ANY, 12), ==, IVSHMEM2_READY);
+        g_assert_cmphex(join(&f, 2, IVSHMEM2_ID_ANY, 12), ==,
+                        IVSHMEM2_MSG_READY);
         for (uint32_t i = 0; i < 3; i += 2) {
-            say(&f, i, IVSHMEM2_GOODBYE);
+            say(&f, i, IVSHMEM2_MSG_GOODBYE);
             ivshmem2_client_clear(&f.clients[i]);
         }
     }

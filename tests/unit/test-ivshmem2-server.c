@@ -10,12 +10,12 @@
 #include "ivshmem2-server-util.h"
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include "libivshmem2-conn.h"
+#include "libivshmem2-transport.h"
 
 /* A client that says what it is told to, and keeps all that it gets */
 
 typedef struct Client {
-    Ivshmem2Conn conn;
+    Ivshmem2Transport conn;
     Ivshmem2Welcome welcome;
     int memory[2];              /* State Table, R/W section */
     int *outputs;
@@ -27,7 +27,8 @@ typedef struct Client {
 static void client_connect(Client *c, Server *s)
 {
     *c = (Client) { .memory = { -1, -1 } };
-    ivshmem2_conn_init_consume(&c->conn, server_connect(s), IVSHMEM2_SERVER);
+    ivshmem2_transport_init_consume(&c->conn, server_connect(s),
+                                    IVSHMEM2_SERVER);
 }
 
 /*
@@ -43,7 +44,7 @@ static void client_connect_as(Client *c, Server *s, uid_t uid, gid_t gid)
     g_assert_cmpint(chdir(s->dir), ==, 0);
     g_assert_cmpint(!gid || setgroups(1, &gid) == 0, ==, true);
     g_assert_cmpint(uid == geteuid() || seteuid(uid) == 0, ==, true);
-    ivshmem2_conn_init_consume(&c->conn, server_connect(&here),
+    ivshmem2_transport_init_consume(&c->conn, server_connect(&here),
                                IVSHMEM2_SERVER);
     g_assert_cmpint(seteuid(getuid()), ==, 0);
     g_assert_cmpint(!gid || setgroups(0, NULL) == 0, ==, true);
@@ -62,7 +63,7 @@ static void free_fds(int *fds, uint32_t n)
 /* Close without a goodbye. */
 static void client_close(Client *c)
 {
-    ivshmem2_conn_clear(&c->conn);
+    ivshmem2_transport_clear(&c->conn);
     if (c->table) {
         munmap(c->table, c->welcome.state_table_size);
     }
@@ -87,11 +88,11 @@ static void wait_for(int fd, short events)
 static void client_say(Client *c, const Ivshmem2Msg *msg)
 {
     g_autoptr(GError) error = NULL;
-    int ret = ivshmem2_conn_send(&c->conn, msg, NULL, &error);
+    int ret = ivshmem2_transport_send(&c->conn, msg, NULL, &error);
 
     while (ret == 0) {
         wait_for(c->conn.fd, POLLOUT);
-        ret = ivshmem2_conn_flush(&c->conn, &error);
+        ret = ivshmem2_transport_flush(&c->conn, &error);
     }
     g_assert_no_error(error);
 }
@@ -116,11 +117,11 @@ static uint16_t client_hear_any(Client *c)
     int ret;
 
     ivshmem2_decoder_reset(&c->conn.in);
-    while ((ret = ivshmem2_conn_receive(&c->conn, &error)) == 0) {
+    while ((ret = ivshmem2_transport_receive(&c->conn, &error)) == 0) {
         wait_for(c->conn.fd, POLLIN);
     }
     if (ret < 0) {
-        g_assert_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_CLOSED);
+        g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_CLOSED);
         return 0;
     }
     return c->conn.in.msg.hdr.type;
@@ -130,8 +131,8 @@ static const Ivshmem2Msg *client_hear(Client *c, uint16_t type)
 {
     uint16_t got = client_hear_any(c);
 
-    if (got == IVSHMEM2_ERROR && got != type) {
-        g_test_message("ERROR: %s", c->conn.in.msg.error.text);
+    if (got == IVSHMEM2_MSG_REFUSED && got != type) {
+        g_test_message("REFUSED: %s", c->conn.in.msg.refusal.text);
     }
     g_assert_cmphex(got, ==, type);
     return &c->conn.in.msg;
@@ -140,18 +141,18 @@ static const Ivshmem2Msg *client_hear(Client *c, uint16_t type)
 /* An ERROR, and then the end */
 static void client_hear_error(Client *c, uint32_t code, const char *text)
 {
-    const Ivshmem2Msg *msg = client_hear(c, IVSHMEM2_ERROR);
+    const Ivshmem2Msg *msg = client_hear(c, IVSHMEM2_MSG_REFUSED);
 
-    g_test_message("%s", msg->error.text);
-    g_assert_cmpuint(msg->error.code, ==, code);
-    assert_says_text(msg->error.text, text);
+    g_test_message("%s", msg->refusal.text);
+    g_assert_cmpuint(msg->refusal.code, ==, code);
+    assert_says_text(msg->refusal.text, text);
     g_assert_cmpuint(client_hear_any(c), ==, 0);
 }
 
 static Ivshmem2Msg make_hello(uint32_t id)
 {
     return (Ivshmem2Msg) {
-        .hdr.type = IVSHMEM2_HELLO,
+        .hdr.type = IVSHMEM2_MSG_HELLO,
         .hello = {
             .magic = IVSHMEM2_MAGIC,
             .version_min = IVSHMEM2_VERSION_MIN,
@@ -185,7 +186,7 @@ static void take_eventfds(Client *c)
 
 static void take_welcome(Client *c)
 {
-    c->welcome = client_hear(c, IVSHMEM2_WELCOME)->welcome;
+    c->welcome = client_hear(c, IVSHMEM2_MSG_WELCOME)->welcome;
     g_assert_true(ivshmem2_welcome_check(&c->welcome, NULL));
     g_assert_cmpuint(c->conn.in.n_fds, ==, c->welcome.rw_size ? 2 : 1);
     for (unsigned i = 0; i < c->conn.in.n_fds; i++) {
@@ -206,8 +207,8 @@ static void take_outputs(Client *c)
     }
     c->outputs = g_new(int, c->welcome.max_peers);
     while (n < c->welcome.max_peers) {
-        g_assert_cmpuint(client_hear(c, IVSHMEM2_OUTPUTS)->outputs.first, ==,
-                         n);
+        g_assert_cmpuint(client_hear(c, IVSHMEM2_MSG_OUTPUTS)->outputs.first,
+                         ==, n);
         for (unsigned i = 0; i < c->conn.in.n_fds; i++) {
             c->outputs[n++] = ivshmem2_decoder_steal_fd(&c->conn.in, i);
         }
@@ -223,18 +224,18 @@ static void client_complete(Client *c)
     take_welcome(c);
     take_outputs(c);
     while (n < c->welcome.vectors) {
-        const Ivshmem2Msg *msg = client_hear(c, IVSHMEM2_EVENTFDS);
+        const Ivshmem2Msg *msg = client_hear(c, IVSHMEM2_MSG_EVENTFDS);
 
         g_assert_cmpuint(msg->eventfds.id, ==, c->welcome.id);
         g_assert_cmpuint(msg->eventfds.first, ==, n);
         n += c->conn.in.n_fds;
         take_eventfds(c);
     }
-    while (client_hear_any(c) == IVSHMEM2_EVENTFDS) {
+    while (client_hear_any(c) == IVSHMEM2_MSG_EVENTFDS) {
         take_eventfds(c);
         c->n_messages++;
     }
-    g_assert_cmphex(c->conn.in.msg.hdr.type, ==, IVSHMEM2_READY);
+    g_assert_cmphex(c->conn.in.msg.hdr.type, ==, IVSHMEM2_MSG_READY);
 }
 
 static void client_join_hello(Client *c, Server *s, const Ivshmem2Msg *hello)
@@ -256,7 +257,7 @@ static void client_join(Client *c, Server *s, uint32_t id)
 
 static void client_leave(Client *c)
 {
-    client_say_type(c, IVSHMEM2_GOODBYE);
+    client_say_type(c, IVSHMEM2_MSG_GOODBYE);
     g_assert_cmpuint(client_hear_any(c), ==, 0);
     client_close(c);
 }
@@ -284,8 +285,8 @@ static void client_refused_id(Server *s, uint32_t id, uint32_t code,
 /* All that was said before is handled when this is. */
 static void client_sync(Client *c)
 {
-    client_say_target(c, IVSHMEM2_GET_EVENTFD, UINT32_MAX, 0);
-    client_hear(c, IVSHMEM2_EVENTFDS);
+    client_say_target(c, IVSHMEM2_MSG_RING, UINT32_MAX, 0);
+    client_hear(c, IVSHMEM2_MSG_EVENTFDS);
 }
 
 static void set_state(Client *c, uint32_t state)
@@ -302,7 +303,7 @@ static uint32_t get_state(Client *c, uint32_t id)
 static void change_state(Client *c, uint32_t state)
 {
     set_state(c, state);
-    client_say_type(c, IVSHMEM2_STATE_CHANGED);
+    client_say_type(c, IVSHMEM2_MSG_STATE_CHANGED);
 }
 
 static void assert_interrupted(Client *c, uint32_t vector)
@@ -346,7 +347,7 @@ static void other_run(Server *s, uint32_t id, uint32_t state, int fd)
             client_join(&c, s, id);
             set_state(&c, state);
             if (state) {
-                client_say_type(&c, IVSHMEM2_STATE_CHANGED);
+                client_say_type(&c, IVSHMEM2_MSG_STATE_CHANGED);
                 client_sync(&c);
             }
             break;
@@ -681,14 +682,14 @@ static void test_large_link(void)
     g_assert_cmpuint(low.welcome.id, ==, 0);
     g_assert_cmpuint(low.welcome.state_table_size, ==, 256 * 1024);
     g_assert_cmpuint(low.n_messages + high.n_messages, ==, 0);
-    client_say_target(&low, IVSHMEM2_RING, 65535, 0);
-    g_assert_cmpuint(client_hear(&low, IVSHMEM2_EVENTFDS)->eventfds.id, ==,
+    client_say_target(&low, IVSHMEM2_MSG_RING, 65535, 0);
+    g_assert_cmpuint(client_hear(&low, IVSHMEM2_MSG_EVENTFDS)->eventfds.id, ==,
                      65535);
     g_assert_cmpuint(low.conn.in.n_fds, ==, 1);
     assert_interrupted(&high, 0);
     /* nobody was ever there */
-    client_say_target(&low, IVSHMEM2_RING, 40000, 0);
-    g_assert_cmpuint(client_hear(&low, IVSHMEM2_EVENTFDS)->eventfds.id, ==,
+    client_say_target(&low, IVSHMEM2_MSG_RING, 40000, 0);
+    g_assert_cmpuint(client_hear(&low, IVSHMEM2_MSG_EVENTFDS)->eventfds.id, ==,
                      40000);
     g_assert_cmpuint(low.conn.in.n_fds, ==, 0);
     change_state(&high, 77);
@@ -745,7 +746,7 @@ static void test_intx(void)
     g_assert_cmpuint(c.welcome.features, ==, IVSHMEM2_F_INTX);
     g_assert_cmpuint(c.welcome.vectors, ==, 1);
     hello.hello.features = IVSHMEM2_F_MSIX;
-    client_refused(&s, &hello, IVSHMEM2_ERR_INTERRUPTS,
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_INTERRUPTS,
                    "this link uses INTx");
     client_leave(&c);
     server_end(&s);
@@ -765,45 +766,49 @@ static void test_refusals(void)
     hello = make_hello(0);
     hello.hello.version_min = 2;
     hello.hello.version_max = 9;
-    client_refused(&s, &hello, IVSHMEM2_ERR_VERSION, "versions 2 to 9");
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_VERSION, "versions 2 to 9");
     hello.hello.version_min = 0;
     hello.hello.version_max = 0;
-    client_refused(&s, &hello, IVSHMEM2_ERR_VERSION, "this server 1 to 1");
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_VERSION, "this server 1 to 1");
     hello.hello.version_min = 3;
     hello.hello.version_max = 1;
-    client_refused(&s, &hello, IVSHMEM2_ERR_VERSION, "versions 3 to 1");
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_VERSION, "versions 3 to 1");
 
     hello = make_hello(0);
     hello.hello.vectors = 3;
-    client_refused(&s, &hello, IVSHMEM2_ERR_INTERRUPTS,
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_INTERRUPTS,
                    "needs MSI-X with 4 vectors, the peer offers 3");
     hello.hello.features = IVSHMEM2_F_INTX;
-    client_refused(&s, &hello, IVSHMEM2_ERR_INTERRUPTS,
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_INTERRUPTS,
                    "uses MSI-X, which the peer does not offer");
 
-    client_refused_id(&s, 2, IVSHMEM2_ERR_ID_RANGE,
+    client_refused_id(&s, 2, IVSHMEM2_REFUSAL_ID_RANGE,
                       "ID 2 is out of range, this link has 0 to 1");
 
     hello = make_hello(0);
     hello.hello.session[5] = 1;
-    client_refused(&s, &hello, IVSHMEM2_ERR_SESSION, "not of this server");
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_SESSION, "not of this server");
 
     hello = make_hello(1);
     strcpy(hello.hello.name, "vm-a");
     client_join_hello(&a, &s, &hello);
-    client_refused_id(&s, 1, IVSHMEM2_ERR_ID_TAKEN,
+    client_refused_id(&s, 1, IVSHMEM2_REFUSAL_ID_TAKEN,
                       "ID 1 is taken by 'vm-a' (pid ");
     /* versions and features that are not known yet do not matter */
     hello = make_hello(IVSHMEM2_ID_ANY);
     hello.hello.version_max = 500;
     hello.hello.features = UINT32_MAX;
     hello.hello.vectors = UINT32_MAX;
-    hello.hello.reserved = UINT32_MAX;
     client_join_hello(&b, &s, &hello);
     g_assert_cmpuint(b.welcome.id, ==, 0);
-    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_ERR_FULL,
+    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_REFUSAL_FULL,
                       "the link is full: all 2 IDs are taken");
     client_leave(&b);
+    /* but roles do */
+    hello = make_hello(IVSHMEM2_ID_ANY);
+    hello.hello.role = 7;
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_PROTOCOL,
+                   "role 7 is not known, this server knows 0 (peer)");
     client_join(&b, &s, IVSHMEM2_ID_ANY);
     client_leave(&b);
     client_leave(&a);
@@ -825,9 +830,9 @@ static void test_refusal_of_a_talker(void)
         for (int n = 0; n < 100; n++) {
             g_autoptr(GError) error = NULL;
 
-            ivshmem2_conn_send(&c.conn, &hello, NULL, &error);
+            ivshmem2_transport_send(&c.conn, &hello, NULL, &error);
         }
-        client_hear_error(&c, IVSHMEM2_ERR_ID_RANGE, "ID 7");
+        client_hear_error(&c, IVSHMEM2_REFUSAL_ID_RANGE, "ID 7");
         client_close(&c);
     }
     server_end(&s);
@@ -868,8 +873,8 @@ static void test_ring(void)
     client_join(&a, &s, 0);
     client_join(&b, &s, 1);
 
-    client_say_target(&a, IVSHMEM2_RING, 1, 2);
-    g_assert_cmpuint(client_hear(&a, IVSHMEM2_EVENTFDS)->eventfds.first, ==,
+    client_say_target(&a, IVSHMEM2_MSG_RING, 1, 2);
+    g_assert_cmpuint(client_hear(&a, IVSHMEM2_MSG_EVENTFDS)->eventfds.first, ==,
                      2);
     g_assert_cmpuint(a.conn.in.n_fds, ==, 1);
     g_assert_cmpuint(ivshmem2_eventfd_drain(b.eventfds[1][2]), ==, 1);
@@ -879,16 +884,10 @@ static void test_ring(void)
     g_assert_cmpuint(ivshmem2_eventfd_drain(b.eventfds[1][2]), ==, 1);
 
     /* oneself */
-    client_say_target(&a, IVSHMEM2_RING, 0, 1);
-    client_hear(&a, IVSHMEM2_EVENTFDS);
+    client_say_target(&a, IVSHMEM2_MSG_RING, 0, 1);
+    client_hear(&a, IVSHMEM2_MSG_EVENTFDS);
     g_assert_cmpuint(a.conn.in.n_fds, ==, 1);
     g_assert_cmpuint(ivshmem2_eventfd_drain(a.eventfds[0][1]), ==, 1);
-
-    /* without ringing */
-    client_say_target(&a, IVSHMEM2_GET_EVENTFD, 1, 0);
-    client_hear(&a, IVSHMEM2_EVENTFDS);
-    g_assert_cmpuint(a.conn.in.n_fds, ==, 1);
-    assert_quiet(&b);
 
     /* nobody there, or no such thing */
     for (uint32_t i = 0; i < 4; i++) {
@@ -897,16 +896,16 @@ static void test_ring(void)
         };
         const Ivshmem2Msg *msg;
 
-        client_say_target(&a, IVSHMEM2_RING, targets[i][0], targets[i][1]);
-        msg = client_hear(&a, IVSHMEM2_EVENTFDS);
+        client_say_target(&a, IVSHMEM2_MSG_RING, targets[i][0], targets[i][1]);
+        msg = client_hear(&a, IVSHMEM2_MSG_EVENTFDS);
         g_assert_cmpuint(msg->eventfds.id, ==, targets[i][0]);
         g_assert_cmpuint(msg->eventfds.first, ==, targets[i][1]);
         g_assert_cmpuint(a.conn.in.n_fds, ==, 0);
     }
     /* somebody was, but nobody is: the descriptor, but no signal */
     client_leave(&b);
-    client_say_target(&a, IVSHMEM2_RING, 1, 0);
-    client_hear(&a, IVSHMEM2_EVENTFDS);
+    client_say_target(&a, IVSHMEM2_MSG_RING, 1, 0);
+    client_hear(&a, IVSHMEM2_MSG_EVENTFDS);
     g_assert_cmpuint(a.conn.in.n_fds, ==, 1);
     g_assert_cmpuint(ivshmem2_eventfd_drain(a.conn.in.fds[0]), ==, 0);
     client_leave(&a);
@@ -1052,9 +1051,9 @@ static void test_goodbye_and_close(void)
     for (int i = 0; i < 20; i++) {
         client_join(&a, &s, 1);
         for (int n = 0; n < 5 * i; n++) {
-            client_say_target(&a, IVSHMEM2_RING, 1, 0);
+            client_say_target(&a, IVSHMEM2_MSG_RING, 1, 0);
         }
-        client_say_type(&a, IVSHMEM2_GOODBYE);
+        client_say_type(&a, IVSHMEM2_MSG_GOODBYE);
         client_close(&a);
         wait_for_fds(&s, n_fds);
         /* of another process, so it would be refused if the slot were held */
@@ -1082,8 +1081,8 @@ static void test_goodbye_early(void)
     for (int i = 0; i < 10; i++) {
         client_connect(&a, &s);
         client_say(&a, &hello);
-        client_hear(&a, IVSHMEM2_WELCOME);
-        client_say_type(&a, IVSHMEM2_GOODBYE);
+        client_hear(&a, IVSHMEM2_MSG_WELCOME);
+        client_say_type(&a, IVSHMEM2_MSG_GOODBYE);
         client_close(&a);
         wait_for_fds(&s, n_fds);
         other_start(&o, &s, 1, 0);
@@ -1104,21 +1103,23 @@ static void wait_until_free(Server *s, uint32_t id)
     for (int tries = SOON_MS / 10; ; tries--) {
         Client c;
         uint16_t type;
+        uint32_t code;
 
         client_connect(&c, s);
         client_say(&c, &hello);
         type = client_hear_any(&c);
-        if (type == IVSHMEM2_WELCOME) {
-            client_say_type(&c, IVSHMEM2_GOODBYE);
+        if (type == IVSHMEM2_MSG_WELCOME) {
+            client_say_type(&c, IVSHMEM2_MSG_GOODBYE);
             while (client_hear_any(&c)) {
                 continue;
             }
             client_close(&c);
             return;
         }
-        g_assert_true(c.conn.in.msg.error.code == IVSHMEM2_ERR_ID_TAKEN ||
-                      c.conn.in.msg.error.code == IVSHMEM2_ERR_PERMISSION ||
-                      c.conn.in.msg.error.code == IVSHMEM2_ERR_LIMIT);
+        code = c.conn.in.msg.refusal.code;
+        g_assert_true(code == IVSHMEM2_REFUSAL_ID_TAKEN ||
+                      code == IVSHMEM2_REFUSAL_PERMISSION ||
+                      code == IVSHMEM2_REFUSAL_LIMIT);
         client_close(&c);
         g_assert_cmpint(tries, >, 0);
         g_usleep(10000);
@@ -1141,14 +1142,14 @@ static void test_hold(void)
     assert_interrupted(&a, 0);
     g_assert_cmpuint(get_state(&a, 1), ==, 0);
     /* but the slot is not for others */
-    client_refused_id(&s, 1, IVSHMEM2_ERR_ID_TAKEN,
+    client_refused_id(&s, 1, IVSHMEM2_REFUSAL_ID_TAKEN,
                       "ID 1 is held for 'test' (pid ");
     client_join(&b, &s, IVSHMEM2_ID_ANY);
     g_assert_cmpuint(b.welcome.id, ==, 2);
-    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_ERR_FULL, "all 3");
+    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_REFUSAL_FULL, "all 3");
     /* nor is it rung */
-    client_say_target(&a, IVSHMEM2_RING, 1, 0);
-    client_hear(&a, IVSHMEM2_EVENTFDS);
+    client_say_target(&a, IVSHMEM2_MSG_RING, 1, 0);
+    client_hear(&a, IVSHMEM2_MSG_EVENTFDS);
     g_assert_cmpuint(ivshmem2_eventfd_drain(a.eventfds[1][0]), ==, 0);
     /* the same process may come back */
     other_do(&o, ORDER_JOIN);
@@ -1233,7 +1234,7 @@ static void test_resume(void)
     assert_interrupted(&a, 0);
 
     /* after the connection was lost; the state was written meanwhile */
-    ivshmem2_conn_clear(&b.conn);
+    ivshmem2_transport_clear(&b.conn);
     assert_interrupted(&a, 0);
     g_assert_cmpuint(get_state(&a, 2), ==, 0);
     set_state(&b, 7);
@@ -1249,7 +1250,7 @@ static void test_resume(void)
 
     /* while the old connection seems to stand */
     client_join_hello(&b, &s, &resume);
-    client_hear_error(&c, IVSHMEM2_ERR_SESSION, "resumed by another");
+    client_hear_error(&c, IVSHMEM2_REFUSAL_SESSION, "resumed by another");
     client_close(&c);
     client_sync(&b);
 
@@ -1275,16 +1276,16 @@ static void test_resume_refused(void)
     /* of another process, connected or not */
     other_start(&o, &s, 2, 0);
     resume.hello.id = 2;
-    client_refused(&s, &resume, IVSHMEM2_ERR_SESSION, "ID 2 is taken by");
+    client_refused(&s, &resume, IVSHMEM2_REFUSAL_SESSION, "ID 2 is taken by");
     other_do(&o, ORDER_CLOSE);
-    client_refused(&s, &resume, IVSHMEM2_ERR_SESSION, "ID 2 is held for");
+    client_refused(&s, &resume, IVSHMEM2_REFUSAL_SESSION, "ID 2 is held for");
     other_do(&o, ORDER_JOIN);
     other_end(&o, 0);
     resume.hello.id = IVSHMEM2_ID_ANY;
-    client_refused(&s, &resume, IVSHMEM2_ERR_ID_RANGE, "out of range");
+    client_refused(&s, &resume, IVSHMEM2_REFUSAL_ID_RANGE, "out of range");
     resume = make_resume(&a);
     resume.hello.session[0] ^= 1;
-    client_refused(&s, &resume, IVSHMEM2_ERR_SESSION, "started anew");
+    client_refused(&s, &resume, IVSHMEM2_REFUSAL_SESSION, "started anew");
     client_sync(&a);
     client_leave(&a);
 
@@ -1292,7 +1293,7 @@ static void test_resume_refused(void)
     g_assert_cmpint(server_stop(&s, SIGTERM), ==, 0);
     server_start(&s, "--max-peers 4");
     resume.hello.session[0] ^= 1;
-    client_refused(&s, &resume, IVSHMEM2_ERR_SESSION, "started anew");
+    client_refused(&s, &resume, IVSHMEM2_REFUSAL_SESSION, "started anew");
     server_end(&s);
 }
 
@@ -1309,8 +1310,8 @@ static void test_shutdown(void)
     client_sync(&a);
     assert_interrupted(&b, 0);
     g_assert_cmpint(server_stop(&s, SIGTERM), ==, 0);
-    client_hear_error(&a, IVSHMEM2_ERR_SHUTDOWN, "the server ends");
-    client_hear_error(&b, IVSHMEM2_ERR_SHUTDOWN, "the server ends");
+    client_hear_error(&a, IVSHMEM2_REFUSAL_SHUTDOWN, "the server ends");
+    client_hear_error(&b, IVSHMEM2_REFUSAL_SHUTDOWN, "the server ends");
     /* the peers do without it */
     g_assert_cmpuint(get_state(&b, 0), ==, 3);
     assert_quiet(&b);
@@ -1347,8 +1348,8 @@ static void witness_end(Witness *w)
     assert_quiet(&w->c);
     wait_for_fds(&w->s, w->n_fds);
     client_join(&d, &w->s, 1);
-    client_say_target(&d, IVSHMEM2_RING, 0, 0);
-    client_hear(&d, IVSHMEM2_EVENTFDS);
+    client_say_target(&d, IVSHMEM2_MSG_RING, 0, 0);
+    client_hear(&d, IVSHMEM2_MSG_EVENTFDS);
     assert_interrupted(&w->c, 0);
     client_leave(&d);
     client_leave(&w->c);
@@ -1391,7 +1392,7 @@ static void test_nonsense(gconstpointer opaque)
     g_assert_cmpint(send(c.conn.fd, n->bytes, n->len, 0), ==, n->len);
     shutdown(c.conn.fd, SHUT_WR);
     if (n->text) {
-        client_hear_error(&c, IVSHMEM2_ERR_PROTOCOL, n->text);
+        client_hear_error(&c, IVSHMEM2_REFUSAL_PROTOCOL, n->text);
     } else {
         g_assert_cmpuint(client_hear_any(&c), ==, 0);
     }
@@ -1409,7 +1410,7 @@ static void test_late_nonsense(void)
     witness_start(&w, "--max-peers 4");
     client_join(&c, &w.s, 1);
     client_say(&c, &hello);
-    client_hear_error(&c, IVSHMEM2_ERR_PROTOCOL, "HELLO came twice");
+    client_hear_error(&c, IVSHMEM2_REFUSAL_PROTOCOL, "HELLO came twice");
     client_close(&c);
 
     client_join(&c, &w.s, 1);
@@ -1417,7 +1418,7 @@ static void test_late_nonsense(void)
     client_sync(&c);
     assert_interrupted(&w.c, 0);
     g_assert_cmpint(send(c.conn.fd, "\xff\xff\0\0\0\0\0\0", 8, 0), ==, 8);
-    client_hear_error(&c, IVSHMEM2_ERR_PROTOCOL, "unknown type 0xffff");
+    client_hear_error(&c, IVSHMEM2_REFUSAL_PROTOCOL, "unknown type 0xffff");
     client_close(&c);
     /* its state went with it */
     assert_interrupted(&w.c, 0);
@@ -1456,7 +1457,7 @@ static void test_surplus_fds(void)
         }
         client_connect(&c, &w.s);
         g_assert_cmpint(sendmsg(c.conn.fd, &mh, 0), ==, iov.iov_len);
-        client_hear_error(&c, IVSHMEM2_ERR_PROTOCOL,
+        client_hear_error(&c, IVSHMEM2_REFUSAL_PROTOCOL,
                           n > 16 ? "descriptors were lost" : "descriptors");
         client_close(&c);
     }
@@ -1498,13 +1499,13 @@ static void test_timeout(void)
     client_connect(&deaf, &w.s);
     client_say(&deaf, &hello);
     wait_for(deaf.conn.fd, POLLIN);
-    client_hear_error(&silent, IVSHMEM2_ERR_TIMEOUT, "after 1 seconds");
-    client_hear_error(&half, IVSHMEM2_ERR_TIMEOUT, "after 1 seconds");
+    client_hear_error(&silent, IVSHMEM2_REFUSAL_TIMEOUT, "after 1 seconds");
+    client_hear_error(&half, IVSHMEM2_REFUSAL_TIMEOUT, "after 1 seconds");
     client_close(&silent);
     client_close(&half);
     /* what did not fit cannot be said */
     wait_for_fds(&w.s, w.n_fds + 1);
-    client_hear(&deaf, IVSHMEM2_WELCOME);
+    client_hear(&deaf, IVSHMEM2_MSG_WELCOME);
     client_close(&deaf);
     client_sync(&w.c);
     wait_until_free(&w.s, 1);
@@ -1515,7 +1516,7 @@ static void test_timeout(void)
 static void test_stalled(void)
 {
     Ivshmem2Msg ring = {
-        .hdr.type = IVSHMEM2_RING, .target = { .id = 1, .vector = 0 },
+        .hdr.type = IVSHMEM2_MSG_RING, .target = { .id = 1, .vector = 0 },
     };
     Witness w;
     Client c[20];
@@ -1528,9 +1529,10 @@ static void test_stalled(void)
         client_join(&c[i], &w.s, IVSHMEM2_ID_ANY);
         /* until neither it nor the kernel takes any more */
         for (int quiet = 0; quiet < 3; ) {
-            int ret = ivshmem2_conn_is_sending(&c[i].conn)
-                      ? ivshmem2_conn_flush(&c[i].conn, &error)
-                      : ivshmem2_conn_send(&c[i].conn, &ring, NULL, &error);
+            int ret = ivshmem2_transport_is_sending(&c[i].conn)
+                      ? ivshmem2_transport_flush(&c[i].conn, &error)
+                      : ivshmem2_transport_send(&c[i].conn, &ring, NULL,
+                                                &error);
 
             g_assert_no_error(error);
             quiet = ret ? 0 : quiet + 1;
@@ -1600,16 +1602,16 @@ static void file_limit(const char *options)
         client_say(c, &hello);
         do {
             type = client_hear_any(c);
-        } while (type != IVSHMEM2_READY && type != IVSHMEM2_ERROR);
-        if (type == IVSHMEM2_ERROR) {
-            g_test_message("%s", c->conn.in.msg.error.text);
-            g_assert_cmpuint(c->conn.in.msg.error.code, ==,
-                             IVSHMEM2_ERR_LIMIT);
-            assert_says_text(c->conn.in.msg.error.text, "open");
+        } while (type != IVSHMEM2_MSG_READY && type != IVSHMEM2_MSG_REFUSED);
+        if (type == IVSHMEM2_MSG_REFUSED) {
+            g_test_message("%s", c->conn.in.msg.refusal.text);
+            g_assert_cmpuint(c->conn.in.msg.refusal.code, ==,
+                             IVSHMEM2_REFUSAL_LIMIT);
+            assert_says_text(c->conn.in.msg.refusal.text, "open");
             g_assert_cmpuint(server_count_fds(&s), <, 85);
         }
         ivshmem2_decoder_reset(&c->conn.in);
-    } while (type != IVSHMEM2_ERROR);
+    } while (type != IVSHMEM2_MSG_REFUSED);
     /* those who are there go on, also when still more come */
     for (int i = 0; i < 200; i++) {
         Client *c = g_new(Client, 1);
@@ -1641,8 +1643,8 @@ static void test_file_limit(void)
 static void test_cut_messages(void)
 {
     static const uint16_t types[] = {
-        IVSHMEM2_HELLO, IVSHMEM2_STATE_CHANGED, IVSHMEM2_RING,
-        IVSHMEM2_GET_EVENTFD, IVSHMEM2_GOODBYE,
+        IVSHMEM2_MSG_HELLO, IVSHMEM2_MSG_STATE_CHANGED, IVSHMEM2_MSG_RING,
+        IVSHMEM2_MSG_GOODBYE,
     };
     Witness w;
 
@@ -1652,7 +1654,7 @@ static void test_cut_messages(void)
             Ivshmem2Msg msg = make_hello(1);
             Client c;
 
-            if (types[i] == IVSHMEM2_HELLO) {
+            if (types[i] == IVSHMEM2_MSG_HELLO) {
                 client_connect(&c, &w.s);
             } else {
                 client_join(&c, &w.s, 1);
@@ -1685,10 +1687,10 @@ static void test_half_close(void)
         client_close(&c);
 
         client_join(&c, &w.s, 1);
-        client_say_target(&c, IVSHMEM2_RING, 1, 0);
+        client_say_target(&c, IVSHMEM2_MSG_RING, 1, 0);
         shutdown(c.conn.fd, how);
         if (how == SHUT_RD) {
-            client_say_target(&c, IVSHMEM2_RING, 1, 0);
+            client_say_target(&c, IVSHMEM2_MSG_RING, 1, 0);
         }
         wait_for_fds(&w.s, w.n_fds + 1);
         client_close(&c);
@@ -1733,9 +1735,9 @@ static void hear_timeout(Client *c)
 
     do {
         type = client_hear_any(c);
-    } while (type && type != IVSHMEM2_ERROR);
-    g_assert_cmphex(type, ==, IVSHMEM2_ERROR);
-    g_assert_cmpuint(c->conn.in.msg.error.code, ==, IVSHMEM2_ERR_TIMEOUT);
+    } while (type && type != IVSHMEM2_MSG_REFUSED);
+    g_assert_cmphex(type, ==, IVSHMEM2_MSG_REFUSED);
+    g_assert_cmpuint(c->conn.in.msg.refusal.code, ==, IVSHMEM2_REFUSAL_TIMEOUT);
     client_close(c);
 }
 
@@ -1765,8 +1767,8 @@ static void test_stalled_joiners(void)
     /* neither those who are there nor those who come notice */
     for (int i = 0; i < 10; i++) {
         client_join(&b, &s, IVSHMEM2_ID_ANY);
-        client_say_target(&b, IVSHMEM2_RING, a.welcome.id, 0);
-        client_hear(&b, IVSHMEM2_EVENTFDS);
+        client_say_target(&b, IVSHMEM2_MSG_RING, a.welcome.id, 0);
+        client_hear(&b, IVSHMEM2_MSG_EVENTFDS);
         g_assert_cmpuint(b.conn.in.n_fds, ==, 1);
         assert_interrupted(&a, 0);
         client_leave(&b);
@@ -1823,7 +1825,7 @@ static void test_unread_handshake(void)
     stall_as(&a, &s, geteuid());
     /* this one even asks for more */
     stall_as(&b, &s, geteuid());
-    client_say_target(&b, IVSHMEM2_RING, 1, 0);
+    client_say_target(&b, IVSHMEM2_MSG_RING, 1, 0);
     wait_for_unread(&a, handshake + refusal);
     wait_for_unread(&b, handshake + refusal);
     hear_timeout(&a);
@@ -1833,10 +1835,10 @@ static void test_unread_handshake(void)
 
     /* who reads it after all is answered */
     stall_as(&a, &s, geteuid());
-    client_say_target(&a, IVSHMEM2_RING, 1, 0);
+    client_say_target(&a, IVSHMEM2_MSG_RING, 1, 0);
     g_usleep(NEVER_MS * 1000);
     client_complete(&a);
-    client_hear(&a, IVSHMEM2_EVENTFDS);
+    client_hear(&a, IVSHMEM2_MSG_EVENTFDS);
     /* and who has nothing to say may stay */
     client_join(&b, &s, IVSHMEM2_ID_ANY);
     g_usleep(1200 * 1000);
@@ -1924,9 +1926,9 @@ static void test_flight_limit(void)
     pid = start_to_fill(&s);
     /* those who are there go on, through the server if need be */
     for (int i = 0; i < 3; i++) {
-        client_say_target(&a, IVSHMEM2_RING, 0, 1);
-        g_assert_cmpuint(client_hear(&a, IVSHMEM2_EVENTFDS)->eventfds.id, ==,
-                         0);
+        client_say_target(&a, IVSHMEM2_MSG_RING, 0, 1);
+        g_assert_cmpuint(client_hear(&a, IVSHMEM2_MSG_EVENTFDS)->eventfds.id,
+                         ==, 0);
         g_assert_cmpuint(a.conn.in.n_fds, ==, 0);
         assert_interrupted(&a, 1);
     }
@@ -1939,8 +1941,8 @@ static void test_flight_limit(void)
     client_close(&c);
     end_filling(pid);
     client_complete(&b);
-    client_say_target(&b, IVSHMEM2_RING, 0, 1);
-    client_hear(&b, IVSHMEM2_EVENTFDS);
+    client_say_target(&b, IVSHMEM2_MSG_RING, 0, 1);
+    client_hear(&b, IVSHMEM2_MSG_EVENTFDS);
     g_assert_cmpuint(b.conn.in.n_fds, ==, 1);
     client_leave(&a);
     client_leave(&b);
@@ -1975,9 +1977,9 @@ static void test_silent_flood(void)
 
         if (poll(&pfd, 1, 0) == 1) {
             if (client_hear_any(&silent[i])) {
-                g_assert_cmpuint(silent[i].conn.in.msg.error.code, ==,
-                                 IVSHMEM2_ERR_LIMIT);
-                assert_says_text(silent[i].conn.in.msg.error.text,
+                g_assert_cmpuint(silent[i].conn.in.msg.refusal.code, ==,
+                                 IVSHMEM2_REFUSAL_LIMIT);
+                assert_says_text(silent[i].conn.in.msg.refusal.text,
                                  "that have not joined");
                 told++;
             } else {
@@ -2026,13 +2028,13 @@ static void test_ids_per_user(void)
     chmod(s.dir, 0711);
     client_join(&a, &s, 0);
     client_join(&b, &s, 3);
-    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_ERR_LIMIT,
+    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_REFUSAL_LIMIT,
                       "has 2 IDs already");
-    client_refused_id(&s, 1, IVSHMEM2_ERR_LIMIT, "has 2 IDs already");
+    client_refused_id(&s, 1, IVSHMEM2_REFUSAL_LIMIT, "has 2 IDs already");
     /* it is held, and only for who had it */
     resume = make_resume(&a);
     client_close(&a);
-    client_refused_id(&s, 1, IVSHMEM2_ERR_LIMIT, "has 2 IDs already");
+    client_refused_id(&s, 1, IVSHMEM2_REFUSAL_LIMIT, "has 2 IDs already");
     client_join_hello(&a, &s, &resume);
     /* while the connection seems to stand */
     client_join_hello(&c, &s, &resume);
@@ -2078,14 +2080,15 @@ static void test_access(void)
     start_with_rules(&s, "--max-peers 8",
                      "[some]\nusers = @, 4242\nids = 5, 2-3\n"
                      "[others]\ngroups = @\nids = 1\n", geteuid(), 4243);
-    client_refused_id(&s, 0, IVSHMEM2_ERR_PERMISSION, "may not take ID 0, "
+    client_refused_id(&s, 0, IVSHMEM2_REFUSAL_PERMISSION, "may not take ID 0, "
                       "but 5, 2-3");
-    client_refused_id(&s, 8, IVSHMEM2_ERR_ID_RANGE, "ID 8 is out of range");
+    client_refused_id(&s, 8, IVSHMEM2_REFUSAL_ID_RANGE, "ID 8 is out of range");
     client_join(&a, &s, IVSHMEM2_ID_ANY);
     g_assert_cmpuint(a.welcome.id, ==, 2);
     resume = make_resume(&a);
     resume.hello.id = 1;
-    client_refused(&s, &resume, IVSHMEM2_ERR_PERMISSION, "may not take ID 1");
+    client_refused(&s, &resume, IVSHMEM2_REFUSAL_PERMISSION,
+                   "may not take ID 1");
     client_join(&b, &s, 5);
     client_leave(&b);
     client_leave(&a);
@@ -2104,7 +2107,8 @@ static void test_access(void)
             client_join(&all[i], &s, IVSHMEM2_ID_ANY);
         }
         g_assert_cmpuint(all[2].welcome.id, ==, 5);
-        client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_ERR_FULL, "may take "
+        client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_REFUSAL_FULL,
+                          "may take "
                           "(5, 2-3) are taken");
         for (size_t i = 0; i < G_N_ELEMENTS(all); i++) {
             client_leave(&all[i]);
@@ -2137,7 +2141,7 @@ static void test_access_reload(void)
         kill(s.pid, SIGHUP);
         if (i == 2) {
             g_usleep(NEVER_MS * 1000);
-            client_refused_id(&s, 2, IVSHMEM2_ERR_PERMISSION, "but 1");
+            client_refused_id(&s, 2, IVSHMEM2_REFUSAL_PERMISSION, "but 1");
         } else {
             wait_until_free(&s, i);
         }
@@ -2156,7 +2160,7 @@ static void test_no_access(void)
     start_with_rules(&s, "--max-peers 4",
                      "[rule]\nusers = @\n[rule 2]\nusers = @\n",
                      getuid() + 10000, getuid() + 20000);
-    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_ERR_PERMISSION,
+    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_REFUSAL_PERMISSION,
                       "may not connect");
     server_end(&s);
 }
@@ -2185,11 +2189,13 @@ static void test_access_of_others(void)
     client_leave(&c);
     join_as(&c, &s, SERVER_UID, group, 5);
     client_leave(&c);
-    refused_as(&s, OTHER_UID, 4, IVSHMEM2_ERR_PERMISSION, "may not take ID 4");
-    refused_as(&s, USER_UID, 6, IVSHMEM2_ERR_PERMISSION, "but 0-1");
-    refused_as(&s, SERVER_UID, 0, IVSHMEM2_ERR_PERMISSION, "may not connect");
+    refused_as(&s, OTHER_UID, 4, IVSHMEM2_REFUSAL_PERMISSION,
+               "may not take ID 4");
+    refused_as(&s, USER_UID, 6, IVSHMEM2_REFUSAL_PERMISSION, "but 0-1");
+    refused_as(&s, SERVER_UID, 0, IVSHMEM2_REFUSAL_PERMISSION,
+               "may not connect");
     /* rules are for root as well */
-    refused_as(&s, 0, 0, IVSHMEM2_ERR_PERMISSION, "may not connect");
+    refused_as(&s, 0, 0, IVSHMEM2_REFUSAL_PERMISSION, "may not connect");
     client_leave(&b);
     client_leave(&a);
     server_end(&s);

@@ -86,7 +86,7 @@ static bool tell(Fixture *f, Ivshmem2Msg msg, const int *fds, GError **error)
 static bool tell_welcome(Fixture *f, GError **error)
 {
     Ivshmem2Msg msg = {
-        .hdr = { .type = IVSHMEM2_WELCOME,
+        .hdr = { .type = IVSHMEM2_MSG_WELCOME,
                  .fds = f->welcome.rw_size ? 2 : 1 },
         .welcome = f->welcome,
     };
@@ -99,7 +99,7 @@ static bool tell_outputs(Fixture *f, uint32_t first, unsigned n,
                          GError **error)
 {
     Ivshmem2Msg msg = {
-        .hdr = { .type = IVSHMEM2_OUTPUTS, .fds = n },
+        .hdr = { .type = IVSHMEM2_MSG_OUTPUTS, .fds = n },
         .outputs = { .first = first },
     };
     int fds[IVSHMEM2_MAX_FDS] = { 0 };
@@ -114,7 +114,7 @@ static bool tell_eventfds(Fixture *f, uint32_t id, uint32_t first, unsigned n,
                           GError **error)
 {
     Ivshmem2Msg msg = {
-        .hdr = { .type = IVSHMEM2_EVENTFDS, .fds = n },
+        .hdr = { .type = IVSHMEM2_MSG_EVENTFDS, .fds = n },
         .eventfds = { .id = id, .first = first },
     };
     int fds[IVSHMEM2_MAX_FDS] = { 0 };
@@ -127,7 +127,8 @@ static bool tell_eventfds(Fixture *f, uint32_t id, uint32_t first, unsigned n,
 
 static bool tell_ready(Fixture *f, GError **error)
 {
-    return tell(f, (Ivshmem2Msg) { .hdr = { .type = IVSHMEM2_READY } }, NULL,
+    return tell(f, (Ivshmem2Msg) { .hdr = { .type = IVSHMEM2_MSG_READY } },
+                NULL,
                 error);
 }
 
@@ -161,7 +162,7 @@ static void go_to(Fixture *f, Stage stage)
     Ivshmem2Msg msg;
 
     ivshmem2_session_connected(f->s);
-    assert_says(f, IVSHMEM2_HELLO, &msg);
+    assert_says(f, IVSHMEM2_MSG_HELLO, &msg);
     if (stage >= AFTER_WELCOME) {
         tell_welcome(f, &error);
         g_assert_no_error(error);
@@ -197,7 +198,7 @@ static void test_handshake(Fixture *f, gconstpointer opaque)
 
     assert_says_nothing(f);
     ivshmem2_session_connected(f->s);
-    assert_says(f, IVSHMEM2_HELLO, &msg);
+    assert_says(f, IVSHMEM2_MSG_HELLO, &msg);
     g_assert_cmphex(msg.hello.magic, ==, IVSHMEM2_MAGIC);
     g_assert_cmpuint(msg.hello.version_min, ==, IVSHMEM2_VERSION_MIN);
     g_assert_cmpuint(msg.hello.version_max, ==, IVSHMEM2_VERSION_MAX);
@@ -325,7 +326,7 @@ static void set_field(void *field, size_t size, uint64_t value)
 static void test_bad_welcome(Fixture *f, gconstpointer opaque)
 {
     const BadWelcome *bad = opaque;
-    Ivshmem2Msg msg = { .hdr = { .type = IVSHMEM2_WELCOME, .fds = 2 } };
+    Ivshmem2Msg msg = { .hdr = { .type = IVSHMEM2_MSG_WELCOME, .fds = 2 } };
     const int fds[] = { f->memory, f->memory };
     g_autoptr(GError) error = NULL;
 
@@ -333,7 +334,7 @@ static void test_bad_welcome(Fixture *f, gconstpointer opaque)
     set_field((char *)&f->welcome + bad->offset, bad->size, bad->value);
     msg.welcome = f->welcome;
     g_assert_false(tell(f, msg, fds, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, bad->text);
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, bad->text);
     /* and nothing of it is believed */
     g_assert_cmpuint(ivshmem2_session_info(f->s)->max_peers, ==, 0);
 }
@@ -349,7 +350,7 @@ static void test_other_id(Fixture *f, gconstpointer opaque)
     f->s = ivshmem2_session_new(&hello);
     go_to(f, AFTER_HELLO);
     g_assert_false(tell_welcome(f, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "ID 1 instead of 7");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "ID 1 instead of 7");
 }
 
 static void test_too_many_outputs(Fixture *f, gconstpointer opaque)
@@ -360,7 +361,7 @@ static void test_too_many_outputs(Fixture *f, gconstpointer opaque)
     f->welcome.max_peers = IVSHMEM2_MAX_OUTPUTS + 1;
     f->welcome.state_table_size = 65536;
     g_assert_false(tell_welcome(f, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL,
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL,
                  "output sections for 4097 peers");
 }
 
@@ -388,14 +389,14 @@ static void test_bad_memory(Fixture *f, gconstpointer opaque)
 
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
         Ivshmem2Msg msg = {
-            .hdr = { .type = IVSHMEM2_WELCOME, .fds = 2 },
+            .hdr = { .type = IVSHMEM2_MSG_WELCOME, .fds = 2 },
             .welcome = f->welcome,
         };
         g_autoptr(GError) error = NULL;
 
         go_to(f, AFTER_HELLO);
         g_assert_false(tell(f, msg, cases[i].fds, &error));
-        assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, cases[i].text);
+        assert_error(error, IVSHMEM2_ERROR_PROTOCOL, cases[i].text);
         ivshmem2_session_disconnected(f->s);
     }
     ivshmem2_close(&unsealed);
@@ -418,7 +419,7 @@ static void test_bad_output(Fixture *f, gconstpointer opaque)
 
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
         Ivshmem2Msg msg = {
-            .hdr = { .type = IVSHMEM2_OUTPUTS, .fds = cases[i].id + 1 },
+            .hdr = { .type = IVSHMEM2_MSG_OUTPUTS, .fds = cases[i].id + 1 },
         };
         int fds[] = { f->memory_read_only, f->memory };
         g_autoptr(GError) error = NULL;
@@ -426,7 +427,7 @@ static void test_bad_output(Fixture *f, gconstpointer opaque)
         go_to(f, AFTER_WELCOME);
         fds[cases[i].id] = cases[i].fd;
         g_assert_false(tell(f, msg, fds, &error));
-        assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, cases[i].text);
+        assert_error(error, IVSHMEM2_ERROR_PROTOCOL, cases[i].text);
     }
     ivshmem2_close(&unsealed);
 }
@@ -434,7 +435,7 @@ static void test_bad_output(Fixture *f, gconstpointer opaque)
 static void test_bad_eventfd(Fixture *f, gconstpointer opaque)
 {
     Ivshmem2Msg msg = {
-        .hdr = { .type = IVSHMEM2_EVENTFDS, .fds = 2 },
+        .hdr = { .type = IVSHMEM2_MSG_EVENTFDS, .fds = 2 },
         .eventfds = { .id = OWN_ID },
     };
     const int fds[] = { f->event_fd, f->memory };
@@ -442,7 +443,7 @@ static void test_bad_eventfd(Fixture *f, gconstpointer opaque)
 
     go_to(f, AFTER_OUTPUTS);
     g_assert_false(tell(f, msg, fds, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "not an eventfd");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "not an eventfd");
 }
 
 /* Each message where it must not be */
@@ -453,25 +454,25 @@ static void test_order(Fixture *f, gconstpointer opaque)
         uint16_t type;
         bool ok;
     } steps[] = {
-        { AFTER_HELLO, IVSHMEM2_WELCOME, true },
-        { AFTER_HELLO, IVSHMEM2_OUTPUTS, false },
-        { AFTER_HELLO, IVSHMEM2_EVENTFDS, false },
-        { AFTER_HELLO, IVSHMEM2_READY, false },
-        { AFTER_WELCOME, IVSHMEM2_WELCOME, false },
-        { AFTER_WELCOME, IVSHMEM2_OUTPUTS, true },
-        { AFTER_WELCOME, IVSHMEM2_EVENTFDS, false },
-        { AFTER_WELCOME, IVSHMEM2_READY, false },
-        { AFTER_OUTPUTS, IVSHMEM2_WELCOME, false },
-        { AFTER_OUTPUTS, IVSHMEM2_OUTPUTS, false },
-        { AFTER_OUTPUTS, IVSHMEM2_EVENTFDS, true },
-        { AFTER_OUTPUTS, IVSHMEM2_READY, false },
-        { AFTER_EVENTFDS, IVSHMEM2_WELCOME, false },
-        { AFTER_EVENTFDS, IVSHMEM2_OUTPUTS, false },
-        { AFTER_EVENTFDS, IVSHMEM2_READY, true },
-        { AFTER_READY, IVSHMEM2_WELCOME, false },
-        { AFTER_READY, IVSHMEM2_OUTPUTS, false },
-        { AFTER_READY, IVSHMEM2_READY, false },
-        { AFTER_READY, IVSHMEM2_EVENTFDS, false },
+        { AFTER_HELLO, IVSHMEM2_MSG_WELCOME, true },
+        { AFTER_HELLO, IVSHMEM2_MSG_OUTPUTS, false },
+        { AFTER_HELLO, IVSHMEM2_MSG_EVENTFDS, false },
+        { AFTER_HELLO, IVSHMEM2_MSG_READY, false },
+        { AFTER_WELCOME, IVSHMEM2_MSG_WELCOME, false },
+        { AFTER_WELCOME, IVSHMEM2_MSG_OUTPUTS, true },
+        { AFTER_WELCOME, IVSHMEM2_MSG_EVENTFDS, false },
+        { AFTER_WELCOME, IVSHMEM2_MSG_READY, false },
+        { AFTER_OUTPUTS, IVSHMEM2_MSG_WELCOME, false },
+        { AFTER_OUTPUTS, IVSHMEM2_MSG_OUTPUTS, false },
+        { AFTER_OUTPUTS, IVSHMEM2_MSG_EVENTFDS, true },
+        { AFTER_OUTPUTS, IVSHMEM2_MSG_READY, false },
+        { AFTER_EVENTFDS, IVSHMEM2_MSG_WELCOME, false },
+        { AFTER_EVENTFDS, IVSHMEM2_MSG_OUTPUTS, false },
+        { AFTER_EVENTFDS, IVSHMEM2_MSG_READY, true },
+        { AFTER_READY, IVSHMEM2_MSG_WELCOME, false },
+        { AFTER_READY, IVSHMEM2_MSG_OUTPUTS, false },
+        { AFTER_READY, IVSHMEM2_MSG_READY, false },
+        { AFTER_READY, IVSHMEM2_MSG_EVENTFDS, false },
     };
 
     for (size_t i = 0; i < G_N_ELEMENTS(steps); i++) {
@@ -482,16 +483,16 @@ static void test_order(Fixture *f, gconstpointer opaque)
         setup(&own, NULL);
         go_to(&own, steps[i].stage);
         switch (steps[i].type) {
-        case IVSHMEM2_WELCOME:
+        case IVSHMEM2_MSG_WELCOME:
             ok = tell_welcome(&own, &error);
             break;
-        case IVSHMEM2_OUTPUTS:
+        case IVSHMEM2_MSG_OUTPUTS:
             ok = tell_outputs(&own, 0, 1, &error);
             break;
-        case IVSHMEM2_EVENTFDS:
+        case IVSHMEM2_MSG_EVENTFDS:
             ok = tell_eventfds(&own, OWN_ID, 0, 1, &error);
             break;
-        case IVSHMEM2_READY:
+        case IVSHMEM2_MSG_READY:
             ok = tell_ready(&own, &error);
             break;
         }
@@ -499,8 +500,8 @@ static void test_order(Fixture *f, gconstpointer opaque)
                        steps[i].type, error ? error->message : "fine");
         g_assert_cmpint(ok, ==, steps[i].ok);
         if (!ok) {
-            g_assert_error(error, IVSHMEM2_LIB_ERROR,
-                           IVSHMEM2_LIB_ERROR_PROTOCOL);
+            g_assert_error(error, IVSHMEM2_ERROR,
+                           IVSHMEM2_ERROR_PROTOCOL);
         }
         teardown(&own, NULL);
     }
@@ -513,26 +514,26 @@ static void test_counting(Fixture *f, gconstpointer opaque)
 
     go_to(f, AFTER_WELCOME);
     g_assert_false(tell_outputs(f, 1, 1, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "sections 1 to 1");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "sections 1 to 1");
     g_assert_true(tell_outputs(f, 0, 16, &error));
     g_assert_false(tell_outputs(f, 16, 5, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "sections 16 to 20");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "sections 16 to 20");
     g_assert_true(tell_outputs(f, 16, 4, &error));
     g_assert_false(tell_eventfds(f, OWN_ID, 1, 1, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "missing from 0 on");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "missing from 0 on");
     g_assert_false(tell_eventfds(f, 0, 0, 1, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "missing from 0 on");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "missing from 0 on");
     g_assert_false(tell_eventfds(f, OWN_ID, 0, 0, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "missing from 0 on");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "missing from 0 on");
     g_assert_true(tell_eventfds(f, OWN_ID, 0, 16, &error));
     g_assert_false(tell_ready(f, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "before all 18");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "before all 18");
     g_assert_false(tell_eventfds(f, OWN_ID, 16, 3, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "vectors from 16");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "vectors from 16");
     g_assert_false(tell_eventfds(f, N_PEERS, 0, 1, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "about peer 20");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "about peer 20");
     g_assert_false(tell_eventfds(f, OWN_ID, UINT32_MAX, 1, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "vectors from 42949");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "vectors from 42949");
     g_assert_true(tell_eventfds(f, OWN_ID, 16, 2, &error));
     g_assert_true(tell_eventfds(f, 0, 0, 16, &error));
     g_assert_true(tell_ready(f, &error));
@@ -543,8 +544,8 @@ static void test_counting(Fixture *f, gconstpointer opaque)
 static void test_refusal(Fixture *f, gconstpointer opaque)
 {
     Ivshmem2Msg msg = {
-        .hdr = { .type = IVSHMEM2_ERROR },
-        .error = { .code = IVSHMEM2_ERR_FULL, .text = "no room" },
+        .hdr = { .type = IVSHMEM2_MSG_REFUSED },
+        .refusal = { .code = IVSHMEM2_REFUSAL_FULL, .text = "no room" },
     };
 
     for (Stage stage = AFTER_HELLO; stage <= AFTER_READY; stage++) {
@@ -552,7 +553,7 @@ static void test_refusal(Fixture *f, gconstpointer opaque)
 
         go_to(f, stage);
         g_assert_false(tell(f, msg, NULL, &error));
-        assert_error(error, IVSHMEM2_LIB_ERROR_REFUSED, "no room");
+        assert_error(error, IVSHMEM2_ERROR_REFUSED, "no room");
         ivshmem2_session_disconnected(f->s);
     }
 }
@@ -563,7 +564,7 @@ static void assert_rings(Fixture *f, uint32_t id, uint32_t vector)
 {
     Ivshmem2Msg msg;
 
-    assert_says(f, IVSHMEM2_RING, &msg);
+    assert_says(f, IVSHMEM2_MSG_RING, &msg);
     g_assert_cmpuint(msg.target.id, ==, id);
     g_assert_cmpuint(msg.target.vector, ==, vector);
 }
@@ -634,11 +635,11 @@ static void test_in_flight(Fixture *f, gconstpointer opaque)
     g_assert_cmpuint(n, ==, 64);
     /* other things still go out */
     ivshmem2_session_state_changed(f->s);
-    assert_says(f, IVSHMEM2_STATE_CHANGED, &msg);
+    assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
     assert_says_nothing(f);
     /* one answer, one request */
     g_assert_true(tell_eventfds(f, 2, 0, 1, &error));
-    assert_says(f, IVSHMEM2_RING, &msg);
+    assert_says(f, IVSHMEM2_MSG_RING, &msg);
     assert_says_nothing(f);
     while (n < (N_PEERS - 2) * N_VECTORS) {
         g_assert_true(tell_eventfds(f, 2 + (n - 63) / N_VECTORS,
@@ -674,7 +675,7 @@ static void test_turns(Fixture *f, gconstpointer opaque)
                                         old[turns % 64].target.vector, 0,
                                         &error));
         }
-        assert_says(f, IVSHMEM2_RING, &msg);
+        assert_says(f, IVSHMEM2_MSG_RING, &msg);
         old[turns++ % 64] = msg;
         g_assert_cmpuint(turns, <, 2 * N_PEERS * N_VECTORS);
     } while (msg.target.id);
@@ -691,17 +692,17 @@ static void test_bad_answers(Fixture *f, gconstpointer opaque)
 
     go_to(f, AFTER_READY);
     g_assert_false(tell_eventfds(f, 5, 0, 1, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "answers nothing");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "answers nothing");
     ivshmem2_session_ring(f->s, 5, 0);
     ivshmem2_session_ring(f->s, 6, 1);
     assert_rings(f, 5, 0);
     assert_rings(f, 6, 1);
     g_assert_false(tell_eventfds(f, 6, 1, 1, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "answers nothing");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "answers nothing");
     g_assert_false(tell_eventfds(f, 5, 0, 2, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "answers nothing");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "answers nothing");
     g_assert_false(tell_eventfds(f, N_PEERS, 0, 0, &error));
-    assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL, "about peer 20");
+    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "about peer 20");
     g_assert_true(tell_eventfds(f, 5, 0, 1, &error));
     g_assert_true(tell_eventfds(f, 6, 1, 0, &error));
 }
@@ -718,7 +719,7 @@ static void test_eviction(Fixture *f, gconstpointer opaque)
     f->welcome.state_table_size = 8192;
     f->welcome.output_size = 0;
     ivshmem2_session_connected(f->s);
-    assert_says(f, IVSHMEM2_HELLO, &msg);
+    assert_says(f, IVSHMEM2_MSG_HELLO, &msg);
     g_assert_true(tell_welcome(f, &error));
     g_assert_true(tell_eventfds(f, OWN_ID, 0, 1, &error));
     g_assert_true(tell_ready(f, &error));
@@ -747,8 +748,8 @@ static void test_goodbye(Fixture *f, gconstpointer opaque)
     go_to(f, AFTER_READY);
     ivshmem2_session_goodbye(f->s);
     ivshmem2_session_state_changed(f->s);
-    assert_says(f, IVSHMEM2_STATE_CHANGED, &msg);
-    assert_says(f, IVSHMEM2_GOODBYE, &msg);
+    assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
+    assert_says(f, IVSHMEM2_MSG_GOODBYE, &msg);
     assert_says_nothing(f);
 }
 
@@ -768,7 +769,7 @@ static void test_lost_early(Fixture *f, gconstpointer opaque)
         assert_says_nothing(f);
         /* there is nothing to resume */
         ivshmem2_session_connected(f->s);
-        assert_says(f, IVSHMEM2_HELLO, &msg);
+        assert_says(f, IVSHMEM2_MSG_HELLO, &msg);
         g_assert_cmpuint(msg.hello.id, ==, IVSHMEM2_ID_ANY);
         g_assert_cmpmem(msg.hello.session, sizeof(none), none, sizeof(none));
     }
@@ -799,7 +800,7 @@ static void test_resume(Fixture *f, gconstpointer opaque)
                     IVSHMEM2_RING_REQUESTED);
 
     ivshmem2_session_connected(f->s);
-    assert_says(f, IVSHMEM2_HELLO, &msg);
+    assert_says(f, IVSHMEM2_MSG_HELLO, &msg);
     g_assert_cmpuint(msg.hello.id, ==, OWN_ID);
     g_assert_cmpmem(msg.hello.session, IVSHMEM2_UUID_SIZE,
                     f->welcome.session, IVSHMEM2_UUID_SIZE);
@@ -814,7 +815,7 @@ static void test_resume(Fixture *f, gconstpointer opaque)
     g_assert_cmpint(ivshmem2_session_own_eventfd(f->s, 0), ==, own);
     g_assert_cmpuint(count_fds(), ==, fds);
     /* what was not answered is asked again, and nothing is lost */
-    assert_says(f, IVSHMEM2_STATE_CHANGED, &msg);
+    assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
     assert_rings(f, 6, 0);
     assert_rings(f, 7, 0);
     assert_rings(f, 5, 0);
@@ -836,10 +837,10 @@ static void test_resume_other(Fixture *f, gconstpointer opaque)
 
         ivshmem2_session_disconnected(f->s);
         ivshmem2_session_connected(f->s);
-        assert_says(f, IVSHMEM2_HELLO, &msg);
+        assert_says(f, IVSHMEM2_MSG_HELLO, &msg);
         *((uint8_t *)&f->welcome + offsets[i]) ^= 2;
         g_assert_false(tell_welcome(f, &error));
-        assert_error(error, IVSHMEM2_LIB_ERROR_PROTOCOL,
+        assert_error(error, IVSHMEM2_ERROR_PROTOCOL,
                      "not what it was");
         f->welcome = welcome;
     }

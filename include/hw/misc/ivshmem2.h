@@ -49,20 +49,19 @@
 /* Ivshmem2Hello.id: the server chooses */
 #define IVSHMEM2_ID_ANY             UINT32_C(0xffffffff)
 
-/* Message types.  Who sends it; payload; descriptors it carries. */
+/* Message types.  Sender; payload; number of descriptors. */
 enum Ivshmem2Type {
-    /* client to server */
-    IVSHMEM2_HELLO          = 0x0001,   /* Ivshmem2Hello; 0 */
-    IVSHMEM2_STATE_CHANGED  = 0x0002,   /* none; 0 */
-    IVSHMEM2_RING           = 0x0003,   /* Ivshmem2Target; 0 */
-    IVSHMEM2_GET_EVENTFD    = 0x0004,   /* Ivshmem2Target; 0 */
-    IVSHMEM2_GOODBYE        = 0x0005,   /* none; 0 */
+    /* client to server; 0x0004 is not used */
+    IVSHMEM2_MSG_HELLO          = 0x0001,   /* Ivshmem2Hello; 0 */
+    IVSHMEM2_MSG_STATE_CHANGED  = 0x0002,   /* none; 0 */
+    IVSHMEM2_MSG_RING           = 0x0003,   /* Ivshmem2Target; 0 */
+    IVSHMEM2_MSG_GOODBYE        = 0x0005,   /* none; 0 */
     /* server to client */
-    IVSHMEM2_WELCOME        = 0x0101,   /* Ivshmem2Welcome; 1 or 2 */
-    IVSHMEM2_OUTPUTS        = 0x0102,   /* Ivshmem2Outputs; 1 to 16 */
-    IVSHMEM2_EVENTFDS       = 0x0103,   /* Ivshmem2Eventfds; 0 to 16 */
-    IVSHMEM2_READY          = 0x0104,   /* none; 0 */
-    IVSHMEM2_ERROR          = 0x0105,   /* Ivshmem2Error; 0 */
+    IVSHMEM2_MSG_WELCOME        = 0x0101,   /* Ivshmem2Welcome; 1 or 2 */
+    IVSHMEM2_MSG_OUTPUTS        = 0x0102,   /* Ivshmem2Outputs; 1 to 16 */
+    IVSHMEM2_MSG_EVENTFDS       = 0x0103,   /* Ivshmem2Eventfds; 0 to 16 */
+    IVSHMEM2_MSG_READY          = 0x0104,   /* none; 0 */
+    IVSHMEM2_MSG_REFUSED        = 0x0105,   /* Ivshmem2Refusal; 0 */
 };
 
 typedef struct Ivshmem2Header {
@@ -76,6 +75,11 @@ typedef struct Ivshmem2Header {
 #define IVSHMEM2_F_INTX             (UINT32_C(1) << 1)
 #define IVSHMEM2_F_INTERRUPTS       (IVSHMEM2_F_MSIX | IVSHMEM2_F_INTX)
 
+/* What a client wants to be, in Ivshmem2Hello.  Others are refused. */
+enum Ivshmem2Role {
+    IVSHMEM2_ROLE_PEER      = 0,
+};
+
 /* The client's first message; its layout is the same in all versions. */
 typedef struct Ivshmem2Hello {
     uint32_t magic;             /* IVSHMEM2_MAGIC */
@@ -84,7 +88,7 @@ typedef struct Ivshmem2Hello {
     uint32_t features;          /* IVSHMEM2_F_*: what it can offer */
     uint32_t vectors;           /* MSI-X: the most it can offer, else 1 */
     uint32_t id;                /* wanted ID or IVSHMEM2_ID_ANY */
-    uint32_t reserved;          /* 0 */
+    uint32_t role;              /* enum Ivshmem2Role */
     uint8_t session[IVSHMEM2_UUID_SIZE];    /* to resume; zeros: a new one */
     uint8_t vm_uuid[IVSHMEM2_UUID_SIZE];    /* zeros: none */
     char name[IVSHMEM2_NAME_SIZE];          /* for people; NUL-padded UTF-8 */
@@ -134,26 +138,26 @@ typedef struct Ivshmem2Target {
 } Ivshmem2Target;
 
 /* Why the server ends the connection */
-enum Ivshmem2ErrorCode {
-    IVSHMEM2_ERR_PROTOCOL   = 1,    /* a message that makes no sense */
-    IVSHMEM2_ERR_VERSION    = 2,    /* no common version */
-    IVSHMEM2_ERR_FULL       = 3,    /* all IDs are taken */
-    IVSHMEM2_ERR_ID_TAKEN   = 4,    /* the wanted one is */
-    IVSHMEM2_ERR_ID_RANGE   = 5,    /* there is no such ID */
-    IVSHMEM2_ERR_INTERRUPTS = 6,    /* cannot offer what the link needs */
-    IVSHMEM2_ERR_PERMISSION = 7,    /* may not connect, or not as this ID */
-    IVSHMEM2_ERR_SESSION    = 8,    /* the session to resume is not known */
-    IVSHMEM2_ERR_LIMIT      = 9,    /* the server's limits are exhausted */
-    IVSHMEM2_ERR_TIMEOUT    = 10,   /* the client took too long */
-    IVSHMEM2_ERR_SHUTDOWN   = 11,   /* the server is going away */
+enum Ivshmem2RefusalCode {
+    IVSHMEM2_REFUSAL_PROTOCOL   = 1,    /* a message that makes no sense */
+    IVSHMEM2_REFUSAL_VERSION    = 2,    /* no common version */
+    IVSHMEM2_REFUSAL_FULL       = 3,    /* all IDs are taken */
+    IVSHMEM2_REFUSAL_ID_TAKEN   = 4,    /* the wanted ID is taken */
+    IVSHMEM2_REFUSAL_ID_RANGE   = 5,    /* the link has no such ID */
+    IVSHMEM2_REFUSAL_INTERRUPTS = 6,    /* cannot offer what the link needs */
+    IVSHMEM2_REFUSAL_PERMISSION = 7,    /* may not connect, or not as this ID */
+    IVSHMEM2_REFUSAL_SESSION    = 8,    /* the session cannot be resumed */
+    IVSHMEM2_REFUSAL_LIMIT      = 9,    /* the server's limits are exhausted */
+    IVSHMEM2_REFUSAL_TIMEOUT    = 10,   /* the client took too long */
+    IVSHMEM2_REFUSAL_SHUTDOWN   = 11,   /* the server ends */
 };
 
 /* The last message before the server closes; same layout in all versions. */
-typedef struct Ivshmem2Error {
-    uint32_t code;              /* enum Ivshmem2ErrorCode */
+typedef struct Ivshmem2Refusal {
+    uint32_t code;              /* enum Ivshmem2RefusalCode */
     uint32_t reserved;          /* 0 */
     char text[IVSHMEM2_TEXT_SIZE];  /* for people; NUL-padded UTF-8 */
-} Ivshmem2Error;
+} Ivshmem2Refusal;
 
 /* A message in memory.  In this order and without padding, as on the wire. */
 typedef struct Ivshmem2Msg {
@@ -164,7 +168,7 @@ typedef struct Ivshmem2Msg {
         Ivshmem2Outputs outputs;
         Ivshmem2Eventfds eventfds;
         Ivshmem2Target target;
-        Ivshmem2Error error;
+        Ivshmem2Refusal refusal;
     };
 } Ivshmem2Msg;
 
@@ -174,7 +178,7 @@ _Static_assert(sizeof(Ivshmem2Welcome) == 64, "wire layout");
 _Static_assert(sizeof(Ivshmem2Outputs) == 8, "wire layout");
 _Static_assert(sizeof(Ivshmem2Eventfds) == 8, "wire layout");
 _Static_assert(sizeof(Ivshmem2Target) == 8, "wire layout");
-_Static_assert(sizeof(Ivshmem2Error) == 256, "wire layout");
+_Static_assert(sizeof(Ivshmem2Refusal) == 256, "wire layout");
 _Static_assert(sizeof(Ivshmem2Msg) == 264, "wire layout");
 
 #endif /* HW_MISC_IVSHMEM2_H */

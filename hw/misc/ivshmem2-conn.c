@@ -12,36 +12,36 @@
 #include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "chardev/char-socket.h"
-#include "ivshmem2-link.h"
+#include "ivshmem2-conn.h"
 #include "trace.h"
 
-static uint32_t ivshmem2_link_id(Ivshmem2Link *link)
+static uint32_t ivshmem2_conn_id(Ivshmem2Conn *conn)
 {
-    return ivshmem2_session_info(link->session)->id;
+    return ivshmem2_session_info(conn->session)->id;
 }
 
 static gboolean ivshmem2_can_write(void *unused, GIOCondition cond,
                                    void *opaque)
 {
-    Ivshmem2Link *link = opaque;
+    Ivshmem2Conn *conn = opaque;
 
-    link->out_watch = 0;
-    ivshmem2_link_pump(link);
+    conn->out_watch = 0;
+    ivshmem2_conn_pump(conn);
     return G_SOURCE_REMOVE;
 }
 
-static void ivshmem2_drop_watch(Ivshmem2Link *link)
+static void ivshmem2_drop_watch(Ivshmem2Conn *conn)
 {
-    if (link->out_watch) {
+    if (conn->out_watch) {
         /* it may be in another context than the default one */
-        GMainContext *context = link->chr.chr->gcontext;
+        GMainContext *context = conn->chr.chr->gcontext;
         GSource *source = g_main_context_find_source_by_id(context,
-                                                           link->out_watch);
+                                                           conn->out_watch);
 
         if (source) {
             g_source_destroy(source);
         }
-        link->out_watch = 0;
+        conn->out_watch = 0;
     }
 }
 
@@ -50,30 +50,30 @@ static void ivshmem2_drop_watch(Ivshmem2Link *link)
  * What the guest can trigger is kept as state in the session (a flag, a bit
  * for each target), so nothing grows while the server is slow.
  */
-void ivshmem2_link_pump(Ivshmem2Link *link)
+void ivshmem2_conn_pump(Ivshmem2Conn *conn)
 {
     int ret;
 
-    while (link->connected && !link->out_watch) {
-        if (link->out_done == link->out_size) {
-            if (!ivshmem2_session_next(link->session, &link->out)) {
+    while (conn->connected && !conn->out_watch) {
+        if (conn->out_done == conn->out_size) {
+            if (!ivshmem2_session_next(conn->session, &conn->out)) {
                 return;
             }
-            trace_ivshmem2_message_send(ivshmem2_link_id(link),
-                                        link->out.hdr.type);
-            link->out_size = ivshmem2_msg_encode(&link->out);
-            link->out_done = 0;
+            trace_ivshmem2_message_send(ivshmem2_conn_id(conn),
+                                        conn->out.hdr.type);
+            conn->out_size = ivshmem2_msg_encode(&conn->out);
+            conn->out_done = 0;
         }
-        ret = qemu_chr_fe_write(&link->chr,
-                                (uint8_t *)&link->out + link->out_done,
-                                link->out_size - link->out_done);
+        ret = qemu_chr_fe_write(&conn->chr,
+                                (uint8_t *)&conn->out + conn->out_done,
+                                conn->out_size - conn->out_done);
         if (ret > 0) {
-            link->out_done += ret;
-        } else if (link->connected) {
-            link->out_watch = qemu_chr_fe_add_watch(&link->chr,
+            conn->out_done += ret;
+        } else if (conn->connected) {
+            conn->out_watch = qemu_chr_fe_add_watch(&conn->chr,
                                                     G_IO_OUT | G_IO_HUP,
-                                                    ivshmem2_can_write, link);
-            if (!link->out_watch) {
+                                                    ivshmem2_can_write, conn);
+            if (!conn->out_watch) {
                 return;
             }
         }
@@ -82,109 +82,109 @@ void ivshmem2_link_pump(Ivshmem2Link *link)
 
 static int ivshmem2_chr_can_read(void *opaque)
 {
-    Ivshmem2Link *link = opaque;
+    Ivshmem2Conn *conn = opaque;
 
     /* never more than this message lacks, and none after an error */
-    return link->error ? 0 : ivshmem2_decoder_wants(&link->decoder);
+    return conn->error ? 0 : ivshmem2_decoder_wants(&conn->decoder);
 }
 
-static void ivshmem2_link_failed(Ivshmem2Link *link, GError *err)
+static void ivshmem2_conn_failed(Ivshmem2Conn *conn, GError *err)
 {
-    if (!link->error) {
-        error_setg(&link->error, "%s", err->message);
+    if (!conn->error) {
+        error_setg(&conn->error, "%s", err->message);
     }
-    link->broken = true;
+    conn->broken = true;
     /* The caller is the chardev, which must not lose its socket meanwhile. */
-    qemu_bh_schedule(link->bh);
+    qemu_bh_schedule(conn->bh);
 }
 
 static void ivshmem2_chr_read(void *opaque, const uint8_t *buf, int size)
 {
-    Ivshmem2Link *link = opaque;
+    Ivshmem2Conn *conn = opaque;
     g_autoptr(GError) err = NULL;
     int fds[IVSHMEM2_MAX_FDS];
-    int n = qemu_chr_fe_get_msgfds(&link->chr, fds, ARRAY_SIZE(fds));
-    bool was_ready = ivshmem2_session_ready(link->session);
+    int n = qemu_chr_fe_get_msgfds(&conn->chr, fds, ARRAY_SIZE(fds));
+    bool was_ready = ivshmem2_session_ready(conn->session);
 
-    n = ivshmem2_decoder_push_consume(&link->decoder, buf, size,
+    n = ivshmem2_decoder_push_consume(&conn->decoder, buf, size,
                                       fds, MAX(n, 0), &err);
     if (n > 0) {
-        trace_ivshmem2_message_receive(ivshmem2_link_id(link),
-                                       link->decoder.msg.hdr.type);
-        ivshmem2_session_receive(link->session, &link->decoder, &err);
+        trace_ivshmem2_message_receive(ivshmem2_conn_id(conn),
+                                       conn->decoder.msg.hdr.type);
+        ivshmem2_session_receive(conn->session, &conn->decoder, &err);
     }
     if (err) {
-        ivshmem2_link_failed(link, err);
+        ivshmem2_conn_failed(conn, err);
         return;
     }
-    if (!was_ready && ivshmem2_session_ready(link->session)) {
-        g_clear_pointer(&link->warning, g_free);
-        if (link->joined) {
+    if (!was_ready && ivshmem2_session_ready(conn->session)) {
+        g_clear_pointer(&conn->warning, g_free);
+        if (conn->joined) {
             info_report("ivshmem2: peer %u is connected with its server again",
-                        ivshmem2_link_id(link));
-            link->resumed(link->opaque);
+                        ivshmem2_conn_id(conn));
+            conn->resumed(conn->opaque);
         }
     }
-    ivshmem2_link_pump(link);
+    ivshmem2_conn_pump(conn);
 }
 
 static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
 {
-    Ivshmem2Link *link = opaque;
+    Ivshmem2Conn *conn = opaque;
 
     switch (event) {
     case CHR_EVENT_OPENED:
-        ivshmem2_decoder_reset(&link->decoder);
-        ivshmem2_session_connected(link->session);
-        link->out_size = 0;
-        link->out_done = 0;
-        link->broken = false;
-        link->connected = true;
-        ivshmem2_link_pump(link);
+        ivshmem2_decoder_reset(&conn->decoder);
+        ivshmem2_session_connected(conn->session);
+        conn->out_size = 0;
+        conn->out_done = 0;
+        conn->broken = false;
+        conn->connected = true;
+        ivshmem2_conn_pump(conn);
         break;
     case CHR_EVENT_CLOSED:
-        link->connected = false;
-        ivshmem2_drop_watch(link);
-        ivshmem2_session_disconnected(link->session);
-        ivshmem2_decoder_reset(&link->decoder);
-        if (!link->error) {
-            error_setg(&link->error, "the server closed the connection");
+        conn->connected = false;
+        ivshmem2_drop_watch(conn);
+        ivshmem2_session_disconnected(conn->session);
+        ivshmem2_decoder_reset(&conn->decoder);
+        if (!conn->error) {
+            error_setg(&conn->error, "the server closed the connection");
         }
-        qemu_bh_schedule(link->bh);
+        qemu_bh_schedule(conn->bh);
         break;
     default:
         break;
     }
-    trace_ivshmem2_link_event(ivshmem2_link_id(link), event);
+    trace_ivshmem2_conn_event(ivshmem2_conn_id(conn), event);
 }
 
 /*
  * The connection is over, the device is not: memory, doorbells to peers whose
  * eventfds it holds, and interrupts go on.
  */
-static void ivshmem2_link_bh(void *opaque)
+static void ivshmem2_conn_bh(void *opaque)
 {
-    Ivshmem2Link *link = opaque;
+    Ivshmem2Conn *conn = opaque;
 
-    if (link->error) {
+    if (conn->error) {
         /* once, however often the chardev tries again */
-        if (g_strcmp0(link->warning, error_get_pretty(link->error))) {
-            g_free(link->warning);
-            link->warning = g_strdup(error_get_pretty(link->error));
+        if (g_strcmp0(conn->warning, error_get_pretty(conn->error))) {
+            g_free(conn->warning);
+            conn->warning = g_strdup(error_get_pretty(conn->error));
             warn_report("ivshmem2: peer %u goes on without its server: %s",
-                        ivshmem2_link_id(link), link->warning);
+                        ivshmem2_conn_id(conn), conn->warning);
         }
-        g_clear_pointer(&link->error, error_free);
+        g_clear_pointer(&conn->error, error_free);
     }
-    if (link->connected && link->broken) {
-        qemu_chr_fe_disconnect(&link->chr);
+    if (conn->connected && conn->broken) {
+        qemu_chr_fe_disconnect(&conn->chr);
     }
 }
 
-static bool ivshmem2_check_chardev(Ivshmem2Link *link, Error **errp)
+static bool ivshmem2_check_chardev(Ivshmem2Conn *conn, Error **errp)
 {
     ERRP_GUARD();
-    Chardev *chr = qemu_chr_fe_get_driver(&link->chr);
+    Chardev *chr = qemu_chr_fe_get_driver(&conn->chr);
     SocketChardev *sock;
 
     if (!chr) {
@@ -216,10 +216,10 @@ static int64_t ivshmem2_ms_left(int64_t deadline)
 }
 
 /* With reconnect-ms, wait for the server to appear, but not for ever. */
-static bool ivshmem2_connect(Ivshmem2Link *link, int64_t deadline,
+static bool ivshmem2_connect(Ivshmem2Conn *conn, int64_t deadline,
                              Error **errp)
 {
-    SocketChardev *sock = SOCKET_CHARDEV(qemu_chr_fe_get_driver(&link->chr));
+    SocketChardev *sock = SOCKET_CHARDEV(qemu_chr_fe_get_driver(&conn->chr));
     int64_t reconnect_ms = sock->reconnect_time_ms;
 
     for (;;) {
@@ -228,7 +228,7 @@ static bool ivshmem2_connect(Ivshmem2Link *link, int64_t deadline,
 
         /* one attempt, where the chardev would try until it succeeds */
         sock->reconnect_time_ms = 0;
-        ret = qemu_chr_fe_wait_connected(&link->chr, &err);
+        ret = qemu_chr_fe_wait_connected(&conn->chr, &err);
         sock->reconnect_time_ms = reconnect_ms;
         if (ret == 0) {
             return true;
@@ -251,20 +251,20 @@ static gboolean ivshmem2_timed_out(void *opaque)
     return G_SOURCE_REMOVE;
 }
 
-static void ivshmem2_set_handlers(Ivshmem2Link *link, GMainContext *context,
+static void ivshmem2_set_handlers(Ivshmem2Conn *conn, GMainContext *context,
                                   bool sync)
 {
-    ivshmem2_drop_watch(link);
-    qemu_chr_fe_set_handlers_full(&link->chr, ivshmem2_chr_can_read,
+    ivshmem2_drop_watch(conn);
+    qemu_chr_fe_set_handlers_full(&conn->chr, ivshmem2_chr_can_read,
                                   ivshmem2_chr_read, ivshmem2_chr_event, NULL,
-                                  link, context, true, sync);
+                                  conn, context, true, sync);
 }
 
 /*
  * Wait for the handshake in a context of its own, where nothing else of QEMU
  * happens meanwhile, and no longer than the user allows.
  */
-static bool ivshmem2_handshake(Ivshmem2Link *link, int64_t deadline,
+static bool ivshmem2_handshake(Ivshmem2Conn *conn, int64_t deadline,
                                Error **errp)
 {
     ERRP_GUARD();
@@ -274,65 +274,65 @@ static bool ivshmem2_handshake(Ivshmem2Link *link, int64_t deadline,
 
     g_source_set_callback(timer, ivshmem2_timed_out, &timed_out, NULL);
     g_source_attach(timer, context);
-    ivshmem2_set_handlers(link, context, true);
-    while (!timed_out && !link->error &&
-           !ivshmem2_session_ready(link->session)) {
+    ivshmem2_set_handlers(conn, context, true);
+    while (!timed_out && !conn->error &&
+           !ivshmem2_session_ready(conn->session)) {
         g_main_context_iteration(context, true);
     }
-    link->joined = ivshmem2_session_ready(link->session) && !link->error;
-    if (link->error) {
-        error_propagate_prepend(errp, link->error, "handshake with the "
+    conn->joined = ivshmem2_session_ready(conn->session) && !conn->error;
+    if (conn->error) {
+        error_propagate_prepend(errp, conn->error, "handshake with the "
                                 "ivshmem2-server failed: ");
-        link->error = NULL;
-    } else if (!link->joined) {
+        conn->error = NULL;
+    } else if (!conn->joined) {
         error_setg(errp, "handshake with the ivshmem2-server failed: it is "
                    "not complete in time");
         error_append_hint(errp, "The property handshake-timeout-ms sets how "
                           "long the device waits.\n");
     }
-    qemu_bh_cancel(link->bh);
-    ivshmem2_set_handlers(link, NULL, false);
+    qemu_bh_cancel(conn->bh);
+    ivshmem2_set_handlers(conn, NULL, false);
     g_source_destroy(timer);
     g_source_unref(timer);
     g_main_context_unref(context);
-    return link->joined;
+    return conn->joined;
 }
 
-bool ivshmem2_link_join(Ivshmem2Link *link, const Ivshmem2Hello *hello,
+bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
                         uint32_t timeout_ms, MemReentrancyGuard *guard,
                         void (*resumed)(void *opaque), void *opaque,
                         Error **errp)
 {
     int64_t deadline = g_get_monotonic_time() / 1000 + timeout_ms;
 
-    if (!ivshmem2_check_chardev(link, errp)) {
+    if (!ivshmem2_check_chardev(conn, errp)) {
         return false;
     }
-    link->resumed = resumed;
-    link->opaque = opaque;
-    link->bh = qemu_bh_new_guarded(ivshmem2_link_bh, link, guard);
-    link->session = ivshmem2_session_new(hello);
-    ivshmem2_decoder_init(&link->decoder, IVSHMEM2_SERVER);
-    return ivshmem2_connect(link, deadline, errp) &&
-           ivshmem2_handshake(link, deadline, errp);
+    conn->resumed = resumed;
+    conn->opaque = opaque;
+    conn->bh = qemu_bh_new_guarded(ivshmem2_conn_bh, conn, guard);
+    conn->session = ivshmem2_session_new(hello);
+    ivshmem2_decoder_init(&conn->decoder, IVSHMEM2_SERVER);
+    return ivshmem2_connect(conn, deadline, errp) &&
+           ivshmem2_handshake(conn, deadline, errp);
 }
 
-void ivshmem2_link_leave(Ivshmem2Link *link)
+void ivshmem2_conn_leave(Ivshmem2Conn *conn)
 {
-    if (!link->session) {
+    if (!conn->session) {
         return;
     }
-    ivshmem2_session_goodbye(link->session);
-    ivshmem2_link_pump(link);
-    qemu_chr_fe_disconnect(&link->chr);
-    link->connected = false;
-    ivshmem2_drop_watch(link);
-    qemu_chr_fe_set_handlers(&link->chr, NULL, NULL, NULL, NULL, NULL, NULL,
+    ivshmem2_session_goodbye(conn->session);
+    ivshmem2_conn_pump(conn);
+    qemu_chr_fe_disconnect(&conn->chr);
+    conn->connected = false;
+    ivshmem2_drop_watch(conn);
+    qemu_chr_fe_set_handlers(&conn->chr, NULL, NULL, NULL, NULL, NULL, NULL,
                              true);
-    ivshmem2_decoder_reset(&link->decoder);
-    g_clear_pointer(&link->session, ivshmem2_session_free);
-    g_clear_pointer(&link->bh, qemu_bh_delete);
-    g_clear_pointer(&link->error, error_free);
-    g_clear_pointer(&link->warning, g_free);
-    link->joined = false;
+    ivshmem2_decoder_reset(&conn->decoder);
+    g_clear_pointer(&conn->session, ivshmem2_session_free);
+    g_clear_pointer(&conn->bh, qemu_bh_delete);
+    g_clear_pointer(&conn->error, error_free);
+    g_clear_pointer(&conn->warning, g_free);
+    conn->joined = false;
 }

@@ -7,13 +7,13 @@
 #include "ivshmem2-util.h"
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include "libivshmem2-conn.h"
+#include "libivshmem2-transport.h"
 
 /* One end speaks by hand, the other one is the transport's. */
 typedef struct Fixture {
     unsigned before;
     int fd;
-    Ivshmem2Conn conn;
+    Ivshmem2Transport conn;
 } Fixture;
 
 static void setup(Fixture *f, gconstpointer peer)
@@ -24,12 +24,12 @@ static void setup(Fixture *f, gconstpointer peer)
     g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds),
                     ==, 0);
     f->fd = fds[0];
-    ivshmem2_conn_init_consume(&f->conn, fds[1], GPOINTER_TO_INT(peer));
+    ivshmem2_transport_init_consume(&f->conn, fds[1], GPOINTER_TO_INT(peer));
 }
 
 static void teardown(Fixture *f, gconstpointer peer)
 {
-    ivshmem2_conn_clear(&f->conn);
+    ivshmem2_transport_clear(&f->conn);
     ivshmem2_close(&f->fd);
     g_assert_cmpuint(count_fds(), ==, f->before);
 }
@@ -59,7 +59,7 @@ static void send_bytes(int fd, const void *buf, size_t len, const int *fds,
 static Ivshmem2Msg make_eventfds(uint32_t id, unsigned n_fds)
 {
     return (Ivshmem2Msg) {
-        .hdr = { .type = IVSHMEM2_EVENTFDS, .fds = n_fds },
+        .hdr = { .type = IVSHMEM2_MSG_EVENTFDS, .fds = n_fds },
         .eventfds = { .id = id },
     };
 }
@@ -67,7 +67,7 @@ static Ivshmem2Msg make_eventfds(uint32_t id, unsigned n_fds)
 static Ivshmem2Msg make_ring(uint32_t id)
 {
     return (Ivshmem2Msg) {
-        .hdr = { .type = IVSHMEM2_RING },
+        .hdr = { .type = IVSHMEM2_MSG_RING },
         .target = { .id = id },
     };
 }
@@ -85,11 +85,11 @@ static void send_message(int fd, Ivshmem2Msg msg, int event_fd)
     send_bytes(fd, &msg, len, fds, n_fds);
 }
 
-static void assert_received(Ivshmem2Conn *c, uint16_t type, uint32_t id,
+static void assert_received(Ivshmem2Transport *c, uint16_t type, uint32_t id,
                             unsigned n_fds)
 {
     g_autoptr(GError) error = NULL;
-    int ret = ivshmem2_conn_receive(c, &error);
+    int ret = ivshmem2_transport_receive(c, &error);
 
     g_assert_no_error(error);
     g_assert_cmpint(ret, ==, 1);
@@ -102,19 +102,19 @@ static void assert_received(Ivshmem2Conn *c, uint16_t type, uint32_t id,
     ivshmem2_decoder_reset(&c->in);
 }
 
-static void assert_nothing(Ivshmem2Conn *c)
+static void assert_nothing(Ivshmem2Transport *c)
 {
     g_autoptr(GError) error = NULL;
 
-    g_assert_cmpint(ivshmem2_conn_receive(c, &error), ==, 0);
+    g_assert_cmpint(ivshmem2_transport_receive(c, &error), ==, 0);
     g_assert_no_error(error);
 }
 
-static void assert_broken(Ivshmem2Conn *c, int code, const char *text)
+static void assert_broken(Ivshmem2Transport *c, int code, const char *text)
 {
     g_autoptr(GError) error = NULL;
 
-    g_assert_cmpint(ivshmem2_conn_receive(c, &error), ==, -1);
+    g_assert_cmpint(ivshmem2_transport_receive(c, &error), ==, -1);
     assert_error(error, code, text);
 }
 
@@ -132,12 +132,12 @@ static void test_glued(Fixture *f, gconstpointer peer)
     send_message(f->fd, make_eventfds(4, 0), event_fd);
     send_message(f->fd, make_eventfds(5, 16), event_fd);
     send_message(f->fd, make_eventfds(6, 1), event_fd);
-    assert_received(&f->conn, IVSHMEM2_EVENTFDS, 1, 0);
-    assert_received(&f->conn, IVSHMEM2_EVENTFDS, 2, 3);
-    assert_received(&f->conn, IVSHMEM2_EVENTFDS, 3, 0);
-    assert_received(&f->conn, IVSHMEM2_EVENTFDS, 4, 0);
-    assert_received(&f->conn, IVSHMEM2_EVENTFDS, 5, 16);
-    assert_received(&f->conn, IVSHMEM2_EVENTFDS, 6, 1);
+    assert_received(&f->conn, IVSHMEM2_MSG_EVENTFDS, 1, 0);
+    assert_received(&f->conn, IVSHMEM2_MSG_EVENTFDS, 2, 3);
+    assert_received(&f->conn, IVSHMEM2_MSG_EVENTFDS, 3, 0);
+    assert_received(&f->conn, IVSHMEM2_MSG_EVENTFDS, 4, 0);
+    assert_received(&f->conn, IVSHMEM2_MSG_EVENTFDS, 5, 16);
+    assert_received(&f->conn, IVSHMEM2_MSG_EVENTFDS, 6, 1);
     assert_nothing(&f->conn);
     ivshmem2_close(&event_fd);
 }
@@ -153,7 +153,7 @@ static void test_byte_at_a_time(Fixture *f, gconstpointer peer)
         assert_nothing(&f->conn);
         send_bytes(f->fd, (uint8_t *)&msg + i, 1, fds, i == 0 ? 2 : 0);
     }
-    assert_received(&f->conn, IVSHMEM2_EVENTFDS, 7, 2);
+    assert_received(&f->conn, IVSHMEM2_MSG_EVENTFDS, 7, 2);
     ivshmem2_close(&event_fd);
 }
 
@@ -165,7 +165,7 @@ static void test_fds_in_the_middle(Fixture *f, gconstpointer peer)
 
     send_bytes(f->fd, &msg, 9, &event_fd, 1);
     send_bytes(f->fd, (uint8_t *)&msg + 9, len - 9, &event_fd, 1);
-    assert_broken(&f->conn, IVSHMEM2_LIB_ERROR_PROTOCOL,
+    assert_broken(&f->conn, IVSHMEM2_ERROR_PROTOCOL,
                   "in the middle of a message");
     ivshmem2_close(&event_fd);
 }
@@ -182,7 +182,7 @@ static void test_truncated(Fixture *f, gconstpointer peer)
         fds[i] = event_fd;
     }
     send_bytes(f->fd, &msg, len, fds, G_N_ELEMENTS(fds));
-    assert_broken(&f->conn, IVSHMEM2_LIB_ERROR_PROTOCOL,
+    assert_broken(&f->conn, IVSHMEM2_ERROR_PROTOCOL,
                   "descriptors were lost");
     ivshmem2_close(&event_fd);
 }
@@ -198,7 +198,7 @@ static void test_no_room_for_fds(Fixture *f, gconstpointer peer)
     small = limit;
     small.rlim_cur = event_fd + 3;
     g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &small), ==, 0);
-    assert_broken(&f->conn, IVSHMEM2_LIB_ERROR_PROTOCOL,
+    assert_broken(&f->conn, IVSHMEM2_ERROR_PROTOCOL,
                   "descriptors were lost");
     g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &limit), ==, 0);
     ivshmem2_close(&event_fd);
@@ -208,8 +208,8 @@ static void test_closed(Fixture *f, gconstpointer peer)
 {
     send_message(f->fd, make_ring(1), -1);
     ivshmem2_close(&f->fd);
-    assert_received(&f->conn, IVSHMEM2_RING, 1, 0);
-    assert_broken(&f->conn, IVSHMEM2_LIB_ERROR_CLOSED, "closed");
+    assert_received(&f->conn, IVSHMEM2_MSG_RING, 1, 0);
+    assert_broken(&f->conn, IVSHMEM2_ERROR_CLOSED, "closed");
 }
 
 static void test_closed_in_the_middle(Fixture *f, gconstpointer peer)
@@ -220,7 +220,7 @@ static void test_closed_in_the_middle(Fixture *f, gconstpointer peer)
     send_bytes(f->fd, &msg, 15, NULL, 0);
     assert_nothing(&f->conn);
     shutdown(f->fd, SHUT_WR);
-    assert_broken(&f->conn, IVSHMEM2_LIB_ERROR_PROTOCOL,
+    assert_broken(&f->conn, IVSHMEM2_ERROR_PROTOCOL,
                   "in the middle of a message");
 }
 
@@ -241,7 +241,7 @@ static void test_fds_of_half_a_message(Fixture *f, gconstpointer peer)
 static void test_garbage(Fixture *f, gconstpointer peer)
 {
     send_bytes(f->fd, "GET / HTTP/1.0\r\n\r\n", 18, NULL, 0);
-    assert_broken(&f->conn, IVSHMEM2_LIB_ERROR_PROTOCOL, "unknown type");
+    assert_broken(&f->conn, IVSHMEM2_ERROR_PROTOCOL, "unknown type");
 }
 
 /*
@@ -255,39 +255,39 @@ static void test_slow_reader(Fixture *f, gconstpointer peer)
     int fds[16];
     int small = 1;
     unsigned sent = 0, received = 0, stalls = 0;
-    Ivshmem2Conn reader;
+    Ivshmem2Transport reader;
 
     for (size_t i = 0; i < G_N_ELEMENTS(fds); i++) {
         fds[i] = event_fd;
     }
     setsockopt(f->conn.fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
-    ivshmem2_conn_init_consume(&reader, f->fd, IVSHMEM2_SERVER);
+    ivshmem2_transport_init_consume(&reader, f->fd, IVSHMEM2_SERVER);
     f->fd = -1;
     while (received < n_messages) {
         g_autoptr(GError) error = NULL;
         int ret;
 
-        if (ivshmem2_conn_is_sending(&f->conn)) {
-            ret = ivshmem2_conn_flush(&f->conn, &error);
+        if (ivshmem2_transport_is_sending(&f->conn)) {
+            ret = ivshmem2_transport_flush(&f->conn, &error);
         } else if (sent < n_messages) {
             Ivshmem2Msg msg = make_eventfds(sent, sent % 17);
 
             sent++;
-            ret = ivshmem2_conn_send(&f->conn, &msg, fds, &error);
+            ret = ivshmem2_transport_send(&f->conn, &msg, fds, &error);
         } else {
             ret = 0;
         }
         g_assert_no_error(error);
         if (ret == 0) {
             stalls++;
-            assert_received(&reader, IVSHMEM2_EVENTFDS, received,
+            assert_received(&reader, IVSHMEM2_MSG_EVENTFDS, received,
                             received % 17);
             received++;
         }
     }
     g_assert_cmpuint(stalls, >, 10);
-    g_assert_false(ivshmem2_conn_is_sending(&f->conn));
-    ivshmem2_conn_clear(&reader);
+    g_assert_false(ivshmem2_transport_is_sending(&f->conn));
+    ivshmem2_transport_clear(&reader);
     ivshmem2_close(&event_fd);
 }
 
@@ -295,8 +295,8 @@ static void test_slow_reader(Fixture *f, gconstpointer peer)
 static void test_partial_send(Fixture *f, gconstpointer peer)
 {
     Ivshmem2Msg msg = {
-        .hdr = { .type = IVSHMEM2_ERROR },
-        .error = { .code = 1, .text = "text" },
+        .hdr = { .type = IVSHMEM2_MSG_REFUSED },
+        .refusal = { .code = 1, .text = "text" },
     };
     g_autoptr(GError) error = NULL;
     uint8_t buf[sizeof(msg)];
@@ -308,11 +308,11 @@ static void test_partial_send(Fixture *f, gconstpointer peer)
     f->conn.out_size = ivshmem2_msg_encode(&f->conn.out);
     memcpy(first, &f->conn.out, sizeof(first));
     f->conn.out_done = sizeof(first);
-    g_assert_true(ivshmem2_conn_is_sending(&f->conn));
-    ret = ivshmem2_conn_flush(&f->conn, &error);
+    g_assert_true(ivshmem2_transport_is_sending(&f->conn));
+    ret = ivshmem2_transport_flush(&f->conn, &error);
     g_assert_no_error(error);
     g_assert_cmpint(ret, ==, 1);
-    g_assert_false(ivshmem2_conn_is_sending(&f->conn));
+    g_assert_false(ivshmem2_transport_is_sending(&f->conn));
     g_assert_cmpint(read(f->fd, buf, sizeof(buf)), ==,
                     sizeof(msg) - sizeof(first));
     g_assert_cmpmem(buf, sizeof(msg) - sizeof(first),
@@ -327,8 +327,9 @@ static void test_send_to_nobody(Fixture *f, gconstpointer peer)
     g_autoptr(GError) error = NULL;
 
     ivshmem2_close(&f->fd);
-    g_assert_cmpint(ivshmem2_conn_send(&f->conn, &msg, NULL, &error), ==, -1);
-    assert_error(error, IVSHMEM2_LIB_ERROR_IO, "cannot send");
+    g_assert_cmpint(ivshmem2_transport_send(&f->conn, &msg, NULL, &error), ==,
+                    -1);
+    assert_error(error, IVSHMEM2_ERROR_IO, "cannot send");
 }
 
 int main(int argc, char **argv)

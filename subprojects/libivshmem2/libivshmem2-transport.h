@@ -7,12 +7,12 @@
  * SPDX-License-Identifier: BSD-2-Clause
  */
 
-#ifndef LIBIVSHMEM2_CONN_H
-#define LIBIVSHMEM2_CONN_H
+#ifndef LIBIVSHMEM2_TRANSPORT_H
+#define LIBIVSHMEM2_TRANSPORT_H
 
 #include "libivshmem2-core.h"
 
-typedef struct Ivshmem2Conn {
+typedef struct Ivshmem2Transport {
     int fd;                     /* owned */
     uint32_t out_size;          /* of the message being sent, 0: none */
     uint32_t out_done;
@@ -20,49 +20,50 @@ typedef struct Ivshmem2Conn {
     const int *out_fds;         /* borrowed; NULL once they are sent */
     unsigned n_out_fds;
     Ivshmem2Decoder in;
-} Ivshmem2Conn;
+} Ivshmem2Transport;
 
 /*
  * @fd: a connected unix stream socket, set to non-blocking here.
  * @peer: whose messages are to be received.
  */
-void ivshmem2_conn_init_consume(Ivshmem2Conn *c, int fd, Ivshmem2Side peer);
+void ivshmem2_transport_init_consume(Ivshmem2Transport *c, int fd,
+                                     Ivshmem2Side peer);
 
 /* Close the socket and whatever was received and not stolen. */
-void ivshmem2_conn_clear(Ivshmem2Conn *c);
+void ivshmem2_transport_clear(Ivshmem2Transport *c);
 
 /*
  * Receive.  Returns 1 if c->in.msg is complete (call ivshmem2_decoder_reset()
  * on c->in, or ivshmem2_session_receive(), before the next call); 0 if there
  * is nothing more to read now; -1 with @error set if the connection is over:
- * IVSHMEM2_LIB_ERROR_CLOSED where the other side closed it between messages.
+ * IVSHMEM2_ERROR_CLOSED where the other side closed it between messages.
  */
-int ivshmem2_conn_receive(Ivshmem2Conn *c, GError **error);
+int ivshmem2_transport_receive(Ivshmem2Transport *c, GError **error);
 
 /* A message is still on its way: wait for the socket to be writable. */
-bool ivshmem2_conn_is_sending(const Ivshmem2Conn *c);
+bool ivshmem2_transport_is_sending(const Ivshmem2Transport *c);
 
 /*
  * Send @msg (host byte order; only when nothing is being sent) with
  * msg->hdr.fds descriptors from @fds, which are borrowed until nothing is
  * being sent any more.  Returns 1 if all is sent, 0 if
- * ivshmem2_conn_flush() is needed, -1 with @error set on failure.
+ * ivshmem2_transport_flush() is needed, -1 with @error set on failure.
  */
-int ivshmem2_conn_send(Ivshmem2Conn *c, const Ivshmem2Msg *msg,
+int ivshmem2_transport_send(Ivshmem2Transport *c, const Ivshmem2Msg *msg,
                        const int *fds, GError **error);
 
 /*
- * Go on sending; returns as ivshmem2_conn_send().  After
- * IVSHMEM2_LIB_ERROR_BUSY, too many descriptors are on their way from this
+ * Go on sending; returns as ivshmem2_transport_send().  After
+ * IVSHMEM2_ERROR_BUSY, too many descriptors are on their way from this
  * user (not only to this peer), it can be tried again later.
  */
-int ivshmem2_conn_flush(Ivshmem2Conn *c, GError **error);
+int ivshmem2_transport_flush(Ivshmem2Transport *c, GError **error);
 
 /*
- * After IVSHMEM2_LIB_ERROR_BUSY: do not send the message at all, or send it
+ * After IVSHMEM2_ERROR_BUSY: do not send the message at all, or send it
  * without descriptors (EVENTFDS as an answer).
  */
-void ivshmem2_conn_cancel(Ivshmem2Conn *c);
-void ivshmem2_conn_omit_fds(Ivshmem2Conn *c);
+void ivshmem2_transport_cancel(Ivshmem2Transport *c);
+void ivshmem2_transport_omit_fds(Ivshmem2Transport *c);
 
-#endif /* LIBIVSHMEM2_CONN_H */
+#endif /* LIBIVSHMEM2_TRANSPORT_H */

@@ -12,14 +12,15 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-#include "libivshmem2-conn.h"
+#include "libivshmem2-transport.h"
 
 typedef union FdSpace {
     struct cmsghdr align;
     char bytes[CMSG_SPACE(sizeof(int) * IVSHMEM2_MAX_FDS)];
 } FdSpace;
 
-void ivshmem2_conn_init_consume(Ivshmem2Conn *c, int fd, Ivshmem2Side peer)
+void ivshmem2_transport_init_consume(Ivshmem2Transport *c, int fd,
+                                     Ivshmem2Side peer)
 {
     memset(c, 0, sizeof(*c));
     c->fd = fd;
@@ -27,7 +28,7 @@ void ivshmem2_conn_init_consume(Ivshmem2Conn *c, int fd, Ivshmem2Side peer)
     ivshmem2_decoder_init(&c->in, peer);
 }
 
-void ivshmem2_conn_clear(Ivshmem2Conn *c)
+void ivshmem2_transport_clear(Ivshmem2Transport *c)
 {
     ivshmem2_close(&c->fd);
     ivshmem2_decoder_reset(&c->in);
@@ -53,7 +54,7 @@ static size_t take_fds(struct msghdr *mh, int *fds)
     return n;
 }
 
-static int receive_some(Ivshmem2Conn *c, GError **error)
+static int receive_some(Ivshmem2Transport *c, GError **error)
 {
     uint8_t buf[sizeof(Ivshmem2Msg)];
     int fds[IVSHMEM2_MAX_FDS];
@@ -78,7 +79,7 @@ static int receive_some(Ivshmem2Conn *c, GError **error)
         return 0;
     }
     if (len < 0) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, IVSHMEM2_LIB_ERROR_IO,
+        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
                     "cannot receive: %s", g_strerror(errno));
         return -1;
     }
@@ -87,15 +88,15 @@ static int receive_some(Ivshmem2Conn *c, GError **error)
         for (size_t i = 0; i < n_fds; i++) {
             ivshmem2_close(&fds[i]);
         }
-        g_set_error_literal(error, IVSHMEM2_LIB_ERROR,
-                            IVSHMEM2_LIB_ERROR_PROTOCOL,
+        g_set_error_literal(error, IVSHMEM2_ERROR,
+                            IVSHMEM2_ERROR_PROTOCOL,
                             "descriptors were lost: more than fit a message, "
                             "or more than this process may have open");
         return -1;
     }
     if (len == 0) {
-        g_set_error(error, IVSHMEM2_LIB_ERROR, c->in.have ?
-                    IVSHMEM2_LIB_ERROR_PROTOCOL : IVSHMEM2_LIB_ERROR_CLOSED,
+        g_set_error(error, IVSHMEM2_ERROR, c->in.have ?
+                    IVSHMEM2_ERROR_PROTOCOL : IVSHMEM2_ERROR_CLOSED,
                     "the other side closed the connection%s",
                     c->in.have ? " in the middle of a message" : "");
         return -1;
@@ -107,7 +108,7 @@ static int receive_some(Ivshmem2Conn *c, GError **error)
     return 1;
 }
 
-int ivshmem2_conn_receive(Ivshmem2Conn *c, GError **error)
+int ivshmem2_transport_receive(Ivshmem2Transport *c, GError **error)
 {
     int ret;
 
@@ -117,12 +118,12 @@ int ivshmem2_conn_receive(Ivshmem2Conn *c, GError **error)
     return ret;
 }
 
-bool ivshmem2_conn_is_sending(const Ivshmem2Conn *c)
+bool ivshmem2_transport_is_sending(const Ivshmem2Transport *c)
 {
     return c->out_size;
 }
 
-int ivshmem2_conn_send(Ivshmem2Conn *c, const Ivshmem2Msg *msg,
+int ivshmem2_transport_send(Ivshmem2Transport *c, const Ivshmem2Msg *msg,
                        const int *fds, GError **error)
 {
     c->out = *msg;
@@ -130,10 +131,10 @@ int ivshmem2_conn_send(Ivshmem2Conn *c, const Ivshmem2Msg *msg,
     c->n_out_fds = msg->hdr.fds;
     c->out_size = ivshmem2_msg_encode(&c->out);
     c->out_done = 0;
-    return ivshmem2_conn_flush(c, error);
+    return ivshmem2_transport_flush(c, error);
 }
 
-int ivshmem2_conn_flush(Ivshmem2Conn *c, GError **error)
+int ivshmem2_transport_flush(Ivshmem2Transport *c, GError **error)
 {
     while (c->out_size) {
         FdSpace space = { .bytes = { 0 } };
@@ -162,8 +163,8 @@ int ivshmem2_conn_flush(Ivshmem2Conn *c, GError **error)
             return 0;
         }
         if (len < 0) {
-            g_set_error(error, IVSHMEM2_LIB_ERROR, errno == ETOOMANYREFS ?
-                        IVSHMEM2_LIB_ERROR_BUSY : IVSHMEM2_LIB_ERROR_IO,
+            g_set_error(error, IVSHMEM2_ERROR, errno == ETOOMANYREFS ?
+                        IVSHMEM2_ERROR_BUSY : IVSHMEM2_ERROR_IO,
                         "cannot send: %s", g_strerror(errno));
             return -1;
         }
@@ -176,13 +177,13 @@ int ivshmem2_conn_flush(Ivshmem2Conn *c, GError **error)
     return 1;
 }
 
-void ivshmem2_conn_cancel(Ivshmem2Conn *c)
+void ivshmem2_transport_cancel(Ivshmem2Transport *c)
 {
     c->out_size = 0;
     c->out_fds = NULL;
 }
 
-void ivshmem2_conn_omit_fds(Ivshmem2Conn *c)
+void ivshmem2_transport_omit_fds(Ivshmem2Transport *c)
 {
     c->out.hdr.fds = 0;
     c->out_fds = NULL;
