@@ -15,7 +15,8 @@ from vm import BOOT_TIMEOUT, COMMAND_TIMEOUT, HERE, Failure, Qmp
 # Spaces; the others are the numbers of BARs.
 CONFIG, IO, MEMORY = 6, 7, 8
 
-CPU = {'tcg': 'qemu64', 'kvm': 'host'}
+# Some hosts offer KVM a feature that its guests cannot have.
+CPU = {'tcg': 'qemu64', 'kvm': 'host,-arch-capabilities'}
 
 # PCI
 COMMAND = 4

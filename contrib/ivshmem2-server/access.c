@@ -294,20 +294,19 @@ bool ivshmem2_ids_contain(const GArray *ids, uint32_t id)
     return !ids;
 }
 
-int32_t ivshmem2_ids_lowest(const GArray *ids, const Ivshmem2IdSet *set)
+size_t ivshmem2_ids_lowest(const GArray *ids, const Ivshmem2Bits *set)
 {
-    int32_t lowest = -1;
+    size_t lowest = IVSHMEM2_BITS_NONE;
 
     if (!ids) {
-        return ivshmem2_idset_next(set, 0);
+        return ivshmem2_bits_next(set, 0);
     }
     for (guint i = 0; i < ids->len; i++) {
         const Ivshmem2IdRange *r = &g_array_index(ids, Ivshmem2IdRange, i);
-        int32_t id = ivshmem2_idset_next(set, r->first);
+        size_t id = ivshmem2_bits_next(set, r->first);
 
-        if (id >= 0 && (uint32_t)id <= r->last &&
-            (lowest < 0 || id < lowest)) {
-            lowest = id;
+        if (id <= r->last) {
+            lowest = MIN(lowest, id);
         }
     }
     return lowest;

@@ -10,7 +10,7 @@
 #include <glib.h>
 #include <stdbool.h>
 #include <sys/types.h>
-#include "idset.h"
+#include "libivshmem2-bits.h"
 
 typedef struct Ivshmem2Access Ivshmem2Access;
 
@@ -35,8 +35,8 @@ GArray *ivshmem2_access_find(const Ivshmem2Access *a, uid_t uid,
 /* In what follows, @ids is such an array, or NULL: all IDs. */
 bool ivshmem2_ids_contain(const GArray *ids, uint32_t id);
 
-/* The lowest of @ids that is in @set, or -1 */
-int32_t ivshmem2_ids_lowest(const GArray *ids, const Ivshmem2IdSet *set);
+/* The lowest of @ids that is in @set, or IVSHMEM2_BITS_NONE */
+size_t ivshmem2_ids_lowest(const GArray *ids, const Ivshmem2Bits *set);
 
 /* For people, e.g. "0-3, 7" */
 char *ivshmem2_ids_text(const GArray *ids);

@@ -6,7 +6,6 @@
 
 #include <string.h>
 #include <unistd.h>
-#include "idset.h"
 #include "libivshmem2-core.h"
 #include "server.h"
 
@@ -47,8 +46,8 @@ struct Ivshmem2Server {
     Ivshmem2Link *link;
     const Ivshmem2ServerOps *ops;
     Slot *slots;
-    Ivshmem2IdSet free_ids;
-    Ivshmem2IdSet occupied_ids;
+    Ivshmem2Bits free_ids;
+    Ivshmem2Bits occupied_ids;
     GHashTable *ids_of_users;   /* uid -> how many IDs it has */
     uint32_t ids_per_user;
     Broadcast broadcast;
@@ -66,8 +65,10 @@ Ivshmem2Server *ivshmem2_server_new(Ivshmem2Link *link,
     s->slots = g_new0(Slot, link->welcome.max_peers);
     s->ids_of_users = g_hash_table_new(NULL, NULL);
     s->ids_per_user = UINT32_MAX;
+    ivshmem2_bits_init(&s->free_ids, link->welcome.max_peers);
+    ivshmem2_bits_init(&s->occupied_ids, link->welcome.max_peers);
     for (uint32_t id = 0; id < link->welcome.max_peers; id++) {
-        ivshmem2_idset_add(&s->free_ids, id);
+        ivshmem2_bits_add(&s->free_ids, id);
         s->slots[id].uid = NO_UID;
     }
     return s;
@@ -90,6 +91,8 @@ void ivshmem2_server_free(Ivshmem2Server *s)
             s->ops->unhold(s->slots[id].hold);
         }
     }
+    ivshmem2_bits_clear(&s->free_ids);
+    ivshmem2_bits_clear(&s->occupied_ids);
     g_hash_table_unref(s->ids_of_users);
     g_free(s->slots);
     g_free(s);
@@ -113,8 +116,9 @@ bool ivshmem2_server_broadcast(Ivshmem2Server *s, unsigned budget)
     size_t n = 0;
 
     while (b->left && budget) {
-        int32_t id = ivshmem2_idset_next(&s->occupied_ids, b->next);
-        uint32_t step = (id < 0 ? max : (uint32_t)id + 1) - b->next;
+        size_t id = ivshmem2_bits_next(&s->occupied_ids, b->next);
+        bool found = id != IVSHMEM2_BITS_NONE;
+        uint32_t step = (found ? id + 1 : max) - b->next;
 
         if (step > b->left) {
             b->left = 0;
@@ -122,7 +126,7 @@ bool ivshmem2_server_broadcast(Ivshmem2Server *s, unsigned budget)
         }
         b->left -= step;
         b->next = (b->next + step) % max;
-        if (id >= 0 && (uint32_t)id != b->source) {
+        if (found && id != b->source) {
             fds[n++] = s->link->eventfds[id][0];
             budget--;
         }
@@ -182,7 +186,7 @@ static void free_slot(Ivshmem2Server *s, uint32_t id)
     /* The last occupant could write its entry as long as it lived. */
     clear_state(s, id);
     ivshmem2_link_drain(s->link, id);
-    ivshmem2_idset_add(&s->free_ids, id);
+    ivshmem2_bits_add(&s->free_ids, id);
     set_slot_user(s, &s->slots[id], NO_UID);
 }
 
@@ -207,7 +211,7 @@ static void leave(Ivshmem2Client *c, bool detached)
 
     c->id = IVSHMEM2_ID_ANY;
     slot->client = NULL;
-    ivshmem2_idset_remove(&s->occupied_ids, id);
+    ivshmem2_bits_remove(&s->occupied_ids, id);
     if (s->closing) {
         return;
     }
@@ -296,10 +300,10 @@ static bool may_take(Ivshmem2Client *c, uint32_t id)
 static bool choose_free_id(Ivshmem2Client *c, uint32_t *id)
 {
     Ivshmem2Server *s = c->server;
-    int32_t lowest = ivshmem2_ids_lowest(c->ids, &s->free_ids);
+    size_t lowest = ivshmem2_ids_lowest(c->ids, &s->free_ids);
     g_autofree char *ids = NULL;
 
-    if (lowest >= 0) {
+    if (lowest != IVSHMEM2_BITS_NONE) {
         *id = lowest;
         return may_take(c, *id);
     }
@@ -369,8 +373,8 @@ static void take_slot(Ivshmem2Client *c, uint32_t id, bool resume)
     uint32_t state;
 
     slot->client = c;
-    ivshmem2_idset_remove(&s->free_ids, id);
-    ivshmem2_idset_add(&s->occupied_ids, id);
+    ivshmem2_bits_remove(&s->free_ids, id);
+    ivshmem2_bits_add(&s->occupied_ids, id);
     set_slot_user(s, slot, c->uid);
     g_clear_pointer(&c->ids, g_array_unref);
     c->id = id;

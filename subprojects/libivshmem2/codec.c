@@ -7,20 +7,6 @@
 #include <string.h>
 #include "libivshmem2-core.h"
 
-G_DEFINE_QUARK(ivshmem2_error_quark, ivshmem2_error)
-
-bool ivshmem2_fail(GError **error, Ivshmem2Error code, const char *fmt, ...)
-{
-    g_autofree char *text = NULL;
-    va_list ap;
-
-    va_start(ap, fmt);
-    text = g_strdup_vprintf(fmt, ap);
-    va_end(ap);
-    g_set_error_literal(error, IVSHMEM2_ERROR, code, text);
-    return false;
-}
-
 typedef struct MsgType {
     uint16_t type;
     const char *name;

@@ -34,10 +34,6 @@ typedef enum Ivshmem2Error {
     IVSHMEM2_ERROR_BUSY,        /* not now; try again later */
 } Ivshmem2Error;
 
-/* Set @error, with a text as by printf().  Always returns false. */
-bool ivshmem2_fail(GError **error, Ivshmem2Error code, const char *fmt, ...)
-    G_GNUC_PRINTF(3, 4);
-
 /*
  * Codec ("Messages")
  */

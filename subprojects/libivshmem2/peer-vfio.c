@@ -19,6 +19,7 @@
 #include <unistd.h>
 #include "hw/misc/ivshmem2-regs.h"
 #include "libivshmem2-peer.h"
+#include "libivshmem2-util.h"
 
 /* Capabilities are dwords in the upper 192 bytes: a list has no more. */
 #define MAX_CAPABILITIES    48

@@ -12,7 +12,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "libivshmem2-bits.h"
 #include "libivshmem2-core.h"
+#include "libivshmem2-util.h"
 
 /* Requests that the server has not answered yet, at most */
 #define MAX_IN_FLIGHT       64
@@ -27,15 +29,6 @@ typedef enum Phase {
     PHASE_EVENTFDS,
     PHASE_READY,                /* all said */
 } Phase;
-
-/* What waits for the server: a bit for every (ID, vector), see bit_set() */
-typedef struct Bits {
-    uint64_t *words;
-    uint64_t *summary;          /* which words are not 0 */
-    size_t n_summary;
-    size_t n_set;
-    size_t last;                /* that was taken */
-} Bits;
 
 struct Ivshmem2Session {
     Ivshmem2Hello hello;
@@ -57,7 +50,8 @@ struct Ivshmem2Session {
     GHashTable *eventfds;       /* doorbell value of the target -> fd */
     GQueue eventfd_keys;        /* oldest first */
 
-    Bits waiting;
+    Ivshmem2Bits waiting;       /* rings that the server is to be asked for */
+    size_t last_asked;          /* of them */
     uint32_t in_flight[MAX_IN_FLIGHT];  /* doorbell values, oldest first */
     unsigned in_flight_start;
     unsigned n_in_flight;
@@ -131,77 +125,7 @@ uint64_t ivshmem2_total_size(const Ivshmem2Welcome *w)
     return ivshmem2_output_offset(w, w->max_peers);
 }
 
-/* Bits */
-
-static void bits_init(Bits *b, size_t n)
-{
-    size_t n_words = (n + 63) / 64;
-
-    b->n_summary = (n_words + 63) / 64;
-    /* the system provides the pages when they are touched, not now */
-    b->words = g_new0(uint64_t, n_words);
-    b->summary = g_new0(uint64_t, b->n_summary);
-}
-
-static void bits_free(Bits *b)
-{
-    g_clear_pointer(&b->words, g_free);
-    g_clear_pointer(&b->summary, g_free);
-    memset(b, 0, sizeof(*b));
-}
-
-static void bit_set(Bits *b, size_t i)
-{
-    uint64_t mask = UINT64_C(1) << (i % 64);
-
-    b->n_set += !(b->words[i / 64] & mask);
-    b->words[i / 64] |= mask;
-    b->summary[i / 64 / 64] |= UINT64_C(1) << (i / 64 % 64);
-}
-
-static bool bit_take(Bits *b, size_t i)
-{
-    uint64_t mask = UINT64_C(1) << (i % 64);
-    bool was = b->words[i / 64] & mask;
-
-    b->n_set -= was;
-    b->words[i / 64] &= ~mask;
-    if (!b->words[i / 64]) {
-        b->summary[i / 64 / 64] &= ~(UINT64_C(1) << (i / 64 % 64));
-    }
-    return was;
-}
-
-/* What is behind bit @i, which may be the last one */
-static uint64_t behind(uint64_t word, size_t i)
-{
-    return word & UINT64_MAX << (i % 64) << 1;
-}
-
-/*
- * Take the bit that is next; there must be one.  All have their turn, however
- * often others are set again meanwhile.
- */
-static size_t bits_take_next(Bits *b)
-{
-    size_t word = b->last / 64;
-    uint64_t rest = behind(b->words[word], b->last);
-
-    if (!rest) {
-        size_t i = word / 64;
-
-        rest = behind(b->summary[i], word);
-        while (!rest) {
-            i = (i + 1) % b->n_summary;
-            rest = b->summary[i];
-        }
-        word = i * 64 + __builtin_ctzll(rest);
-        rest = b->words[word];
-    }
-    b->last = word * 64 + __builtin_ctzll(rest);
-    bit_take(b, b->last);
-    return b->last;
-}
+/* Pairs of ID and vector */
 
 static size_t bit_of(const Ivshmem2Session *s, uint32_t id, uint32_t vector)
 {
@@ -265,7 +189,7 @@ static void drop_all(Ivshmem2Session *s)
     while (!g_queue_is_empty(&s->eventfd_keys)) {
         drop_oldest_eventfd(s);
     }
-    bits_free(&s->waiting);
+    ivshmem2_bits_clear(&s->waiting);
 }
 
 void ivshmem2_session_free(Ivshmem2Session *s)
@@ -316,7 +240,7 @@ void ivshmem2_session_disconnected(Ivshmem2Session *s)
     while (s->n_in_flight) {
         uint32_t key = s->in_flight[s->in_flight_start];
 
-        bit_set(&s->waiting, bit_of(s, key >> 16, key & 0xffff));
+        ivshmem2_bits_add(&s->waiting, bit_of(s, key >> 16, key & 0xffff));
         s->in_flight_start = (s->in_flight_start + 1) % MAX_IN_FLIGHT;
         s->n_in_flight--;
     }
@@ -392,7 +316,7 @@ static bool handle_welcome(Ivshmem2Session *s, Ivshmem2Decoder *d,
     if (w->output_size) {
         s->output_fds = g_new(int, w->max_peers);
     }
-    bits_init(&s->waiting, (size_t)w->max_peers * w->vectors);
+    ivshmem2_bits_init(&s->waiting, (size_t)w->max_peers * w->vectors);
     s->phase = w->output_size ? PHASE_OUTPUTS : PHASE_EVENTFDS;
     return true;
 }
@@ -509,7 +433,7 @@ static bool handle_answer(Ivshmem2Session *s, Ivshmem2Decoder *d,
     if (d->n_fds) {
         keep_eventfd(s, key_of(e->id, e->first),
                      ivshmem2_decoder_steal_fd(d, 0));
-        if (bit_take(&s->waiting, bit_of(s, e->id, e->first))) {
+        if (ivshmem2_bits_remove(&s->waiting, bit_of(s, e->id, e->first))) {
             ivshmem2_session_ring(s, e->id, e->first);
         }
     }
@@ -583,9 +507,22 @@ bool ivshmem2_session_has_next(const Ivshmem2Session *s)
                               s->waiting.n_set)));
 }
 
+/* All have their turn, however often others are added meanwhile. */
+static size_t take_next_waiting(Ivshmem2Session *s)
+{
+    size_t bit = ivshmem2_bits_next(&s->waiting, s->last_asked + 1);
+
+    if (bit == IVSHMEM2_BITS_NONE) {
+        bit = ivshmem2_bits_next(&s->waiting, 0);
+    }
+    ivshmem2_bits_remove(&s->waiting, bit);
+    s->last_asked = bit;
+    return bit;
+}
+
 static void next_ring(Ivshmem2Session *s, Ivshmem2Msg *msg)
 {
-    size_t bit = bits_take_next(&s->waiting);
+    size_t bit = take_next_waiting(s);
     uint32_t id = bit / s->info.vectors;
     uint32_t vector = bit % s->info.vectors;
     unsigned end = (s->in_flight_start + s->n_in_flight) % MAX_IN_FLIGHT;
@@ -657,7 +594,7 @@ Ivshmem2Ring ivshmem2_session_ring(Ivshmem2Session *s, uint32_t id,
         ivshmem2_eventfd_signal(fd);
         return IVSHMEM2_RING_SIGNALLED;
     }
-    bit_set(&s->waiting, bit_of(s, id, vector));
+    ivshmem2_bits_add(&s->waiting, bit_of(s, id, vector));
     return IVSHMEM2_RING_REQUESTED;
 }
 
