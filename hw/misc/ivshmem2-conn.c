@@ -1,8 +1,9 @@
 /*
  * ivshmem2: a device's connection with its server
  *
- * The conversation itself is libivshmem2's; this is how a chardev carries it.
- * Nothing here waits for the server once the device is realized.
+ * libivshmem2's session says what to send and takes what is received; a
+ * chardev carries it.  Once the device is realized, nothing here waits for the
+ * server.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -13,6 +14,7 @@
 #include "qemu/main-loop.h"
 #include "chardev/char-socket.h"
 #include "ivshmem2-conn.h"
+#include "libivshmem2-util.h"
 #include "trace.h"
 
 static uint32_t ivshmem2_conn_id(Ivshmem2Conn *conn)
@@ -20,7 +22,7 @@ static uint32_t ivshmem2_conn_id(Ivshmem2Conn *conn)
     return ivshmem2_session_info(conn->session)->id;
 }
 
-static gboolean ivshmem2_can_write(void *unused, GIOCondition cond,
+static gboolean ivshmem2_conn_writable(void *unused, GIOCondition cond,
                                    void *opaque)
 {
     Ivshmem2Conn *conn = opaque;
@@ -30,7 +32,7 @@ static gboolean ivshmem2_can_write(void *unused, GIOCondition cond,
     return G_SOURCE_REMOVE;
 }
 
-static void ivshmem2_drop_watch(Ivshmem2Conn *conn)
+static void ivshmem2_conn_drop_watch(Ivshmem2Conn *conn)
 {
     if (conn->out_watch) {
         /* it may be in another context than the default one */
@@ -46,9 +48,8 @@ static void ivshmem2_drop_watch(Ivshmem2Conn *conn)
 }
 
 /*
- * Send what there is to say as far as the socket takes it, without waiting.
- * What the guest can trigger is kept as state in the session (a flag, a bit
- * for each target), so nothing grows while the server is slow.
+ * The session keeps what a guest can trigger as state (a flag, a bit for each
+ * target), so nothing grows while the server is slow.
  */
 void ivshmem2_conn_pump(Ivshmem2Conn *conn)
 {
@@ -70,9 +71,9 @@ void ivshmem2_conn_pump(Ivshmem2Conn *conn)
         if (ret > 0) {
             conn->out_done += ret;
         } else if (conn->connected) {
-            conn->out_watch = qemu_chr_fe_add_watch(&conn->chr,
-                                                    G_IO_OUT | G_IO_HUP,
-                                                    ivshmem2_can_write, conn);
+            conn->out_watch =
+                qemu_chr_fe_add_watch(&conn->chr, G_IO_OUT | G_IO_HUP,
+                                      ivshmem2_conn_writable, conn);
             if (!conn->out_watch) {
                 return;
             }
@@ -84,7 +85,7 @@ static int ivshmem2_chr_can_read(void *opaque)
 {
     Ivshmem2Conn *conn = opaque;
 
-    /* never more than this message lacks, and none after an error */
+    /* no more than this message lacks, and nothing after an error */
     return conn->error ? 0 : ivshmem2_decoder_wants(&conn->decoder);
 }
 
@@ -94,7 +95,7 @@ static void ivshmem2_conn_failed(Ivshmem2Conn *conn, GError *err)
         error_setg(&conn->error, "%s", err->message);
     }
     conn->broken = true;
-    /* The caller is the chardev, which must not lose its socket meanwhile. */
+    /* The chardev calls this, and must not lose its socket meanwhile. */
     qemu_bh_schedule(conn->bh);
 }
 
@@ -144,7 +145,7 @@ static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
         break;
     case CHR_EVENT_CLOSED:
         conn->connected = false;
-        ivshmem2_drop_watch(conn);
+        ivshmem2_conn_drop_watch(conn);
         ivshmem2_session_disconnected(conn->session);
         ivshmem2_decoder_reset(&conn->decoder);
         if (!conn->error) {
@@ -159,8 +160,8 @@ static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
 }
 
 /*
- * The connection is over, the device is not: memory, doorbells to peers whose
- * eventfds it holds, and interrupts go on.
+ * Without a server, the device goes on with its memory, its interrupts, and
+ * the doorbells of peers whose eventfds it holds.
  */
 static void ivshmem2_conn_bh(void *opaque)
 {
@@ -181,7 +182,7 @@ static void ivshmem2_conn_bh(void *opaque)
     }
 }
 
-static bool ivshmem2_check_chardev(Ivshmem2Conn *conn, Error **errp)
+static bool ivshmem2_conn_check_chardev(Ivshmem2Conn *conn, Error **errp)
 {
     ERRP_GUARD();
     Chardev *chr = qemu_chr_fe_get_driver(&conn->chr);
@@ -210,13 +211,8 @@ static bool ivshmem2_check_chardev(Ivshmem2Conn *conn, Error **errp)
     return true;
 }
 
-static int64_t ivshmem2_ms_left(int64_t deadline)
-{
-    return MAX(deadline - g_get_monotonic_time() / 1000, 0);
-}
-
 /* With reconnect-ms, wait for the server to appear, but not for ever. */
-static bool ivshmem2_connect(Ivshmem2Conn *conn, int64_t deadline,
+static bool ivshmem2_conn_connect(Ivshmem2Conn *conn, int64_t deadline,
                              Error **errp)
 {
     SocketChardev *sock = SOCKET_CHARDEV(qemu_chr_fe_get_driver(&conn->chr));
@@ -233,17 +229,17 @@ static bool ivshmem2_connect(Ivshmem2Conn *conn, int64_t deadline,
         if (ret == 0) {
             return true;
         }
-        if (!reconnect_ms || !ivshmem2_ms_left(deadline)) {
+        if (!reconnect_ms || !ivshmem2_deadline_ms(deadline)) {
             error_propagate_prepend(errp, err, "no connection with the "
                                     "ivshmem2-server: ");
             return false;
         }
         error_free(err);
-        g_usleep(MIN(reconnect_ms, ivshmem2_ms_left(deadline)) * 1000);
+        g_usleep(MIN(reconnect_ms, ivshmem2_deadline_ms(deadline)) * 1000);
     }
 }
 
-static gboolean ivshmem2_timed_out(void *opaque)
+static gboolean ivshmem2_conn_timed_out(void *opaque)
 {
     bool *timed_out = opaque;
 
@@ -251,10 +247,10 @@ static gboolean ivshmem2_timed_out(void *opaque)
     return G_SOURCE_REMOVE;
 }
 
-static void ivshmem2_set_handlers(Ivshmem2Conn *conn, GMainContext *context,
-                                  bool sync)
+static void ivshmem2_conn_set_handlers(Ivshmem2Conn *conn,
+                                       GMainContext *context, bool sync)
 {
-    ivshmem2_drop_watch(conn);
+    ivshmem2_conn_drop_watch(conn);
     qemu_chr_fe_set_handlers_full(&conn->chr, ivshmem2_chr_can_read,
                                   ivshmem2_chr_read, ivshmem2_chr_event, NULL,
                                   conn, context, true, sync);
@@ -264,17 +260,17 @@ static void ivshmem2_set_handlers(Ivshmem2Conn *conn, GMainContext *context,
  * Wait for the handshake in a context of its own, where nothing else of QEMU
  * happens meanwhile, and no longer than the user allows.
  */
-static bool ivshmem2_handshake(Ivshmem2Conn *conn, int64_t deadline,
+static bool ivshmem2_conn_handshake(Ivshmem2Conn *conn, int64_t deadline,
                                Error **errp)
 {
     ERRP_GUARD();
     GMainContext *context = g_main_context_new();
-    GSource *timer = g_timeout_source_new(ivshmem2_ms_left(deadline));
+    GSource *timer = g_timeout_source_new(ivshmem2_deadline_ms(deadline));
     bool timed_out = false;
 
-    g_source_set_callback(timer, ivshmem2_timed_out, &timed_out, NULL);
+    g_source_set_callback(timer, ivshmem2_conn_timed_out, &timed_out, NULL);
     g_source_attach(timer, context);
-    ivshmem2_set_handlers(conn, context, true);
+    ivshmem2_conn_set_handlers(conn, context, true);
     while (!timed_out && !conn->error &&
            !ivshmem2_session_ready(conn->session)) {
         g_main_context_iteration(context, true);
@@ -291,7 +287,7 @@ static bool ivshmem2_handshake(Ivshmem2Conn *conn, int64_t deadline,
                           "long the device waits.\n");
     }
     qemu_bh_cancel(conn->bh);
-    ivshmem2_set_handlers(conn, NULL, false);
+    ivshmem2_conn_set_handlers(conn, NULL, false);
     g_source_destroy(timer);
     g_source_unref(timer);
     g_main_context_unref(context);
@@ -303,9 +299,9 @@ bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
                         void (*resumed)(void *opaque), void *opaque,
                         Error **errp)
 {
-    int64_t deadline = g_get_monotonic_time() / 1000 + timeout_ms;
+    int64_t deadline = ivshmem2_deadline(timeout_ms * INT64_C(1000));
 
-    if (!ivshmem2_check_chardev(conn, errp)) {
+    if (!ivshmem2_conn_check_chardev(conn, errp)) {
         return false;
     }
     conn->resumed = resumed;
@@ -313,8 +309,8 @@ bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
     conn->bh = qemu_bh_new_guarded(ivshmem2_conn_bh, conn, guard);
     conn->session = ivshmem2_session_new(hello);
     ivshmem2_decoder_init(&conn->decoder, IVSHMEM2_SERVER);
-    return ivshmem2_connect(conn, deadline, errp) &&
-           ivshmem2_handshake(conn, deadline, errp);
+    return ivshmem2_conn_connect(conn, deadline, errp) &&
+           ivshmem2_conn_handshake(conn, deadline, errp);
 }
 
 void ivshmem2_conn_leave(Ivshmem2Conn *conn)
@@ -326,7 +322,7 @@ void ivshmem2_conn_leave(Ivshmem2Conn *conn)
     ivshmem2_conn_pump(conn);
     qemu_chr_fe_disconnect(&conn->chr);
     conn->connected = false;
-    ivshmem2_drop_watch(conn);
+    ivshmem2_conn_drop_watch(conn);
     qemu_chr_fe_set_handlers(&conn->chr, NULL, NULL, NULL, NULL, NULL, NULL,
                              true);
     ivshmem2_decoder_reset(&conn->decoder);

@@ -22,28 +22,33 @@ typedef struct Ivshmem2Conn {
     bool joined;                /* the first handshake is complete */
     bool connected;
     bool broken;                /* the connection is to be closed */
-    Error *error;               /* why it is, or was */
-    char *warning;              /* the last one */
+    Error *error;               /* why it is closed */
+    char *warning;              /* the last one that was printed */
     QEMUBH *bh;
     void (*resumed)(void *opaque);
     void *opaque;
 } Ivshmem2Conn;
 
 /*
- * Connect, and wait for the handshake to be complete, but no longer than
- * @timeout_ms.  Later, whenever the connection was lost and the session is
- * resumed, @resumed is called with @opaque.  On failure, undo it all with
- * ivshmem2_conn_leave().
+ * Connect and complete the handshake within @timeout_ms.  @resumed is called
+ * with @opaque each time that the session is resumed after the connection was
+ * lost.  After a failure, too, ivshmem2_conn_leave() has to be called.
  */
 bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
                         uint32_t timeout_ms, MemReentrancyGuard *guard,
                         void (*resumed)(void *opaque), void *opaque,
                         Error **errp);
 
-/* Say goodbye and disconnect.  Nobody may use the eventfds any more. */
+/*
+ * Say goodbye and disconnect.  The device must not use the session's eventfds
+ * any more.  Without effect if there is no session.
+ */
 void ivshmem2_conn_leave(Ivshmem2Conn *conn);
 
-/* Send what the session has to say, without waiting. */
+/*
+ * Send what the session has to say, as far as the socket takes it.  The rest
+ * is sent when the socket is writable.
+ */
 void ivshmem2_conn_pump(Ivshmem2Conn *conn);
 
 #endif /* HW_MISC_IVSHMEM2_CONN_H */
