@@ -1,12 +1,12 @@
 /*
  * All slots of the largest link occupied at once, in the server's code but
- * without its I/O: no process may have so many files open
+ * without its I/O, because no process may have so many files open
  *
- * The slots share the eventfds that there can be.
+ * The slots share as many eventfds as the process can open.
  *
  * Usage: ivshmem2-core [PEERS].  Prints one line of JSON.  Times are
- * microseconds of the processor: there is nothing to wait for, and what else
- * the machine does is not the server's.
+ * microseconds of processor time: the program never waits, and the load of
+ * other processes must not count.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -20,7 +20,7 @@
 #include "log.h"
 #include "server.h"
 
-#define SAMPLE          1000    /* the first joins and the last ones */
+#define SAMPLE          1000    /* how many first and last joins to compare */
 #define RINGS           200000
 #define BROADCASTS      20
 
@@ -202,8 +202,8 @@ static double broadcast(Core *core, uint32_t source)
 }
 
 /*
- * Turn by turn as the daemon takes them: how long a ring, and a peer that
- * leaves and joins, wait for their turn and for what they want
+ * Work in turns like the daemon, and measure how long a ring, and a peer that
+ * leaves and joins, wait for their turn and until they are served.
  */
 static void stalls(Core *core, GArray *times)
 {
@@ -221,7 +221,7 @@ static void stalls(Core *core, GArray *times)
             join(core, core->n - 1);
             t = now() - arrived;
             g_array_append_val(times, t);
-            /* the next ones come when the server has just turned away */
+            /* worst case: the next ones come just after the server's turn */
             arrived = now();
             more = ivshmem2_server_broadcast(core->server,
                                              IVSHMEM2_INTERRUPTS_PER_TURN);

@@ -1,29 +1,30 @@
 /*
- * Many peers in one process: what a server has to do under load
+ * Many peers in one process, to measure a server under load
  *
  * Usage: ivshmem2-load SOCKET [v1]
  *
- * Every peer has a connection of its own.  What they do is told by lines on
- * standard input; each is answered by a line of JSON, and times in it are
+ * Every peer has a connection of its own.  Each line on standard input is a
+ * command; the program answers it with a line of JSON, in which times are
  * microseconds.
  *
- *   join N         N more peers, some at a time: join, and their session is
- *                  like that of any other peer
- *   state ROUNDS   peer after peer changes its state, and all others of this
- *                  process wait until they are interrupted
- *   ring N         the server is asked to ring a peer of ours, and answers
- *   churn          the same, and one more peer joins and leaves, time and
- *                  again until the next line comes
- *   stall N        N more peers, which then stop: every other one in the
- *                  middle of a message, the others without taking answers
- *   flood WHAT     one more peer says "ring" or "state" as fast as it can,
+ *   join N         N more peers join, some at a time, each with a session like
+ *                  that of any other peer
+ *   state ROUNDS   in each round, one peer changes its state, and the others
+ *                  of this process wait until they are interrupted
+ *   ring N         one peer asks the server N times to ring another one, and
+ *                  waits for the answer
+ *   churn          one more peer joins, rings like that and leaves, repeated
  *                  until the next line comes
- *   heard N        how many of our peers were interrupted since the last time,
- *                  as soon as these are N
- *   leave          everybody says goodbye
+ *   stall N        N more peers join and then stop: every other one in the
+ *                  middle of a message, the others without reading answers
+ *   flood TYPE     one more peer sends "ring" or "state" messages as fast as
+ *                  it can, until the next line comes
+ *   heard N        wait until N peers were interrupted since the last time, and
+ *                  print how many
+ *   leave          all peers say goodbye
  *
  * With "v1", the server is QEMU's ivshmem-server, and "join N VECTORS" is the
- * only command: it waits until each of N peers has got all eventfds of all.
+ * only command: it waits until each of N peers has the eventfds of all N.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -44,10 +45,10 @@
 #include "libivshmem2-transport.h"
 
 #define AT_A_TIME       64      /* peers that are joining */
-#define SAMPLE          1000    /* the first joins and the last ones */
+#define SAMPLE          1000    /* how many first and last joins to compare */
 #define EVENTS          256
 #define PATIENCE_MS     60000   /* if nothing happens for so long, give up */
-#define QUIET_MS        1000    /* what version 1 has not said then is lost */
+#define QUIET_MS        1000    /* version 1 sends nothing more after this */
 #define RINGS_PER_JOIN  8       /* of churn */
 #define PAUSE_US        200     /* between two rings, on average */
 
@@ -102,11 +103,11 @@ static void wait_for(int fd, short events)
     struct pollfd pfd = { .fd = fd, .events = events };
 
     if (poll(&pfd, 1, PATIENCE_MS) != 1) {
-        fail("the server", "says nothing");
+        fail("the server", "does not answer");
     }
 }
 
-/* The next line is there. */
+/* Is there another line to read? */
 static bool is_over(void)
 {
     struct pollfd pfd = { .fd = STDIN_FILENO, .events = POLLIN };
@@ -135,7 +136,10 @@ static Peer *peer_new(void)
 
 static void peer_free(Peer *p)
 {
-    /* closed here, it would still be open in the server, and be watched */
+    /*
+     * Closing it here does not remove it from epoll, because the server has
+     * the same file open.
+     */
     epoll_ctl(heard_fd, EPOLL_CTL_DEL,
               ivshmem2_session_own_eventfd(p->session, 0), NULL);
     ivshmem2_session_free(p->session);
@@ -143,7 +147,7 @@ static void peer_free(Peer *p)
     g_free(p);
 }
 
-/* Say what there is to say; the socket has room for it. */
+/* Send the pending messages; the socket has room for them. */
 static void speak(Peer *p)
 {
     g_autoptr(GError) error = NULL;
@@ -151,12 +155,12 @@ static void speak(Peer *p)
 
     while (ivshmem2_session_next(p->session, &msg)) {
         if (ivshmem2_transport_send(&p->conn, &msg, NULL, &error) <= 0) {
-            fail("a peer cannot speak", error ? error->message : "no room");
+            fail("a peer cannot send", error ? error->message : "no room");
         }
     }
 }
 
-/* Go on with the handshake; returns true when it is complete. */
+/* Continue the handshake; returns true when it is complete. */
 static bool shake_hands(Peer *p)
 {
     g_autoptr(GError) error = NULL;
@@ -243,13 +247,13 @@ static void run_join(unsigned n)
         while (begun < n && begun - joined < AT_A_TIME) {
             Peer *p = peer_new();
 
-            /* writable at once, so that HELLO is sent below */
+            /* the socket is writable at once, so HELLO is sent below */
             watch(epoll_fd, p->conn.fd, EPOLLIN | EPOLLOUT, p);
             begun++;
         }
         ready = epoll_wait(epoll_fd, events, AT_A_TIME, PATIENCE_MS);
         if (ready <= 0) {
-            fail("the server", "says nothing");
+            fail("the server", "does not answer");
         }
         for (int i = 0; i < ready; i++) {
             Peer *p = events[i].data.ptr;
@@ -270,8 +274,8 @@ static void run_join(unsigned n)
 }
 
 /*
- * See who was interrupted: @news counts those who were not before in this
- * round.  Returns false if nobody was.
+ * Look which peers were interrupted: @news counts those for which it is the
+ * first time in this round.  Returns false if there are none.
  */
 static bool hear(uint32_t round, int timeout_ms, unsigned *news)
 {
@@ -287,7 +291,7 @@ static bool hear(uint32_t round, int timeout_ms, unsigned *news)
     return n > 0;
 }
 
-/* Wait until @n peers are interrupted; returns how many were. */
+/* Wait until @n peers are interrupted; returns their number. */
 static unsigned hear_many(uint32_t round, unsigned n)
 {
     unsigned heard = 0;
@@ -337,7 +341,7 @@ static void run_state(unsigned rounds)
     g_print("}\n");
 }
 
-/* One ring by the server, as if its target were not known yet */
+/* One ring by the server, as if the peer did not hold the target's eventfd */
 static double ring(Peer *from, Peer *to)
 {
     const Ivshmem2Msg msg = {
@@ -371,7 +375,7 @@ static void run_ring(unsigned n)
     for (unsigned i = 0; i < n; i++) {
         double t;
 
-        /* at any time of the server's turns, not when it just served us */
+        /* at a random time, and not just after the server served this peer */
         g_usleep(g_random_int_range(0, 2 * PAUSE_US));
         t = ring(g_ptr_array_index(peers, 0), g_ptr_array_index(peers, 1));
         g_array_append_val(times, t);
@@ -515,7 +519,7 @@ static unsigned receive_v1(int fd)
 
             memcpy(&passed, CMSG_DATA(CMSG_FIRSTHDR(&mh)), sizeof(passed));
             close(passed);
-            /* the memory comes with ID -1 */
+            /* ID -1 stands for the memory */
             eventfds += GINT64_FROM_LE(value) >= 0;
         }
     }
@@ -557,7 +561,7 @@ static void join_v1(unsigned n, unsigned vectors)
 static const struct {
     const char *name;
     void (*run)(unsigned n);
-    unsigned peers;             /* that must have joined */
+    unsigned peers;             /* how many must have joined before */
 } commands[] = {
     { "join", run_join, 0 },
     { "state", run_state, 2 },
@@ -596,7 +600,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: ivshmem2-load SOCKET [v1]\n");
         return 2;
     }
-    /* poll() must see a line that was not read yet */
+    /* no buffer, so that poll() sees each line that was not read yet */
     setvbuf(stdin, NULL, _IONBF, 0);
     path = argv[1];
     peers = g_ptr_array_new();
@@ -608,7 +612,8 @@ int main(int argc, char **argv)
         if (v1 && g_strv_length(words) == 3) {
             join_v1(atoi(words[1]), atoi(words[2]));
         } else if (words[0] && *words[0] && (v1 || !run_command(words))) {
-            fprintf(stderr, "ivshmem2-load: '%s' is not possible\n", line);
+            fprintf(stderr, "ivshmem2-load: unknown command, or too few peers "
+                    "have joined: '%s'\n", line);
             return 2;
         }
         fflush(stdout);

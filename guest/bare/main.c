@@ -1,5 +1,5 @@
 /*
- * The bare-metal test guest: does what it is told over the serial line
+ * The bare-metal test guest: executes commands from the serial line
  *
  * It knows PCI, the local APIC and the I/O APIC, but nothing of ivshmem. A
  * line of text is a program of steps that are separated by semicolons:
@@ -8,31 +8,32 @@
  *
  * All numbers are hexadecimal, and "#" is the number of the round, from 1 on.
  * repeat 0 goes on until the next line comes. The answer is one line, either
- * "ok" and what the last round has read, or "error" and the reason.
+ * "ok" and the values that the last round read, or "error" and the reason.
  *
  *   say VALUE                          put it into the answer
  *   device SLOT                        use this function of PCI bus 0
  *   read SPACE OFFSET SIZE             put a value into the answer
  *   write SPACE OFFSET SIZE VALUE
  *   check SPACE OFFSET SIZE VALUE      an error if it is not this value
- *   take VECTOR COUNT                  wait for so many further interrupts
- *   left VECTOR                        how many there are that nobody took
+ *   take VECTOR COUNT                  wait for COUNT further interrupts
+ *   left VECTOR                        the number of interrupts not yet taken
  *   await VECTOR SPACE OFFSET SIZE VALUE
- *                                      take interrupts, until this is there
- *   forget                             interrupts that nobody took
- *   poll SPACE OFFSET SIZE VALUE       until this is there, without halting
- *   fill SPACE OFFSET COUNT VALUE      write so many 64-bit words
- *   sum SPACE OFFSET COUNT             read so many of them
+ *                                      take interrupts until it is this value
+ *   forget                             drop all interrupts not yet taken
+ *   poll SPACE OFFSET SIZE VALUE       read until it is this value; no halting
+ *   fill SPACE OFFSET COUNT VALUE      write COUNT 64-bit words
+ *   sum SPACE OFFSET COUNT             read and add COUNT 64-bit words
  *   sweep SPACE OFFSET VALUE STEP COUNT
- *                                      write VALUE, VALUE + STEP and so on,
- *                                      so many 32-bit words, all to one place
- *   copy SPACE OFFSET SPACE OFFSET     a 32-bit word, to the latter
+ *                                      write COUNT 32-bit words, all to this
+ *                                      offset: VALUE, VALUE + STEP and so on
+ *   copy SPACE OFFSET SPACE OFFSET     copy a 32-bit word to the second offset
  *   clock                              the time stamp counter
- *   stamp                              keep the time since the last stamp
- *   times                              how many, median, 90 %, 99 %, maximum
+ *   stamp                              store the time since the last stamp
+ *   times                              of the stored times: number, median,
+ *                                      90 %, 99 %, maximum; then forget them
  *
- * SPACE is the number of a BAR or one of enum space. VECTOR is the one that
- * the processor sees. Loops run in ring 3; waiting is halting.
+ * SPACE is the number of a BAR or one of enum space. VECTOR is a vector of the
+ * processor. Loops run in ring 3; the guest halts while it waits.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -42,7 +43,7 @@
 #include <stdint.h>
 #include "start.h"
 
-/* What an interrupt handler, a device or another machine may change */
+/* For memory that an interrupt handler, a device or another machine changes */
 #define LOAD(p)         __atomic_load_n(p, __ATOMIC_ACQUIRE)
 #define STORE(p, value) __atomic_store_n(p, value, __ATOMIC_RELEASE)
 
@@ -68,7 +69,7 @@ enum space {
 typedef struct Step {
     const struct Command *command;
     uint64_t args[MAX_ARGS];
-    unsigned rounds;            /* these arguments are "#", one bit each */
+    unsigned rounds;            /* one bit for each argument that is "#" */
 } Step;
 
 typedef struct Command {
@@ -118,7 +119,7 @@ void setup_tables(void)
 }
 
 /*
- * What start.S does for us
+ * Services of start.S
  */
 
 static inline void halt_unless(uint64_t *a, uint64_t a_was,
@@ -152,7 +153,7 @@ static void out(uint16_t port, unsigned size, uint32_t value)
 static void put_char(char c)
 {
     while (!(in(COM1 + 5, 1) & 0x20)) {
-        /* QEMU's is ready unless nobody reads what we say */
+        /* QEMU's serial port is ready unless its chardev is not read */
     }
     out(COM1, 1, c);
 }
@@ -189,7 +190,7 @@ static void get_line(void)
     line[len] = '\0';
 }
 
-/* The next line: whatever we are doing is to end. */
+/* Has the next line begun to arrive? Then the current program has to end. */
 static bool line_waits(void)
 {
     uint64_t now = LOAD(&interrupts[COM1_VECTOR]);
@@ -246,7 +247,7 @@ static bool same_text(const char *a, const char *b)
     return *a == *b;
 }
 
-/* The next word of the line; it ends at a blank. */
+/* Returns the next word of the line; words are separated by blanks. */
 static char *next_word(char **next)
 {
     char *word = *next, *end;
@@ -255,7 +256,7 @@ static char *next_word(char **next)
         word++;
     }
     for (end = word; *end && *end != ' '; end++) {
-        /* still the word */
+        /* this character belongs to the word */
     }
     *next = *end ? end + 1 : end;
     *end = '\0';
@@ -509,7 +510,7 @@ static bool run_sweep(const uint64_t *args)
 
 static bool run_sum(const uint64_t *args)
 {
-    /* volatile, so that every word is read */
+    /* volatile, so that the compiler does not leave out reads */
     const volatile uint64_t *p = space_pointer(args[0], args[1]);
     uint64_t sum = 0;
 
@@ -638,7 +639,7 @@ static bool parse_step(Step *step, char *word, char **next)
     return !*word || same_text(word, ";") || fail("too many arguments");
 }
 
-/* Returns the number of steps; 0 is an error. */
+/* Returns the number of steps, or 0 on error. */
 static unsigned parse_line(uint64_t *repeat)
 {
     char *next = line, *word = next_word(&next);
@@ -721,12 +722,12 @@ static void apic_write(uint32_t offset, uint32_t value)
 
 static void setup_interrupts(void)
 {
-    /* the local APIC, also by its logical ID 1 */
+    /* the local APIC, which also gets logical ID 1 */
     apic_write(0xe0, 0xffffffff);
     apic_write(0xd0, 1 << 24);
     apic_write(0x80, 0);
     apic_write(0xf0, 0x100 | SPURIOUS_VECTOR);
-    /* the serial line: no FIFO, an interrupt for each character */
+    /* the serial port: no FIFO, an interrupt for each character */
     ioapic_write(0x11 + 2 * COM1_IRQ, 0);
     ioapic_write(0x10 + 2 * COM1_IRQ, COM1_VECTOR);
     out(COM1 + 2, 1, 0);

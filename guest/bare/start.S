@@ -1,9 +1,10 @@
 /*
  * The privileged part of the bare-metal test guest
  *
- * Entered as the PVH boot protocol says: 32-bit, no paging. Everything else
- * runs in ring 3, with all memory and all registers mapped for it; this part
- * counts interrupts and does on request what only ring 0 can do.
+ * The PVH boot protocol enters it in 32-bit mode without paging. Everything
+ * else runs in ring 3, with all memory and all registers mapped for it; this
+ * part counts interrupts, and does what only ring 0 can do when ring 3 requests
+ * it.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -51,7 +52,7 @@ start:
 
         .code64
 start64:
-        movb $0xff, %al         /* no interrupts from the PICs */
+        movb $0xff, %al         /* mask all interrupts of the PICs */
         outb %al, $0x21
         outb %al, $0xa1
         movl $SELECTOR_DATA, %eax
@@ -65,7 +66,7 @@ start64:
         ltr %ax
         pushq $SELECTOR_USER_DATA
         pushq $user_stack
-        pushq $0x202            /* interrupts are on */
+        pushq $0x202            /* interrupts enabled */
         pushq $SELECTOR_USER_CODE
         pushq $main
         iretq
@@ -97,8 +98,8 @@ end_of_interrupt:
         iretq
 
 /*
- * An unexpected exception: go on at fatal(vector, stack). The stack is that
- * of ring 0, so that its end can be printed; there is no way back.
+ * On an unexpected exception, continue at fatal(vector, stack). The stack is
+ * that of ring 0, so that fatal() can print its end. fatal() does not return.
  */
 exception:
         popq %rdi
@@ -111,7 +112,7 @@ exception:
         iretq
 
 /*
- * ring 3 executes ud2, with %eax:
+ * Ring 3 requests a service by ud2, with its number in %eax:
  *   0  halt until there is an interrupt, unless *%rdi != %rsi or *%rdx != %rcx
  *   1  %eax = input of %ecx bytes from port %dx
  *   2  output of %ecx bytes of %edi to port %dx
@@ -169,7 +170,7 @@ idt_pointer:
         .word 256 * 16 - 1
         .quad idt
 
-/* The first 4 GiB as they are, in pages of 2 MiB, for every ring */
+/* The first 4 GiB, mapped one to one in pages of 2 MiB, for every ring */
         .balign 4096
 pml4:
         .quad pdpt + 7

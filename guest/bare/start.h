@@ -1,5 +1,6 @@
 /*
- * Between the privileged part of the bare-metal test guest and the rest
+ * The interface between the privileged part of the bare-metal test guest and
+ * the rest
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -9,12 +10,12 @@
 
 #include <stdint.h>
 
-/* of start.S */
+/* defined in start.S */
 extern uint64_t gdt[];
 extern char stubs[];
 extern char kernel_stack[];
 
-/* for start.S */
+/* used by start.S */
 extern uint64_t interrupts[256];
 extern uint64_t idt[256][2];
 void setup_tables(void);
