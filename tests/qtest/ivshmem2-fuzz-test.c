@@ -131,8 +131,9 @@ static int strange_fd(GRand *rand, int own)
     case 10:
         return test_packet_memory(TEST_PACKET_SECTION, 0);
     case 11:
-        return test_packet_read_only(
-            test_packet_memory(TEST_PACKET_SECTION, TEST_PACKET_SEALS));
+        return test_packet_reopen(
+            test_packet_memory(TEST_PACKET_SECTION, TEST_PACKET_SEALS),
+            O_RDONLY);
     case 12:
         return test_packet_eventfd();
     default:

@@ -38,11 +38,11 @@ int test_packet_memory(uint64_t size, int seals)
     return fd;
 }
 
-int test_packet_read_only(int fd)
+int test_packet_reopen(int fd, int mode)
 {
     g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
 
-    return test_packet_keep(open(path, O_RDONLY | O_CLOEXEC));
+    return test_packet_keep(open(path, mode | O_CLOEXEC));
 }
 
 int test_packet_pipe(void)
@@ -108,8 +108,8 @@ TestPacket test_packet_welcome(uint32_t id, uint32_t max_peers)
 
 TestPacket test_packet_outputs(uint32_t id)
 {
-    int others = test_packet_read_only(
-        test_packet_memory(TEST_PACKET_SECTION, TEST_PACKET_SEALS));
+    int others = test_packet_reopen(
+        test_packet_memory(TEST_PACKET_SECTION, TEST_PACKET_SEALS), O_RDONLY);
     TestPacket p = {
         .msg.hdr.type = IVSHMEM2_MSG_OUTPUTS,
         .fds = { others, others },
@@ -136,7 +136,7 @@ TestPacket test_packet_eventfds(uint32_t id)
     return p;
 }
 
-/* The header may say what it wants, the payload is what the message was. */
+/* The payload is that of p->msg, whatever the header says. */
 Ivshmem2Msg test_packet_encode(const TestPacket *p)
 {
     Ivshmem2Msg wire = p->msg;
