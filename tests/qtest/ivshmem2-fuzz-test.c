@@ -436,13 +436,13 @@ static void use_device(GRand *rand, QIvshmem2 *d)
 {
     uint32_t state = g_rand_int(rand);
 
-    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, 1);
+    qivshmem2_enable(d);
     for (int i = 0; i < 4; i++) {
         qivshmem2_ring(d, g_rand_int(rand) % 8, g_rand_int(rand) % 3);
     }
-    qivshmem2_writel(d, IVSHMEM2_REG_STATE, state);
+    qivshmem2_set_state(d, state);
     g_assert_cmphex(qivshmem2_readl(d, IVSHMEM2_REG_STATE), ==, state);
-    g_assert_cmphex(qivshmem2_entry(d, qivshmem2_readl(d, IVSHMEM2_REG_ID)),
+    g_assert_cmphex(qivshmem2_entry(d, qivshmem2_id(d)),
                     ==, state);
 }
 
@@ -573,11 +573,6 @@ typedef struct Wild {
     QIvshmem2 *good;
     uint32_t good_state;
 } Wild;
-
-static uint32_t id_of(QIvshmem2 *d)
-{
-    return qivshmem2_readl(d, IVSHMEM2_REG_ID);
-}
 
 /* A read or a write of any width */
 static void wild_access(Wild *w, uint64_t addr)
@@ -722,7 +717,7 @@ static void wild_msix(Wild *w, QIvshmem2 *d)
         qtest_writeq(w->qts, entry, wild_message(w, d));
         qtest_writel(w->qts, entry + PCI_MSIX_ENTRY_DATA,
                      one_in(w->rand, 2) ? any_value(w->rand) :
-                     id_of(d) << 16 | vector);
+                     qivshmem2_id(d) << 16 | vector);
         break;
     case 2:
         qivshmem2_mask(d, vector, one_in(w->rand, 3));
@@ -772,7 +767,7 @@ static void wild_act(Wild *w)
         break;
     case 18:
         w->good_state = any_value(w->rand);
-        qivshmem2_writel(w->good, IVSHMEM2_REG_STATE, w->good_state);
+        qivshmem2_set_state(w->good, w->good_state);
         break;
     case 19 ... 20:
         qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL,
@@ -830,20 +825,17 @@ static void wild_calm(Wild *w)
 static void expect_ring(QIvshmem2 *from, QIvshmem2 *to, const char *name,
                         unsigned vector)
 {
-    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
     uint64_t before;
 
     if (to->msix_cap) {
-        qivshmem2_ring(from, id_of(to), vector);
+        qivshmem2_ring(from, qivshmem2_id(to), vector);
         qivshmem2_wait(to, vector);
         return;
     }
     before = test_link_get(to->qts, name, "interrupts-received");
-    qivshmem2_ring(from, id_of(to), vector);
-    while (test_link_get(to->qts, name, "interrupts-received") == before) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(500);
-    }
+    qivshmem2_ring(from, qivshmem2_id(to), vector);
+    test_link_wait_until(test_link_get(to->qts, name,
+                                       "interrupts-received") != before);
 }
 
 static void check_wild_device(Wild *w, int i, bool was_reset)
@@ -857,7 +849,7 @@ static void check_wild_device(Wild *w, int i, bool was_reset)
     read_config(d, config);
     g_assert_cmpmem(config, sizeof(config), w->config[i],
                     sizeof(w->config[i]));
-    g_assert_cmpuint(id_of(d), ==, i + 1);
+    g_assert_cmpuint(qivshmem2_id(d), ==, i + 1);
     g_assert_cmpuint(qivshmem2_readl(d, IVSHMEM2_REG_MAX_PEERS), ==,
                      WILD_PEERS);
     g_assert_cmphex(qivshmem2_readl(d, IVSHMEM2_REG_DOORBELL), ==, 0);
@@ -898,7 +890,7 @@ static void check_wild(Wild *w)
         qtest_system_reset(w->qts);
     }
     wild_calm(w);
-    g_assert_cmpuint(id_of(good), ==, 3);
+    g_assert_cmpuint(qivshmem2_id(good), ==, 3);
     g_assert_cmphex(qivshmem2_readl(good, IVSHMEM2_REG_INT_CONTROL), ==, 1);
     g_assert_cmphex(qivshmem2_readl(good, IVSHMEM2_REG_STATE), ==,
                     w->good_state);
@@ -912,12 +904,12 @@ static void check_wild(Wild *w)
         QIvshmem2 *other = w->d[!i];
         unsigned last = d->vectors - 1;
 
-        qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, 0);
+        qivshmem2_disable(d);
         for (unsigned v = 0; v < d->vectors && d->msix_cap; v++) {
             qivshmem2_arrived(d, v);
             qivshmem2_arrived(good, v);
         }
-        qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, 1);
+        qivshmem2_enable(d);
         expect_ring(good, d, w->name[i], last);
         expect_ring(d, good, QIVSHMEM2_ID, last);
         expect_ring(other, d, w->name[i], last);

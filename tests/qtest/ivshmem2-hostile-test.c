@@ -903,25 +903,21 @@ static Server *plug_scripted(QPCIBus *bus, TestLink *link, QIvshmem2 *d,
     server_take(server);
     qivshmem2_init(d, bus, QPCI_DEVFN(SLOT, 0), alloc);
     qivshmem2_start(d);
-    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, 1);
+    qivshmem2_enable(d);
     return server;
 }
 
 static void wait_connected(QIvshmem2 *d, bool connected)
 {
-    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
-
-    while (test_link_get_bool(d->qts, "late", "connected") != connected) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-    }
+    test_link_wait_until(test_link_get_bool(d->qts, "late", "connected") ==
+                         connected);
 }
 
 /* The device works without the server. */
 static void check_alone(QIvshmem2 *d, int eventfd)
 {
     for (uint32_t i = 1; i < 20; i++) {
-        qivshmem2_writel(d, IVSHMEM2_REG_STATE, i);
+        qivshmem2_set_state(d, i);
         g_assert_cmphex(qivshmem2_entry(d, 0), ==, i);
         qivshmem2_ring(d, 0, 1);
         qivshmem2_wait(d, 1);
@@ -1045,20 +1041,16 @@ static void test_late_resume(void *obj, void *link, QGuestAllocator *alloc)
     QIvshmem2 d = {};
     Server *server = plug_scripted(bus, link, &d, alloc, PEERS, 10);
     int eventfd = server->eventfds[0];
-    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
 
     g_assert_false(server->resumes);
-    qivshmem2_writel(&d, IVSHMEM2_REG_STATE, 7);
+    qivshmem2_set_state(&d, 7);
     for (int i = 0; i < ARRAY_SIZE(other); i++) {
         ivshmem2_close(&server->fd);
         wait_connected(&d, false);
         server->script = &other[i];
         server->resumes = false;
         server_accept(server);
-        while (!qatomic_read(&server->resumes)) {
-            g_assert_cmpint(g_get_monotonic_time(), <, end);
-            g_usleep(1000);
-        }
+        test_link_wait_until(qatomic_read(&server->resumes));
         check_alone(&d, eventfd);
         ivshmem2_eventfd_signal(server->stop_fd);
         g_thread_join(server->thread);
@@ -1071,7 +1063,7 @@ static void test_late_resume(void *obj, void *link, QGuestAllocator *alloc)
         g_assert_true(server->resumes);
         wait_connected(&d, true);
         check_alone(&d, eventfd);
-        g_assert_cmphex(qivshmem2_readl(&d, IVSHMEM2_REG_ID), ==, 0);
+        g_assert_cmphex(qivshmem2_id(&d), ==, 0);
     }
     test_link_unplug(bus->qts, "late", SLOT);
     server_stop(server);
@@ -1093,7 +1085,7 @@ static uint64_t memory_used(QTestState *qts)
 static void flood(QIvshmem2 *d, int n)
 {
     for (int i = 0; i < n; i++) {
-        qivshmem2_writel(d, IVSHMEM2_REG_STATE, i + 1);
+        qivshmem2_set_state(d, i + 1);
         qivshmem2_ring(d, 1 + i % 65535, i % VECTORS);
     }
 }
@@ -1114,7 +1106,7 @@ static void test_late_deaf(void *obj, void *link, QGuestAllocator *alloc)
     /* what so many writes take anyway, e.g. with an address sanitizer */
     start = memory_used(bus->qts);
     for (int i = 0; i < 2 * 20000; i++) {
-        qivshmem2_writel(&d, IVSHMEM2_REG_INT_CONTROL, 1);
+        qivshmem2_enable(&d);
     }
     middle = memory_used(bus->qts);
     flood(&d, 20000);

@@ -192,8 +192,16 @@ QIvshmem2 *test_link_peer(TestLink *link, const char *options)
     peers = g_slist_prepend(peers, peer);
     g_test_queue_destroy(free_peer, peer);
     d = qos_allocate_objects(peer->qts, NULL);
-    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, IVSHMEM2_INT_ENABLE);
+    qivshmem2_enable(d);
     return d;
+}
+
+QIvshmem2 *test_link_peer_with_id(TestLink *link, uint32_t id)
+{
+    g_autofree char *options =
+        g_strdup_printf("-global ivshmem2.peer-id=%u", id);
+
+    return test_link_peer(link, options);
 }
 
 void test_link_quit_peer(QIvshmem2 *d)
@@ -218,47 +226,31 @@ void test_link_kill_peer(QIvshmem2 *d)
 
 /* Hot-plug */
 
+static bool succeeds(QDict *response)
+{
+    bool done = qdict_haskey(response, "return");
+
+    qobject_unref(response);
+    return done;
+}
+
 void test_link_add_chardev(QTestState *qts, const char *id,
                            const char *socket, int reconnect_ms)
 {
-    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
-
-    for (;;) {
-        /* One that was removed while it connects goes a little later. */
-        QDict *response = qtest_qmp(qts,
-            "{ 'execute': 'chardev-add', 'arguments': { 'id': %s,"
-            "  'backend': { 'type': 'socket', 'data': { 'server': false,"
-            "  'reconnect-ms': %d,"
-            "  'addr': { 'type': 'unix', 'data': { 'path': %s } } } } } }",
-            id, reconnect_ms, socket);
-        bool done = qdict_haskey(response, "return");
-
-        qobject_unref(response);
-        if (done) {
-            return;
-        }
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-    }
+    /* A removed chardev that was just connecting keeps its ID for a while. */
+    test_link_wait_until(succeeds(qtest_qmp(qts,
+        "{ 'execute': 'chardev-add', 'arguments': { 'id': %s,"
+        "  'backend': { 'type': 'socket', 'data': { 'server': false,"
+        "  'reconnect-ms': %d,"
+        "  'addr': { 'type': 'unix', 'data': { 'path': %s } } } } } }",
+        id, reconnect_ms, socket)));
 }
 
 void test_link_remove_chardev(QTestState *qts, const char *id)
 {
-    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
-
-    for (;;) {
-        /* A device that was unplugged lets go of it a little later. */
-        QDict *response = qtest_qmp(qts,
-            "{ 'execute': 'chardev-remove', 'arguments': { 'id': %s } }", id);
-        bool done = qdict_haskey(response, "return");
-
-        qobject_unref(response);
-        if (done) {
-            return;
-        }
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-    }
+    /* An unplugged device releases its chardev a little later. */
+    test_link_wait_until(succeeds(qtest_qmp(qts,
+        "{ 'execute': 'chardev-remove', 'arguments': { 'id': %s } }", id)));
 }
 
 char *test_link_plug(QTestState *qts, const char *id, const char *socket,
@@ -361,10 +353,5 @@ void test_link_wait_fds(QTestState *qts, unsigned wanted)
 
 void test_link_wait_entry(QIvshmem2 *d, uint32_t id, uint32_t value)
 {
-    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
-
-    while (qivshmem2_entry(d, id) != value) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(500);
-    }
+    test_link_wait_until(qivshmem2_entry(d, id) == value);
 }

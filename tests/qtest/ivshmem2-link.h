@@ -14,6 +14,17 @@
 /* How long to wait for what must happen; not how long it takes */
 #define TEST_LINK_WAIT_US   (60 * G_USEC_PER_SEC)
 
+/* Wait until @condition is true, and fail if it does not become so. */
+#define test_link_wait_until(condition)                                 \
+    do {                                                                \
+        gint64 end_ = g_get_monotonic_time() + TEST_LINK_WAIT_US;       \
+                                                                        \
+        while (!(condition)) {                                          \
+            g_assert_cmpint(g_get_monotonic_time(), <, end_);           \
+            g_usleep(500);                                              \
+        }                                                               \
+    } while (0)
+
 /* A server of its own in a folder of its own */
 typedef struct TestLink {
     char *dir;
@@ -45,6 +56,7 @@ void test_link_start_server(TestLink *link, const char *options);
  * the end of the test, with interrupts enabled.
  */
 QIvshmem2 *test_link_peer(TestLink *link, const char *options);
+QIvshmem2 *test_link_peer_with_id(TestLink *link, uint32_t id);
 
 /* End it now, in order or by SIGKILL. */
 void test_link_quit_peer(QIvshmem2 *d);

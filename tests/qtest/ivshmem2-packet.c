@@ -208,8 +208,8 @@ void test_packet_plug_well(QPCIBus *bus, TestLink *link,
                                  test_packet_props(NULL, 60000)));
     qivshmem2_init(&d, bus, QPCI_DEVFN(TEST_PACKET_SLOT, 0), alloc);
     qivshmem2_start(&d);
-    qivshmem2_writel(&d, IVSHMEM2_REG_INT_CONTROL, 1);
-    qivshmem2_ring(&d, qivshmem2_readl(&d, IVSHMEM2_REG_ID), 1);
+    qivshmem2_enable(&d);
+    qivshmem2_ring(&d, qivshmem2_id(&d), 1);
     qivshmem2_wait(&d, 1);
     test_link_unplug(bus->qts, "good", TEST_PACKET_SLOT);
     test_link_kill_server(link, SIGTERM);

@@ -31,21 +31,14 @@ static const TestLinkSetup setup_small = {
     .qemu = "-global ivshmem2.peer-id=1",
 };
 
-static void enable(QIvshmem2 *d)
-{
-    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, IVSHMEM2_INT_ENABLE);
-}
-
 static void ring_self(QIvshmem2 *d, unsigned vector)
 {
-    qivshmem2_ring(d, qivshmem2_readl(d, IVSHMEM2_REG_ID), vector);
+    qivshmem2_ring(d, qivshmem2_id(d), vector);
 }
 
-/* The vector arrives, and whatever was rung before it has been seen. */
 static void expect_self(QIvshmem2 *d, unsigned vector)
 {
-    ring_self(d, vector);
-    qivshmem2_wait(d, vector);
+    qivshmem2_expect_ring(d, d, vector);
 }
 
 /*
@@ -111,7 +104,7 @@ static void test_status(void *obj, void *link, QGuestAllocator *alloc)
     qpci_config_writel(&d->dev, PCI_COMMAND, 0xffff0006);
     g_assert_cmphex(qpci_config_readw(&d->dev, PCI_STATUS), ==, 0x0010);
 
-    enable(d);
+    qivshmem2_enable(d);
     expect_self(d, 0);
     g_assert_cmphex(qpci_config_readw(&d->dev, PCI_STATUS), ==, 0x0010);
 }
@@ -185,7 +178,7 @@ static void test_2048_vectors(void *obj, void *link, QGuestAllocator *alloc)
     uint32_t pba = qpci_config_readl(&d->dev, d->msix_cap + PCI_MSIX_PBA);
 
     g_assert_cmpuint(d->vectors, ==, 2048);
-    enable(d);
+    qivshmem2_enable(d);
     expect_self(d, 0);
     expect_self(d, 2047);
     expect_self(d, 1024);
@@ -373,7 +366,7 @@ static void test_sizes_none(void *obj, void *link, QGuestAllocator *alloc)
     check_sizes(d, TEST_TABLE, 0, 0);
     qtest_writel(d->qts, d->memory, 0x11111111);
     g_assert_cmphex(qtest_readl(d->qts, d->memory), ==, 0);
-    qivshmem2_writel(d, IVSHMEM2_REG_STATE, 0x22222222);
+    qivshmem2_set_state(d, 0x22222222);
     g_assert_cmphex(qtest_readl(d->qts, d->memory), ==, 0x22222222);
 }
 
@@ -504,7 +497,7 @@ static void test_one_shot_bit(void *obj, void *link, QGuestAllocator *alloc)
 static void check_registers(QIvshmem2 *d, uint32_t int_control,
                             uint32_t state)
 {
-    g_assert_cmphex(qivshmem2_readl(d, IVSHMEM2_REG_ID), ==, TEST_ID);
+    g_assert_cmphex(qivshmem2_id(d), ==, TEST_ID);
     g_assert_cmphex(qivshmem2_readl(d, IVSHMEM2_REG_MAX_PEERS), ==,
                     TEST_PEERS);
     g_assert_cmphex(qivshmem2_readl(d, IVSHMEM2_REG_INT_CONTROL), ==,
@@ -527,7 +520,7 @@ static void test_registers(void *obj, void *link, QGuestAllocator *alloc)
     check_registers(d, 1, 0);
     qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, 0);
     check_registers(d, 0, 0);
-    qivshmem2_writel(d, IVSHMEM2_REG_STATE, 0xfedcba98);
+    qivshmem2_set_state(d, 0xfedcba98);
     check_registers(d, 0, 0xfedcba98);
 }
 
@@ -537,8 +530,8 @@ static void test_register_widths(void *obj, void *link,
 {
     QIvshmem2 *d = obj;
 
-    enable(d);
-    qivshmem2_writel(d, IVSHMEM2_REG_STATE, 0x89abcdef);
+    qivshmem2_enable(d);
+    qivshmem2_set_state(d, 0x89abcdef);
     for (unsigned i = 0; i < 0x18; i++) {
         uint64_t addr = d->regs + i;
 
@@ -568,8 +561,8 @@ static void test_register_holes(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *d = obj;
 
-    enable(d);
-    qivshmem2_writel(d, IVSHMEM2_REG_STATE, 0x89abcdef);
+    qivshmem2_enable(d);
+    qivshmem2_set_state(d, 0x89abcdef);
     for (unsigned i = 0x14; i < 4 * KiB; i += 4) {
         g_assert_cmphex(qivshmem2_readl(d, i), ==, 0);
         qivshmem2_writel(d, i, TEST_ID << 16 | 1);
@@ -667,7 +660,7 @@ static void test_state_table(void *obj, void *link, QGuestAllocator *alloc)
     uint8_t bytes[4];
 
     check_zero(d, d->memory, TEST_TABLE);
-    qivshmem2_writel(d, IVSHMEM2_REG_STATE, 0xfedcba98);
+    qivshmem2_set_state(d, 0xfedcba98);
     qtest_memread(d->qts, d->memory + TEST_ID * 4, bytes, sizeof(bytes));
     g_assert_cmpmem(bytes, sizeof(bytes), expected, sizeof(expected));
     check_zero(d, d->memory, TEST_ID * 4);
@@ -683,7 +676,7 @@ static void test_ring(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *d = obj;
 
-    enable(d);
+    qivshmem2_enable(d);
     for (unsigned i = 0; i < d->vectors; i++) {
         expect_self(d, i);
         for (unsigned j = 0; j < d->vectors; j++) {
@@ -704,13 +697,13 @@ static void test_reception(void *obj, void *link, QGuestAllocator *alloc)
     QIvshmem2 *d = obj;
 
     ring_self(d, 0);
-    enable(d);
+    qivshmem2_enable(d);
     expect_self(d, 2);
     g_assert_false(qivshmem2_arrived(d, 0));
 
-    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, 0);
+    qivshmem2_disable(d);
     ring_self(d, 0);
-    enable(d);
+    qivshmem2_enable(d);
     expect_self(d, 2);
     g_assert_false(qivshmem2_arrived(d, 0));
 
@@ -727,7 +720,7 @@ static void test_bus_master(void *obj, void *link, QGuestAllocator *alloc)
     QIvshmem2 *d = obj;
     uint64_t received;
 
-    enable(d);
+    qivshmem2_enable(d);
     qivshmem2_set_one_shot(d, true);
     received = test_link_get(d->qts, QIVSHMEM2_ID, "interrupts-received");
     qivshmem2_set_command(d, PCI_COMMAND_MASTER, false);
@@ -757,7 +750,7 @@ static void test_mask_vector(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *d = obj;
 
-    enable(d);
+    qivshmem2_enable(d);
     check_pba(d);
     qivshmem2_mask(d, 0, true);
     ring_self(d, 0);
@@ -779,8 +772,8 @@ static void test_mask_vector(void *obj, void *link, QGuestAllocator *alloc)
     qivshmem2_mask(d, 0, true);
     ring_self(d, 0);
     expect_self(d, 2);
-    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, 0);
-    enable(d);
+    qivshmem2_disable(d);
+    qivshmem2_enable(d);
     qivshmem2_mask(d, 0, false);
     expect_self(d, 2);
     g_assert_false(qivshmem2_arrived(d, 0));
@@ -791,7 +784,7 @@ static void test_mask_function(void *obj, void *link, QGuestAllocator *alloc)
     QIvshmem2 *d = obj;
     uint64_t received;
 
-    enable(d);
+    qivshmem2_enable(d);
     received = test_link_get(d->qts, QIVSHMEM2_ID, "interrupts-received");
     qivshmem2_set_msix_flag(d, PCI_MSIX_FLAGS_MASKALL, true);
     ring_self(d, 0);
@@ -817,19 +810,15 @@ static void test_move_vector(void *obj, void *link, QGuestAllocator *alloc)
     QIvshmem2 *d = obj;
     uint64_t elsewhere = guest_alloc(alloc, 4);
 
-    enable(d);
+    qivshmem2_enable(d);
     expect_self(d, 0);
     for (uint32_t data = 1; data < 20; data++) {
-        gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
-
         qivshmem2_mask(d, 0, true);
         ring_self(d, 0);
         qtest_writel(d->qts, d->msix + PCI_MSIX_ENTRY_LOWER_ADDR, elsewhere);
         qtest_writel(d->qts, d->msix + PCI_MSIX_ENTRY_DATA, data);
         qivshmem2_mask(d, 0, false);
-        while (qtest_readl(d->qts, elsewhere) != data) {
-            g_assert_cmpint(g_get_monotonic_time(), <, end);
-        }
+        test_link_wait_until(qtest_readl(d->qts, elsewhere) == data);
     }
     g_assert_false(qivshmem2_arrived(d, 0));
 }
@@ -839,7 +828,7 @@ static void test_one_shot(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *d = obj;
 
-    enable(d);
+    qivshmem2_enable(d);
     qivshmem2_set_one_shot(d, true);
     for (unsigned i = 0; i < 10; i++) {
         unsigned vector = i % d->vectors;
@@ -848,7 +837,7 @@ static void test_one_shot(void *obj, void *link, QGuestAllocator *alloc)
         g_assert_cmphex(qivshmem2_readl(d, IVSHMEM2_REG_INT_CONTROL), ==, 0);
         /* any other vector is off with it, for good */
         ring_self(d, (vector + 1) % d->vectors);
-        enable(d);
+        qivshmem2_enable(d);
     }
 
     /* one that is masked is not delivered, so it leaves reception on */
@@ -858,7 +847,7 @@ static void test_one_shot(void *obj, void *link, QGuestAllocator *alloc)
     g_assert_cmphex(qivshmem2_readl(d, IVSHMEM2_REG_INT_CONTROL), ==, 0);
     g_assert_false(qivshmem2_arrived(d, 0));
     qivshmem2_mask(d, 0, false);
-    enable(d);
+    qivshmem2_enable(d);
 
     /* unmasking delivers */
     qivshmem2_mask(d, 0, true);
@@ -872,7 +861,7 @@ static void test_one_shot(void *obj, void *link, QGuestAllocator *alloc)
 
     /* and without it reception stays on */
     qivshmem2_set_one_shot(d, false);
-    enable(d);
+    qivshmem2_enable(d);
     expect_self(d, 2);
     expect_self(d, 2);
     g_assert_cmphex(qivshmem2_readl(d, IVSHMEM2_REG_INT_CONTROL), ==, 1);
@@ -888,12 +877,12 @@ static void test_reset(void *obj, void *link, QGuestAllocator *alloc)
     QIvshmem2 *d = obj;
 
     for (int i = 0; i < 3; i++) {
-        enable(d);
+        qivshmem2_enable(d);
         expect_self(d, 1);
         qivshmem2_mask(d, 2, true);
         ring_self(d, 2);
         qivshmem2_set_one_shot(d, true);
-        qivshmem2_writel(d, IVSHMEM2_REG_STATE, 77);
+        qivshmem2_set_state(d, 77);
         g_assert_cmphex(qivshmem2_entry(d, TEST_ID), ==, 77);
         qtest_writel(d->qts, qivshmem2_rw(d), 0x12345678);
         qtest_writel(d->qts, qivshmem2_output(d, TEST_ID), 0x9abcdef0);
@@ -916,7 +905,7 @@ static void test_reset(void *obj, void *link, QGuestAllocator *alloc)
 
         /* nothing from before the reset arrives after it */
         ring_self(d, 0);
-        enable(d);
+        qivshmem2_enable(d);
         expect_self(d, 1);
         g_assert_false(qivshmem2_arrived(d, 0));
         g_assert_false(qivshmem2_arrived(d, 2));
@@ -993,7 +982,7 @@ static void test_properties(void *obj, void *link, QGuestAllocator *alloc)
     g_assert_true(test_link_get_bool(d->qts, QIVSHMEM2_ID, "connected"));
 
     ring_self(d, 0);
-    enable(d);
+    qivshmem2_enable(d);
     expect_self(d, 0);
     g_assert_cmpuint(test_link_get(d->qts, QIVSHMEM2_ID, "interrupts-sent"),
                      ==, 2);

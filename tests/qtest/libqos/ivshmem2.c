@@ -26,6 +26,26 @@ void qivshmem2_writel(QIvshmem2 *d, uint32_t reg, uint32_t value)
     qtest_writel(d->qts, d->regs + reg, value);
 }
 
+uint32_t qivshmem2_id(QIvshmem2 *d)
+{
+    return qivshmem2_readl(d, IVSHMEM2_REG_ID);
+}
+
+void qivshmem2_set_state(QIvshmem2 *d, uint32_t state)
+{
+    qivshmem2_writel(d, IVSHMEM2_REG_STATE, state);
+}
+
+void qivshmem2_enable(QIvshmem2 *d)
+{
+    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, IVSHMEM2_INT_ENABLE);
+}
+
+void qivshmem2_disable(QIvshmem2 *d)
+{
+    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, 0);
+}
+
 void qivshmem2_ring(QIvshmem2 *d, uint32_t target, uint32_t vector)
 {
     qivshmem2_writel(d, IVSHMEM2_REG_DOORBELL,
@@ -53,6 +73,12 @@ void qivshmem2_wait(QIvshmem2 *d, unsigned vector)
         g_assert_cmpint(g_get_monotonic_time(), <, end);
         g_usleep(500);
     }
+}
+
+void qivshmem2_expect_ring(QIvshmem2 *from, QIvshmem2 *to, unsigned vector)
+{
+    qivshmem2_ring(from, qivshmem2_id(to), vector);
+    qivshmem2_wait(to, vector);
 }
 
 uint32_t qivshmem2_entry(QIvshmem2 *d, uint32_t id)

@@ -57,13 +57,22 @@ void qivshmem2_set_one_shot(QIvshmem2 *d, bool on);
 
 uint32_t qivshmem2_readl(QIvshmem2 *d, uint32_t reg);
 void qivshmem2_writel(QIvshmem2 *d, uint32_t reg, uint32_t value);
+uint32_t qivshmem2_id(QIvshmem2 *d);
+void qivshmem2_set_state(QIvshmem2 *d, uint32_t state);
 void qivshmem2_ring(QIvshmem2 *d, uint32_t target, uint32_t vector);
+
+/* Interrupt Control: turn the reception of interrupts on and off. */
+void qivshmem2_enable(QIvshmem2 *d);
+void qivshmem2_disable(QIvshmem2 *d);
 
 /* Has an interrupt arrived since the last time that this was asked? */
 bool qivshmem2_arrived(QIvshmem2 *d, unsigned vector);
 
 /* Wait for one to arrive. */
 void qivshmem2_wait(QIvshmem2 *d, unsigned vector);
+
+/* Ring, and wait for the interrupt: earlier ones have arrived as well. */
+void qivshmem2_expect_ring(QIvshmem2 *from, QIvshmem2 *to, unsigned vector);
 
 /* The entry in the State Table as this guest sees it */
 uint32_t qivshmem2_entry(QIvshmem2 *d, uint32_t id);
