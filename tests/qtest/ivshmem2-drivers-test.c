@@ -35,7 +35,7 @@ static uint32_t config_dword(QIvshmem2 *d, uint8_t offset)
 
 /*
  * Linux uio_ivshmem: one-shot by a byte, all vectors of the table, sizes by
- * dwords; a process gives the reception back after each interrupt.
+ * dwords; a process turns reception on again after each interrupt.
  */
 static void uio_start(QIvshmem2 *d)
 {
@@ -151,7 +151,7 @@ static void net_start(Net *net)
     net_check_state(net);
 }
 
-/* Nothing but interrupts makes the drivers look. */
+/* The drivers read the State Table only after an interrupt. */
 static void net_wait_running(Net *a, Net *b)
 {
     gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
@@ -191,7 +191,7 @@ static void test_driver_net(void *obj, void *link, QGuestAllocator *alloc)
     net_wait_running(&a, &b);
     net_exchange(&a, &b);
 
-    /* one side reboots, without a word to its driver */
+    /* one side reboots, without a shutdown of its driver */
     qtest_system_reset(b.d->qts);
     qivshmem2_wait(a.d, 0);
     net_check_state(&a);
@@ -201,7 +201,7 @@ static void test_driver_net(void *obj, void *link, QGuestAllocator *alloc)
     net_wait_running(&a, &b);
     net_exchange(&b, &a);
 
-    /* or dies, and a new one comes */
+    /* or it dies, and a new one comes */
     test_link_kill_peer(b.d);
     qivshmem2_wait(a.d, 0);
     net_check_state(&a);
@@ -279,7 +279,7 @@ static void test_driver_virtio(void *obj, void *link, QGuestAllocator *alloc)
                     0xffc00300);
 }
 
-/* Zephyr, NuttX: nothing but dwords, in configuration space and registers */
+/* Zephyr, NuttX: only dwords, in configuration space and registers */
 static void test_driver_dwords(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *a = obj;
@@ -287,7 +287,7 @@ static void test_driver_dwords(void *obj, void *link, QGuestAllocator *alloc)
     uint32_t command = qpci_config_readl(&a->dev, PCI_COMMAND);
     uint8_t cap;
 
-    /* the status half of the write is to change nothing */
+    /* the half of the write to Status must not change anything */
     qpci_config_writel(&a->dev, PCI_COMMAND, command & ~PCI_COMMAND_MASTER);
     qpci_config_writel(&a->dev, PCI_COMMAND, command | PCI_COMMAND_MASTER |
                        PCI_COMMAND_MEMORY);

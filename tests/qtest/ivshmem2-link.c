@@ -31,7 +31,7 @@ static const char *server_path(void)
 
 static void in_server(void *unused)
 {
-    /* not a word into the test's own output */
+    /* keep its output out of the test's own, which is TAP */
     dup2(STDERR_FILENO, STDOUT_FILENO);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
 }
@@ -157,7 +157,7 @@ typedef struct Peer {
 } Peer;
 
 static GSList *peers;
-/* libqtest has no way to free the state of a QEMU that was killed */
+/* Not freed: libqtest cannot free the state of a QEMU that was killed. */
 static GSList *killed;
 
 static Peer *find_peer(QIvshmem2 *d)
@@ -276,13 +276,24 @@ char *test_link_plug(QTestState *qts, const char *id, const char *socket,
     return problem;
 }
 
+void test_link_plug_fails(QTestState *qts, const char *id, const char *socket,
+                          int reconnect_ms, QDict *props, const char *words)
+{
+    g_autofree char *error = test_link_plug(qts, id, socket, reconnect_ms,
+                                            props);
+
+    g_test_message("%s", error ?: "plugged");
+    g_assert_nonnull(error);
+    g_assert_nonnull(strstr(error, words));
+}
+
 void test_link_unplug(QTestState *qts, const char *id, int slot)
 {
     qpci_unplug_acpi_device_test(qts, id, slot);
     test_link_remove_chardev(qts, id);
 }
 
-/* What QEMU says about itself */
+/* Properties and descriptors of QEMU */
 
 static QDict *get_property(QTestState *qts, const char *id, const char *name)
 {
@@ -313,7 +324,7 @@ bool test_link_get_bool(QTestState *qts, const char *id, const char *name)
     return value;
 }
 
-/* If @say so, also what they are */
+/* Returns their number, and if @say, lists them in the test's output. */
 static unsigned look_at_fds(QTestState *qts, bool say)
 {
     g_autofree char *path = g_strdup_printf("/proc/%d/fd",

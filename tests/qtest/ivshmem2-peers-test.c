@@ -19,7 +19,7 @@ static const TestLinkSetup setup_small = {
     .qemu = "-global ivshmem2.peer-id=0",
 };
 
-/* So large that the server does not tell everybody all eventfds at once */
+/* So large that the handshake does not bring all eventfds */
 static const TestLinkSetup setup_large = {
     .server = "--max-peers 65536 --vectors 3 --rw-size 8K",
     .qemu = "-global ivshmem2.peer-id=65535",
@@ -53,7 +53,7 @@ static void check_quiet(QIvshmem2 *d)
     }
 }
 
-/* Another device in the VM of @d, which has been plugged already */
+/* A second device in the VM of @d; it has been plugged already. */
 static QIvshmem2 *add_device(QIvshmem2 *d, int devfn)
 {
     QIvshmem2 *more = g_new0(QIvshmem2, 1);
@@ -82,7 +82,7 @@ static QIvshmem2 *plug_device(QIvshmem2 *d, const char *id,
  * IDs and the link as a whole
  */
 
-/* R3, R4, M2 - M4, M7, X2, G8: what is the same for all and what is not */
+/* R3, R4, M2 - M4, M7, X2, G8: the IDs differ, all else is the same. */
 static void test_ids(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *d[4] = { obj };
@@ -128,13 +128,13 @@ static void check_refused(QIvshmem2 *d, TestLink *link, const char *msix,
         test_link_plug(d->qts, "refused", link->socket, 0,
                        qdict_from_jsonf_nofail("{ 'msix': %s }", msix));
 
+    g_test_message("%s", error ?: "plugged");
     g_assert_nonnull(error);
-    g_test_message("%s", error);
     g_assert_nonnull(strstr(error, "the server says: "));
     g_assert_nonnull(strstr(error, word));
 }
 
-/* M7: a device that cannot offer what the link needs */
+/* M7: a device without the interrupt feature that the link uses */
 static void test_refused_msix(void *obj, void *link, QGuestAllocator *alloc)
 {
     check_refused(obj, link, "off", "MSI-X");
@@ -232,7 +232,7 @@ static void test_no_rw(void *obj, void *link, QGuestAllocator *alloc)
     check_memory(d, 2);
 }
 
-/* R7, G4: what was written before the doorbell is seen after it */
+/* R7, G4: the target of a doorbell sees what was written before it. */
 static void test_before_doorbell(void *obj, void *link,
                                  QGuestAllocator *alloc)
 {
@@ -254,7 +254,7 @@ static void test_before_doorbell(void *obj, void *link,
  * Doorbells
  */
 
-/* M6, R6: everybody to everybody, and only the target gets it */
+/* M6, R6: from every peer to every peer, and only the target gets it */
 static void test_doorbells(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *d[3] = {
@@ -279,7 +279,7 @@ static void test_doorbells(void *obj, void *link, QGuestAllocator *alloc)
     }
 }
 
-/* M6, R6: nobody there, nobody possible, no such vector, not enabled */
+/* M6, R6: no peer with the ID, no such ID, no such vector, not enabled */
 static void test_nobody(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *a = obj;
@@ -296,7 +296,7 @@ static void test_nobody(void *obj, void *link, QGuestAllocator *alloc)
     qivshmem2_expect_ring(a, b, 2);
     check_quiet(b);
 
-    /* Who comes later does not get what was rung before. */
+    /* A peer that comes later does not get earlier doorbells. */
     for (uint32_t id = 2; id < 4; id++) {
         QIvshmem2 *c;
 
@@ -307,7 +307,7 @@ static void test_nobody(void *obj, void *link, QGuestAllocator *alloc)
     }
 }
 
-/* G3: not one is lost, whichever way the two sides take turns */
+/* G3: no doorbell is lost, in whatever order the two sides act. */
 static void test_ping_pong(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *a = obj;
@@ -319,7 +319,7 @@ static void test_ping_pong(void *obj, void *link, QGuestAllocator *alloc)
 
         qivshmem2_expect_ring(a, b, v);
         qivshmem2_expect_ring(b, a, v);
-        /* masks that come and go meanwhile lose none */
+        /* nor by masks that are set and cleared meanwhile */
         qivshmem2_ring(a, 1, v);
         qivshmem2_mask(b, v, true);
         qivshmem2_set_msix_flag(b, PCI_MSIX_FLAGS_MASKALL, true);
@@ -328,7 +328,7 @@ static void test_ping_pong(void *obj, void *link, QGuestAllocator *alloc)
         qivshmem2_mask(b, v, false);
         qivshmem2_wait(b, v);
         qivshmem2_wait(b, (v + 1) % 3);
-        /* nor does disabling take back what was rung before */
+        /* nor by turning reception off after the doorbell */
         qivshmem2_ring(a, 1, v);
         qivshmem2_disable(b);
         qivshmem2_wait(b, v);
@@ -350,7 +350,7 @@ static void test_reenable(void *obj, void *link, QGuestAllocator *alloc)
         if (g_test_rand_bit()) {
             continue;
         }
-        /* Nothing is left to see, or there is an interrupt. */
+        /* Until everything has been seen, there is another interrupt. */
         while (seen < i) {
             qivshmem2_wait(b, 1);
             qivshmem2_enable(b);
@@ -366,8 +366,8 @@ static void *disable_thread(void *d)
 }
 
 /*
- * G3: while the process is stopped many vectors are rung, and the guest turns
- * reception off.  When it goes on it finds all that at once.
+ * G3: while QEMU is stopped, many vectors are rung, and then the guest turns
+ * reception off.  When QEMU continues, it finds all of that at once.
  */
 static void test_many_vectors(void *obj, void *link, QGuestAllocator *alloc)
 {
@@ -383,7 +383,7 @@ static void test_many_vectors(void *obj, void *link, QGuestAllocator *alloc)
             qivshmem2_ring(a, 1, i);
         }
         thread = g_thread_new("disable", disable_thread, b);
-        /* most of the time that is enough for it to be written */
+        /* most of the time, this is enough for the write to be sent */
         g_usleep(20000);
         kill(qtest_pid(b->qts), SIGCONT);
         g_thread_join(thread);
@@ -395,7 +395,7 @@ static void test_many_vectors(void *obj, void *link, QGuestAllocator *alloc)
                                    "interrupts-dropped"), ==, 0);
 }
 
-/* X3, M6: a storm does not get through to who does not listen */
+/* X3, M6: a storm of doorbells does not reach a peer with reception off. */
 static void test_storm(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *a = obj;
@@ -416,7 +416,7 @@ static void test_storm(void *obj, void *link, QGuestAllocator *alloc)
                      ==, 3001);
 }
 
-/* V5, G7: one interrupt of any kind, then silence */
+/* V5, G7: one interrupt of any kind turns reception off. */
 static void test_one_shot(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *a = obj;
@@ -428,7 +428,7 @@ static void test_one_shot(void *obj, void *link, QGuestAllocator *alloc)
     g_assert_cmphex(qivshmem2_readl(b, IVSHMEM2_REG_INT_CONTROL), ==, 0);
     qivshmem2_ring(a, 1, 1);
     qivshmem2_set_state(a, 2);
-    /* the server has told everybody */
+    /* once a is interrupted, the server has handled its state as well */
     qivshmem2_enable(a);
     qivshmem2_set_state(b, 1);
     qivshmem2_wait(a, 0);
@@ -444,7 +444,7 @@ static void test_one_shot(void *obj, void *link, QGuestAllocator *alloc)
     g_assert_cmphex(qivshmem2_readl(b, IVSHMEM2_REG_INT_CONTROL), ==, 1);
 }
 
-/* A VM that is paused loses nothing, and nobody waits for it. */
+/* A paused VM loses no interrupt, and no peer waits for it. */
 static void test_paused_vm(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *a = obj;
@@ -494,11 +494,11 @@ static void test_state(void *obj, void *link, QGuestAllocator *alloc)
         qivshmem2_wait(c, 0);
         g_assert_cmphex(qivshmem2_entry(c, qivshmem2_id(from)), ==,
                         i << 24 | i);
-        /* the next one finds out whether it was interrupted itself */
+        /* an interrupt of its own would show here or in the next round */
         g_assert_false(qivshmem2_arrived(from, 0));
     }
 
-    /* who does not listen is not interrupted, and sees the entry */
+    /* a peer with reception off is not interrupted, but sees the entry */
     qivshmem2_disable(d[1]);
     qivshmem2_set_state(d[0], 5);
     qivshmem2_wait(d[2], 0);
@@ -523,9 +523,9 @@ static void test_state_before_doorbell(void *obj, void *link,
 }
 
 /*
- * R8: writing the same value interrupts nobody.  On a large link the first
- * ring of a vector takes the same way through the server as the state does,
- * so it arrives after an interrupt that should not be.
+ * R8: writing the same value interrupts no peer.  On a large link, the first
+ * ring of a vector takes the same way through the server as a state does, so
+ * it would arrive after a wrong interrupt.
  */
 static void test_same_state(void *obj, void *link, QGuestAllocator *alloc)
 {
@@ -548,7 +548,7 @@ static void test_same_state(void *obj, void *link, QGuestAllocator *alloc)
  * Peers that come and go
  */
 
-/* A third peer took notice, and saw the entry at 0 when it was interrupted */
+/* Peer @id is gone: @d is interrupted, and then sees 0 in its entry. */
 static void check_gone(QIvshmem2 *d, uint32_t id)
 {
     qivshmem2_wait(d, 0);
@@ -576,7 +576,7 @@ static void test_gone_reset(void *obj, void *link, QGuestAllocator *alloc)
         qtest_system_reset(b->qts);
         check_gone(a, 1);
         check_gone(c, 1);
-        /* still a peer, that does not listen now */
+        /* it is still a peer, with reception off */
         qivshmem2_ring(a, 1, 1);
         qivshmem2_start(b);
         g_assert_cmphex(qivshmem2_id(b), ==, 1);
@@ -602,7 +602,7 @@ static void test_gone_unplug(void *obj, void *link, QGuestAllocator *alloc)
     check_gone(c, 1);
     qivshmem2_ring(a, 1, 1);
 
-    /* Nobody has to wait for an ID whose last owner said goodbye. */
+    /* After a goodbye, the ID is free at once. */
     again = test_link_peer_with_id(link, 1);
     g_assert_cmphex(qivshmem2_entry(again, 1), ==, 0);
     g_assert_cmphex(qtest_readl(again->qts, qivshmem2_output(again, 1)), ==,
@@ -636,7 +636,7 @@ static void test_gone_killed(void *obj, void *link, QGuestAllocator *alloc)
     check_gone(a, 1);
     check_gone(c, 1);
 
-    /* A VM that restarts goes on where its output section was. */
+    /* A VM that restarts finds its output section as it was. */
     b = test_link_peer_with_id(link, 1);
     g_assert_cmphex(qtest_readl(b->qts, qivshmem2_output(b, 1)), ==,
                     0x12345678);
@@ -644,7 +644,7 @@ static void test_gone_killed(void *obj, void *link, QGuestAllocator *alloc)
     qivshmem2_expect_ring(b, c, 0);
 }
 
-/* T2: nobody hears of it if the entry was 0 */
+/* T2: no peer is interrupted if the entry was 0. */
 static void test_gone_unnoticed(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *a = obj;
@@ -654,7 +654,7 @@ static void test_gone_unnoticed(void *obj, void *link, QGuestAllocator *alloc)
     qtest_system_reset(b->qts);
     test_link_quit_peer(b);
     b = test_link_peer_with_id(link, 1);
-    /* Before this the server was done with the one that left. */
+    /* The server has handled the end of the last peer before this one. */
     qivshmem2_expect_ring(b, a, 1);
     check_quiet(a);
     test_link_kill_peer(b);
@@ -710,12 +710,12 @@ static void test_gone_bus_reset(void *obj, void *opaque,
         g_assert_cmphex(qivshmem2_readl(b, IVSHMEM2_REG_STATE), ==, 0);
         g_assert_cmphex(qivshmem2_readl(b, IVSHMEM2_REG_INT_CONTROL), ==, 0);
     }
-    /* its neighbour outside has not noticed */
+    /* the device outside the bridge is unaffected */
     qivshmem2_expect_ring(a, c, 2);
     g_free(bridge);
 }
 
-/* All that is plugged and unplugged while the VM runs leaves nothing. */
+/* Plugging and unplugging in a running VM leaves no descriptors. */
 static void test_hotplug_cycles(void *obj, void *opaque,
                                 QGuestAllocator *alloc)
 {
@@ -808,7 +808,7 @@ static void test_large(void *obj, void *link, QGuestAllocator *alloc)
         qivshmem2_expect_ring(c, a, i);
         qivshmem2_expect_ring(a, c, i);
         qivshmem2_expect_ring(b, c, i);
-        /* nobody there, as the server says */
+        /* no such peer, as the server answers */
         qivshmem2_ring(a, 1000 + i, 0);
         qivshmem2_ring(c, 65534, i);
         qivshmem2_ring(a, 65535, 3);
@@ -823,7 +823,7 @@ static void test_large(void *obj, void *link, QGuestAllocator *alloc)
         qivshmem2_wait(b, 0);
     }
     g_assert_cmphex(qtest_readl(b->qts, b->memory + 256 * KiB - 4), ==, 0x12);
-    /* Who was not there the first time is rung when it is. */
+    /* A peer that was absent the first time can be rung later. */
     qivshmem2_expect_ring(a, test_link_peer_with_id(link, 1000), 0);
     test_link_kill_peer(b);
     qivshmem2_expect_ring(a, c, 1);
@@ -878,7 +878,7 @@ static void intx_wait(QIvshmem2 *d)
     g_assert_cmphex(qpci_config_readw(&d->dev, PCI_STATUS), ==, 0x0010);
 }
 
-/* Wait for something that comes after all that could interrupt @d. */
+/* Wait for an interrupt that comes after all others that @d could get. */
 static void intx_barrier(QIvshmem2 *from, QIvshmem2 *d)
 {
     uint64_t received = test_link_get(d->qts, QIVSHMEM2_ID,
@@ -914,7 +914,7 @@ static void test_intx(void *obj, void *link, QGuestAllocator *alloc)
     }
     g_assert_false(intx_arrived(a));
 
-    /* no such vector; nobody listens, or bit 10 of Command says no */
+    /* no such vector; reception is off; bit 10 of Command is set */
     qivshmem2_ring(a, 1, 1);
     qivshmem2_disable(b);
     qivshmem2_ring(a, 1, 0);
@@ -950,7 +950,7 @@ static void test_intx(void *obj, void *link, QGuestAllocator *alloc)
  * Losing the server
  */
 
-/* Memory, doorbells and interrupts go on; plugging says what is wrong. */
+/* Memory, doorbells and interrupts work without the server. */
 static void test_server_killed(void *obj, void *opaque,
                                QGuestAllocator *alloc)
 {
@@ -973,7 +973,7 @@ static void test_server_killed(void *obj, void *opaque,
         g_assert_cmphex(qtest_readl(b->qts, qivshmem2_output(b, 0)), ==, i);
         qivshmem2_expect_ring(b, a, i % 3);
     }
-    /* a reset and an unplug do not need it either */
+    /* reset and unplug do not need the server either */
     qtest_system_reset(b->qts);
     qivshmem2_start(b);
     qivshmem2_enable(b);
@@ -986,7 +986,7 @@ static void test_server_killed(void *obj, void *opaque,
     g_assert_cmphex(qivshmem2_entry(a, 1), ==, 0);
 }
 
-/* A server that hangs, and takes up its work again */
+/* A server that hangs, and continues later */
 static void test_server_stopped(void *obj, void *opaque,
                                 QGuestAllocator *alloc)
 {

@@ -10,7 +10,7 @@
 #include "qemu/module.h"
 #include "ivshmem2.h"
 
-/* Where 64-bit BARs go that are too large for the bus's window */
+/* The address of 64-bit BARs that are too large for the bus's window */
 #define HIGH_MEMORY     (UINT64_C(1) << 40)
 
 #define MESSAGE(vector) (0x5a000000 | (vector))
@@ -251,8 +251,8 @@ static void *qivshmem2_create(void *pci_bus, QGuestAllocator *alloc,
 }
 
 /*
- * It consumes a PCI bus, but is none of those devices that a test can have
- * without more ado: it needs a server.
+ * It consumes a PCI bus, but produces no "pci-device": the tests that run with
+ * all PCI devices cannot use it, because it needs a server.
  */
 static void qivshmem2_register_nodes(void)
 {
