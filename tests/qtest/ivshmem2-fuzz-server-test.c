@@ -295,7 +295,7 @@ static void serve(Liar *l, int fd, int own, uint32_t max_peers,
             return;
         }
     }
-    /* Also an early end of the connection, right after the handshake. */
+    /* Not in the first connection: it could make plugging the device fail. */
     if (l->done && !good && one_in(rand, 4)) {
         return;
     }

@@ -71,7 +71,7 @@ char *test_link_plug(QTestState *qts, const char *id, const char *socket,
                      int reconnect_ms, QDict *props);
 void test_link_unplug(QTestState *qts, const char *id, int slot);
 
-/* Expect that this fails with an error that says @words. */
+/* Expect that plugging fails, with an error that says @words. */
 void test_link_plug_fails(QTestState *qts, const char *id, const char *socket,
                           int reconnect_ms, QDict *props, const char *words);
 void test_link_add_chardev(QTestState *qts, const char *id,

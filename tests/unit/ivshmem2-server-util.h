@@ -67,7 +67,7 @@ char **server_argv(const char *prefix, const char *socket,
 void server_start(Server *s, const char *options);
 void server_start_with(Server *s, const char *prefix, const char *options);
 
-/* Start it as an ordinary user who may open @files.  Everybody can connect. */
+/* Start it as an ordinary user who may open @files.  All users can connect. */
 void server_start_limited(Server *s, rlim_t files, const char *options);
 
 typedef struct Limited {

@@ -359,7 +359,7 @@ static void test_ids_per_user(void)
     client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_REFUSAL_LIMIT,
                       "has 2 IDs already");
     client_refused_id(&s, 1, IVSHMEM2_REFUSAL_LIMIT, "has 2 IDs already");
-    /* its slot is held, for nobody but its owner */
+    /* its slot is held, but only for its owner */
     resume = make_resume(&a);
     client_close(&a);
     client_refused_id(&s, 1, IVSHMEM2_REFUSAL_LIMIT, "has 2 IDs already");
