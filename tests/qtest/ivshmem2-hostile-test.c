@@ -1,9 +1,9 @@
 /*
- * ivshmem2 tests: servers that nobody should have to deal with
+ * ivshmem2 tests: hostile servers
  *
  * A scripted server does one thing wrong at a time, while a device is plugged
- * into a running VM.  That has to fail with an error that says what is wrong,
- * leave nothing behind, and leave the VM able to plug a good one.
+ * into a running VM.  That has to fail with an error that names the cause,
+ * leave nothing behind, and leave the VM able to plug a good device.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -32,7 +32,7 @@
  * The scripted server
  */
 
-/* The messages of a handshake, and what comes before the first one */
+/* accept(), and the messages of a handshake */
 typedef enum Step {
     STEP_ACCEPT,
     STEP_WELCOME,
@@ -46,10 +46,13 @@ typedef enum Action {
     ACT_NOTHING,        /* a good server */
     ACT_CLOSE,
     ACT_SILENCE,
-    ACT_CUT_CLOSE,      /* in the middle of the message */
+    ACT_CUT_CLOSE,      /* close in the middle of the message */
     ACT_CUT_SILENCE,
-    ACT_CHANGE,         /* something in the message */
-    ACT_BYTES,          /* say something else */
+    ACT_FIELD,          /* give a field of the message another value */
+    ACT_FD,             /* put another descriptor in its place */
+    ACT_MEMORY,         /* the same, with other memory */
+    ACT_CALL,           /* call a function that changes the message */
+    ACT_BYTES,          /* send no ivshmem2 message */
     ACT_SPLIT,          /* descriptors come with the second half */
     ACT_TRICKLE,        /* all messages, byte by byte */
     ACT_ENDLESS,        /* the message before this one, again and again */
@@ -59,8 +62,15 @@ typedef struct Case {
     const char *name;
     Step step;
     Action action;
-    void (*change)(TestPacket *p);
-    const char *error;          /* what the device's error says */
+    size_t offset;              /* ACT_FIELD: of the field in a TestPacket */
+    uint64_t size;              /* of the field, or of the memory */
+    uint64_t value;             /* ACT_FIELD */
+    unsigned index;             /* ACT_FD, ACT_MEMORY: of the descriptor */
+    int (*make_fd)(void);       /* ACT_FD */
+    int seals;                  /* ACT_MEMORY */
+    int mode;                   /* ACT_MEMORY: O_RDWR, O_RDONLY, O_WRONLY */
+    void (*call)(TestPacket *p);    /* ACT_CALL */
+    const char *error;          /* words of the device's error */
     const char *peer_id;
 } Case;
 
@@ -68,8 +78,8 @@ typedef struct Server {
     TestLink *link;
     const Case *script;
     uint32_t max_peers;
-    bool keep;                  /* the connection, once it is ready */
-    bool resumes;               /* what the client said last */
+    bool keep;                  /* keep the connection, once it is ready */
+    bool resumes;               /* the last HELLO had our session */
     int listen_fd;
     int stop_fd;                /* eventfd */
     int fd;                     /* the connection that is ready */
@@ -92,7 +102,7 @@ static void wait_closed(Server *s, int fd)
     } while (!pfd[1].revents && read(fd, buf, sizeof(buf)) > 0);
 }
 
-/* What was sent so far has been read. */
+/* Until everything that was sent has been read */
 static void wait_read(int fd)
 {
     int left;
@@ -136,7 +146,34 @@ static bool send_packet(Server *s, int fd, const TestPacket *p, Step step)
     return test_packet_send(fd, bytes, p->size, p->fds, p->n_fds);
 }
 
-/* Returns false if that was the last thing to say. */
+static int make_memory(const Case *c)
+{
+    int fd = test_packet_memory(c->size, c->seals);
+
+    return c->mode == O_RDWR ? fd : test_packet_reopen(fd, c->mode);
+}
+
+static void change_packet(const Case *c, TestPacket *p)
+{
+    switch (c->action) {
+    case ACT_FIELD:
+        stn_he_p((uint8_t *)p + c->offset, c->size, c->value);
+        break;
+    case ACT_FD:
+        p->fds[c->index] = c->make_fd();
+        break;
+    case ACT_MEMORY:
+        p->fds[c->index] = make_memory(c);
+        break;
+    case ACT_CALL:
+        c->call(p);
+        break;
+    default:
+        break;
+    }
+}
+
+/* Returns false if this ends the connection. */
 static bool say(Server *s, int fd, Step step, TestPacket *p)
 {
     static const char nonsense[] = "HTTP/1.1 400 Bad Request\r\n\r\n";
@@ -158,10 +195,8 @@ static bool say(Server *s, int fd, Step step, TestPacket *p)
                 continue;
             }
             return false;
-        case ACT_CHANGE:
-            s->script->change(p);
-            break;
         default:
+            change_packet(s->script, p);
             break;
         }
     }
@@ -275,7 +310,7 @@ static Server *server_start(TestLink *link, const Case *script,
     return s;
 }
 
-/* The handshake is complete: from here on the test is the server. */
+/* Wait for a complete handshake; from then on, the test is the server. */
 static void server_take(Server *s)
 {
     g_thread_join(s->thread);
@@ -363,7 +398,7 @@ static void test_half_silence(void *obj, void *link, QGuestAllocator *alloc)
                       "not complete in time");
 }
 
-/* A server that never comes to an end, without a pause */
+/* A server that sends the last message again and again, without a pause */
 static void test_endless(void *obj, void *link, QGuestAllocator *alloc)
 {
     static const Case script = {
@@ -381,16 +416,6 @@ static void test_endless(void *obj, void *link, QGuestAllocator *alloc)
  * Messages that are wrong
  */
 
-static void change_type_unknown(TestPacket *p)
-{
-    p->hdr.type = 0x7777;
-}
-
-static void change_type_mine(TestPacket *p)
-{
-    p->hdr.type = IVSHMEM2_MSG_RING;
-}
-
 static void change_type_error(TestPacket *p)
 {
     memset(&p->msg, 0, sizeof(p->msg));
@@ -404,7 +429,7 @@ static void change_type_error(TestPacket *p)
     p->n_fds = 0;
 }
 
-/* not terminated */
+/* The text is not terminated. */
 static void change_type_long_error(TestPacket *p)
 {
     change_type_error(p);
@@ -419,51 +444,10 @@ static void change_type_ready(TestPacket *p)
     p->n_fds = 0;
 }
 
-static void change_type_outputs(TestPacket *p)
-{
-    p->msg.hdr.type = IVSHMEM2_MSG_OUTPUTS;
-    p->hdr.type = IVSHMEM2_MSG_OUTPUTS;
-}
-
-static void change_size_0(TestPacket *p)
-{
-    p->hdr.size = 0;
-}
-
-static void change_size_8(TestPacket *p)
-{
-    p->hdr.size = 8;
-}
-
-static void change_size_more(TestPacket *p)
-{
-    p->hdr.size++;
-}
-
-static void change_size_huge(TestPacket *p)
-{
-    p->hdr.size = 0xfffffff8;
-}
-
 static void change_fds_0(TestPacket *p)
 {
     p->hdr.fds = 0;
     p->n_fds = 0;
-}
-
-static void change_fds_17(TestPacket *p)
-{
-    p->hdr.fds = 17;
-}
-
-static void change_fds_none_came(TestPacket *p)
-{
-    p->n_fds = 0;
-}
-
-static void change_fds_missing(TestPacket *p)
-{
-    p->n_fds--;
 }
 
 static void change_fds_surplus(TestPacket *p)
@@ -484,379 +468,233 @@ static void change_fds_32(TestPacket *p)
     }
 }
 
-static void change_version_0(TestPacket *p)
+/* Descriptors that are no memory files */
+
+static int make_null(void)
 {
-    p->msg.welcome.version = 0;
+    return test_packet_keep(open("/dev/null", O_RDWR | O_CLOEXEC));
 }
 
-static void change_version_2(TestPacket *p)
-{
-    p->msg.welcome.version = 2;
-}
-
-static void change_peers_1(TestPacket *p)
-{
-    p->msg.welcome.max_peers = 1;
-}
-
-static void change_peers_65537(TestPacket *p)
-{
-    p->msg.welcome.max_peers = 65537;
-}
-
-static void change_peers_max(TestPacket *p)
-{
-    p->msg.welcome.max_peers = UINT32_MAX;
-}
-
-static void change_peers_2048(TestPacket *p)
-{
-    p->msg.welcome.max_peers = 2048;
-}
-
-static void change_id_2(TestPacket *p)
-{
-    p->msg.welcome.id = 2;
-}
-
-static void change_id_max(TestPacket *p)
-{
-    p->msg.welcome.id = UINT32_MAX;
-}
-
-static void change_id_0(TestPacket *p)
-{
-    p->msg.welcome.id = 0;
-}
-
-static void change_id_1(TestPacket *p)
-{
-    p->msg.welcome.id = 1;
-}
-
-static void change_features_0(TestPacket *p)
-{
-    p->msg.welcome.features = 0;
-}
-
-static void change_features_both(TestPacket *p)
-{
-    p->msg.welcome.features = IVSHMEM2_F_INTERRUPTS;
-}
-
-static void change_features_intx(TestPacket *p)
-{
-    p->msg.welcome.features = IVSHMEM2_F_INTX;
-}
-
-static void change_vectors_0(TestPacket *p)
-{
-    p->msg.welcome.vectors = 0;
-}
-
-static void change_vectors_2049(TestPacket *p)
-{
-    p->msg.welcome.vectors = 2049;
-}
-
-static void change_page_0(TestPacket *p)
-{
-    p->msg.welcome.page_size = 0;
-}
-
-static void change_page_2k(TestPacket *p)
-{
-    p->msg.welcome.page_size = 2 * KiB;
-}
-
-static void change_page_odd(TestPacket *p)
-{
-    p->msg.welcome.page_size = 4097;
-}
-
-static void change_page_128k(TestPacket *p)
-{
-    p->msg.welcome.page_size = 128 * KiB;
-}
-
-static void change_table_0(TestPacket *p)
-{
-    p->msg.welcome.state_table_size = 0;
-}
-
-static void change_table_odd(TestPacket *p)
-{
-    p->msg.welcome.state_table_size = SECTION + 8;
-}
-
-static void change_table_large(TestPacket *p)
-{
-    p->msg.welcome.state_table_size = 8 * KiB;
-}
-
-static void change_rw_odd(TestPacket *p)
-{
-    p->msg.welcome.rw_size = SECTION + 1;
-}
-
-static void change_rw_0(TestPacket *p)
-{
-    p->msg.welcome.rw_size = 0;
-}
-
-static void change_rw_large(TestPacket *p)
-{
-    p->msg.welcome.rw_size = 1 * GiB;
-}
-
-static void change_rw_max(TestPacket *p)
-{
-    p->msg.welcome.rw_size = -SECTION;
-}
-
-static void change_output_max(TestPacket *p)
-{
-    p->msg.welcome.output_size = UINT64_C(1) << 63;
-}
-
-static void change_output_large(TestPacket *p)
-{
-    p->msg.welcome.output_size = 8 * KiB;
-}
-
-static void change_fd0_pipe(TestPacket *p)
-{
-    p->fds[0] = test_packet_pipe();
-}
-
-static void change_fd0_null(TestPacket *p)
-{
-    p->fds[0] = test_packet_keep(open("/dev/null", O_RDWR | O_CLOEXEC));
-}
-
-static void change_fd0_file(TestPacket *p)
+static int make_file(void)
 {
     g_autofree char *path = NULL;
+    int fd = test_packet_keep(g_file_open_tmp("iv2-XXXXXX", &path, NULL));
 
-    p->fds[0] = test_packet_keep(g_file_open_tmp("iv2-XXXXXX", &path, NULL));
     g_unlink(path);
-    g_assert_cmpint(ftruncate(p->fds[0], SECTION), ==, 0);
+    g_assert_cmpint(ftruncate(fd, SECTION), ==, 0);
+    return fd;
 }
 
-static void change_fd0_eventfd(TestPacket *p)
-{
-    p->fds[0] = test_packet_keep(eventfd(0, EFD_CLOEXEC));
-}
+/*
+ * A case: the message of @step is sent with a change, and the device's error
+ * says @words.  A change is one of those below, or another action.
+ */
+#define CASE(step_, what, change, words, ...)                           \
+    { .name = #step_ " " #what, .step = STEP_ ## step_, change,         \
+      .error = words, ## __VA_ARGS__ }
 
-static void change_fd0_memory(TestPacket *p)
-{
-    p->fds[0] = test_packet_memory(SECTION, SEALS);
-}
+#define FIELD(field, number)                                            \
+    .action = ACT_FIELD, .offset = offsetof(TestPacket, field),         \
+    .size = sizeof_field(TestPacket, field), .value = number
 
-static void change_fd0_unsealed(TestPacket *p)
-{
-    p->fds[0] = test_packet_memory(SECTION, 0);
-}
+#define FD(i, function)                                                 \
+    .action = ACT_FD, .index = i, .make_fd = function
 
-static void change_fd0_may_shrink(TestPacket *p)
-{
-    p->fds[0] = test_packet_memory(SECTION, F_SEAL_GROW);
-}
+#define MEMORY(i, bytes, memory_seals, access_mode)                     \
+    .action = ACT_MEMORY, .index = i, .size = bytes,                    \
+    .seals = memory_seals, .mode = access_mode
 
-static void change_fd0_may_grow(TestPacket *p)
-{
-    p->fds[0] = test_packet_memory(SECTION, F_SEAL_SHRINK);
-}
-
-static void change_fd0_small(TestPacket *p)
-{
-    p->fds[0] = test_packet_memory(SECTION - 1, SEALS);
-}
-
-static void change_fd0_read_only(TestPacket *p)
-{
-    p->fds[0] = test_packet_read_only(test_packet_memory(SECTION, SEALS));
-}
-
-static void change_fd0_write_only(TestPacket *p)
-{
-    g_autofree char *path = NULL;
-
-    path = g_strdup_printf("/proc/self/fd/%d",
-                           test_packet_memory(SECTION, SEALS));
-    p->fds[0] = test_packet_keep(open(path, O_WRONLY | O_CLOEXEC));
-}
-
-static void change_fd1_pipe(TestPacket *p)
-{
-    p->fds[1] = test_packet_pipe();
-}
-
-static void change_fd1_unsealed(TestPacket *p)
-{
-    p->fds[1] = test_packet_memory(SECTION, 0);
-}
-
-static void change_fd1_small(TestPacket *p)
-{
-    p->fds[1] = test_packet_memory(0, SEALS);
-}
-
-static void change_fd1_read_only(TestPacket *p)
-{
-    p->fds[1] = test_packet_read_only(test_packet_memory(SECTION, SEALS));
-}
-
-/* the second half of OUTPUTS and EVENTFDS is where this begins */
-static void change_first_1(TestPacket *p)
-{
-    p->msg.outputs.first = 1;
-}
-
-static void change_first_max(TestPacket *p)
-{
-    p->msg.outputs.first = UINT32_MAX;
-}
-
-static void change_eventfds_first_1(TestPacket *p)
-{
-    p->msg.eventfds.first = 1;
-}
-
-static void change_eventfds_first_max(TestPacket *p)
-{
-    p->msg.eventfds.first = UINT32_MAX;
-}
-
-static void change_eventfds_id_1(TestPacket *p)
-{
-    p->msg.eventfds.id = 1;
-}
-
-static void change_eventfds_id_2(TestPacket *p)
-{
-    p->msg.eventfds.id = 2;
-}
-
-#define CHANGE(step, what, error) \
-    { #step " " #what, STEP_ ## step, ACT_CHANGE, change_ ## what, error }
+#define CALL(function)                                                  \
+    .action = ACT_CALL, .call = function
 
 static const Case header_cases[] = {
-    CHANGE(WELCOME, type_unknown, "unknown type 0x7777"),
-    CHANGE(WELCOME, type_mine, "server sent RING, which is not its to send"),
-    CHANGE(WELCOME, type_ready, "READY came out of order"),
-    CHANGE(WELCOME, size_0, "WELCOME with size 0 instead of 72"),
-    CHANGE(WELCOME, size_8, "WELCOME with size 8 instead of 72"),
-    CHANGE(WELCOME, size_more, "WELCOME with size 73 instead of 72"),
-    CHANGE(WELCOME, size_huge, "WELCOME with size 4294967288 instead of 72"),
-    CHANGE(OUTPUTS, type_unknown, "unknown type 0x7777"),
-    CHANGE(OUTPUTS, type_ready, "READY came out of order"),
-    CHANGE(OUTPUTS, size_huge, "OUTPUTS with size 4294967288 instead of 16"),
-    CHANGE(EVENTFDS, type_unknown, "unknown type 0x7777"),
-    CHANGE(EVENTFDS, type_outputs, "OUTPUTS came out of order"),
-    CHANGE(EVENTFDS, type_ready, "READY came before all 2 eventfds"),
-    CHANGE(EVENTFDS, size_0, "EVENTFDS with size 0 instead of 16"),
-    CHANGE(READY, type_unknown, "unknown type 0x7777"),
-    CHANGE(READY, type_outputs, "OUTPUTS with size 8 instead of 16"),
-    CHANGE(READY, size_more, "READY with size 9 instead of 8"),
+    CASE(WELCOME, type_unknown, FIELD(hdr.type, 0x7777), "unknown type 0x7777"),
+    CASE(WELCOME, type_mine, FIELD(hdr.type, IVSHMEM2_MSG_RING),
+         "server sent RING, which is not its to send"),
+    CASE(WELCOME, type_ready, CALL(change_type_ready),
+         "READY came out of order"),
+    CASE(WELCOME, size_0, FIELD(hdr.size, 0),
+         "WELCOME with size 0 instead of 72"),
+    CASE(WELCOME, size_8, FIELD(hdr.size, 8),
+         "WELCOME with size 8 instead of 72"),
+    CASE(WELCOME, size_more, FIELD(hdr.size, 73),
+         "WELCOME with size 73 instead of 72"),
+    CASE(WELCOME, size_huge, FIELD(hdr.size, 0xfffffff8),
+         "WELCOME with size 4294967288 instead of 72"),
+    CASE(OUTPUTS, type_unknown, FIELD(hdr.type, 0x7777), "unknown type 0x7777"),
+    CASE(OUTPUTS, type_ready, CALL(change_type_ready),
+         "READY came out of order"),
+    CASE(OUTPUTS, size_huge, FIELD(hdr.size, 0xfffffff8),
+         "OUTPUTS with size 4294967288 instead of 16"),
+    CASE(EVENTFDS, type_unknown, FIELD(hdr.type, 0x7777),
+         "unknown type 0x7777"),
+    CASE(EVENTFDS, type_outputs, FIELD(hdr.type, IVSHMEM2_MSG_OUTPUTS),
+         "OUTPUTS came out of order"),
+    CASE(EVENTFDS, type_ready, CALL(change_type_ready),
+         "READY came before all 2 eventfds"),
+    CASE(EVENTFDS, size_0, FIELD(hdr.size, 0),
+         "EVENTFDS with size 0 instead of 16"),
+    CASE(READY, type_unknown, FIELD(hdr.type, 0x7777), "unknown type 0x7777"),
+    CASE(READY, type_outputs, FIELD(hdr.type, IVSHMEM2_MSG_OUTPUTS),
+         "OUTPUTS with size 8 instead of 16"),
+    CASE(READY, size_more, FIELD(hdr.size, 9),
+         "READY with size 9 instead of 8"),
 };
 
 static const Case refusal_cases[] = {
-    CHANGE(WELCOME, type_error, "the server says: no room?[31m for you?"),
-    CHANGE(OUTPUTS, type_error, "the server says: no room?[31m for you?"),
-    CHANGE(EVENTFDS, type_error, "the server says: no room?[31m for you?"),
-    CHANGE(READY, type_error, "the server says: no room?[31m for you?"),
-    CHANGE(WELCOME, type_long_error, "the server says: xxxxxx"),
+    CASE(WELCOME, type_error, CALL(change_type_error),
+         "the server says: no room?[31m for you?"),
+    CASE(OUTPUTS, type_error, CALL(change_type_error),
+         "the server says: no room?[31m for you?"),
+    CASE(EVENTFDS, type_error, CALL(change_type_error),
+         "the server says: no room?[31m for you?"),
+    CASE(READY, type_error, CALL(change_type_error),
+         "the server says: no room?[31m for you?"),
+    CASE(WELCOME, type_long_error, CALL(change_type_long_error),
+         "the server says: xxxxxx"),
 };
 
 static const Case welcome_cases[] = {
-    CHANGE(WELCOME, version_0, "version 0"),
-    CHANGE(WELCOME, version_2, "version 2"),
-    CHANGE(WELCOME, peers_1, "the link has 1 peers"),
-    CHANGE(WELCOME, peers_65537, "the link has 65537 peers"),
-    CHANGE(WELCOME, peers_max, "the link has 4294967295 peers"),
-    CHANGE(WELCOME, peers_2048, "too small for 2048 peers"),
-    CHANGE(WELCOME, id_2, "ID 2 is out of range"),
-    CHANGE(WELCOME, id_max, "ID 4294967295 is out of range"),
-    { "WELCOME another ID", STEP_WELCOME, ACT_CHANGE, change_id_0,
-      "the server gave us ID 0 instead of 1", .peer_id = "1" },
-    CHANGE(WELCOME, features_0, "interrupt features 0x0"),
-    CHANGE(WELCOME, features_both, "interrupt features 0x3"),
-    CHANGE(WELCOME, features_intx, "2 vectors are not possible"),
-    CHANGE(WELCOME, vectors_0, "0 vectors are not possible"),
-    CHANGE(WELCOME, vectors_2049, "2049 vectors are not possible"),
-    CHANGE(WELCOME, page_0, "page size 0"),
-    CHANGE(WELCOME, page_2k, "page size 2048"),
-    CHANGE(WELCOME, page_odd, "page size 4097"),
-    CHANGE(WELCOME, page_128k, "page size 131072"),
-    CHANGE(WELCOME, table_0, "State Table of 0 bytes"),
-    CHANGE(WELCOME, table_odd, "not multiples of the link's page size"),
-    CHANGE(WELCOME, rw_odd, "not multiples of the link's page size"),
-    CHANGE(WELCOME, rw_max, "the sections are larger than"),
-    CHANGE(WELCOME, output_max, "the sections are larger than"),
+    CASE(WELCOME, version_0, FIELD(msg.welcome.version, 0), "version 0"),
+    CASE(WELCOME, version_2, FIELD(msg.welcome.version, 2), "version 2"),
+    CASE(WELCOME, peers_1, FIELD(msg.welcome.max_peers, 1),
+         "the link has 1 peers"),
+    CASE(WELCOME, peers_65537, FIELD(msg.welcome.max_peers, 65537),
+         "the link has 65537 peers"),
+    CASE(WELCOME, peers_max, FIELD(msg.welcome.max_peers, UINT32_MAX),
+         "the link has 4294967295 peers"),
+    CASE(WELCOME, peers_2048, FIELD(msg.welcome.max_peers, 2048),
+         "too small for 2048 peers"),
+    CASE(WELCOME, id_2, FIELD(msg.welcome.id, 2), "ID 2 is out of range"),
+    CASE(WELCOME, id_max, FIELD(msg.welcome.id, UINT32_MAX),
+         "ID 4294967295 is out of range"),
+    CASE(WELCOME, another_id, FIELD(msg.welcome.id, 0),
+         "the server gave us ID 0 instead of 1", .peer_id = "1"),
+    CASE(WELCOME, features_0, FIELD(msg.welcome.features, 0),
+         "interrupt features 0x0"),
+    CASE(WELCOME, features_both,
+         FIELD(msg.welcome.features, IVSHMEM2_F_INTERRUPTS),
+         "interrupt features 0x3"),
+    CASE(WELCOME, features_intx, FIELD(msg.welcome.features, IVSHMEM2_F_INTX),
+         "2 vectors are not possible"),
+    CASE(WELCOME, vectors_0, FIELD(msg.welcome.vectors, 0),
+         "0 vectors are not possible"),
+    CASE(WELCOME, vectors_2049, FIELD(msg.welcome.vectors, 2049),
+         "2049 vectors are not possible"),
+    CASE(WELCOME, page_0, FIELD(msg.welcome.page_size, 0), "page size 0"),
+    CASE(WELCOME, page_2k, FIELD(msg.welcome.page_size, 2 * KiB),
+         "page size 2048"),
+    CASE(WELCOME, page_odd, FIELD(msg.welcome.page_size, 4097),
+         "page size 4097"),
+    CASE(WELCOME, page_128k, FIELD(msg.welcome.page_size, 128 * KiB),
+         "page size 131072"),
+    CASE(WELCOME, table_0, FIELD(msg.welcome.state_table_size, 0),
+         "State Table of 0 bytes"),
+    CASE(WELCOME, table_odd, FIELD(msg.welcome.state_table_size, SECTION + 8),
+         "not multiples of the link's page size"),
+    CASE(WELCOME, rw_odd, FIELD(msg.welcome.rw_size, SECTION + 1),
+         "not multiples of the link's page size"),
+    CASE(WELCOME, rw_max, FIELD(msg.welcome.rw_size, -SECTION),
+         "the sections are larger than"),
+    CASE(WELCOME, output_max, FIELD(msg.welcome.output_size, UINT64_C(1) << 63),
+         "the sections are larger than"),
 };
 
 static const Case descriptor_cases[] = {
-    CHANGE(WELCOME, fds_0, "announced 0 descriptors"),
-    CHANGE(WELCOME, fds_17, "announced 17 descriptors"),
-    CHANGE(WELCOME, fds_none_came, "came with 0 descriptors"),
-    CHANGE(WELCOME, fds_missing, "came with 1 descriptors"),
-    CHANGE(WELCOME, fds_surplus, "came with 3 descriptors"),
-    CHANGE(WELCOME, fds_announced_surplus, "announced 3 descriptors"),
-    CHANGE(WELCOME, fds_32, "WELCOME"),
-    CHANGE(WELCOME, rw_0, "came with 2 descriptors instead of 1"),
-    CHANGE(WELCOME, fd0_pipe, "State Table is not a memory file"),
-    CHANGE(WELCOME, fd0_null, "State Table is not a memory file"),
-    CHANGE(WELCOME, fd0_file, "State Table"),
-    CHANGE(WELCOME, fd0_eventfd, "State Table is not a memory file"),
-    CHANGE(WELCOME, fd0_unsealed, "State Table is not sealed"),
-    CHANGE(WELCOME, fd0_may_shrink, "State Table is not sealed"),
-    CHANGE(WELCOME, fd0_may_grow, "State Table is not sealed"),
-    CHANGE(WELCOME, fd0_small, "State Table has 4095 bytes, too small"),
-    CHANGE(WELCOME, table_large, "State Table has 4096 bytes, too small"),
-    CHANGE(WELCOME, fd0_read_only,
-           "State Table is not open for reading and writing"),
-    CHANGE(WELCOME, fd1_pipe, "R/W section is not a memory file"),
-    CHANGE(WELCOME, fd1_unsealed, "R/W section is not sealed"),
-    CHANGE(WELCOME, fd1_small, "R/W section has 0 bytes, too small"),
-    CHANGE(WELCOME, rw_large, "R/W section has 4096 bytes, too small"),
-    CHANGE(WELCOME, fd1_read_only,
-           "R/W section is not open for reading and writing"),
-    CHANGE(OUTPUTS, fds_0, "announced 0 descriptors"),
-    CHANGE(OUTPUTS, fds_missing, "came with 1 descriptors"),
-    CHANGE(OUTPUTS, fds_surplus, "came with 3 descriptors"),
-    CHANGE(OUTPUTS, fds_announced_surplus, "OUTPUTS is about sections 0 to 2"),
-    CHANGE(OUTPUTS, first_1, "OUTPUTS is about sections 1 to 2"),
-    CHANGE(OUTPUTS, first_max, "OUTPUTS is about sections"),
-    CHANGE(OUTPUTS, fd0_pipe, "output section 0 is not a memory file"),
-    CHANGE(OUTPUTS, fd0_unsealed, "output section 0 is not sealed"),
-    CHANGE(OUTPUTS, fd0_small, "output section 0 has 4095 bytes, too small"),
-    CHANGE(OUTPUTS, fd0_read_only,
-           "output section 0 is not open for reading and writing"),
-    CHANGE(OUTPUTS, fd0_write_only,
-           "output section 0 is not open for reading and writing"),
-    CHANGE(OUTPUTS, fd1_unsealed, "output section 1 is not sealed"),
-    CHANGE(OUTPUTS, fd1_small, "output section 1 has 0 bytes, too small"),
-    CHANGE(WELCOME, output_large, "output section 0 has 4096 bytes"),
-    CHANGE(EVENTFDS, fds_0, "our own are missing from 0 on"),
-    CHANGE(EVENTFDS, fds_none_came, "came with 0 descriptors"),
-    CHANGE(EVENTFDS, fds_missing, "came with 1 descriptors"),
-    CHANGE(EVENTFDS, fds_surplus, "came with 3 descriptors"),
-    CHANGE(EVENTFDS, fds_announced_surplus, "the link has 2 peers with 2"),
-    CHANGE(EVENTFDS, fds_32, "EVENTFDS"),
-    CHANGE(EVENTFDS, eventfds_first_1, "EVENTFDS is about peer 0"),
-    CHANGE(EVENTFDS, eventfds_first_max, "EVENTFDS is about peer 0"),
-    CHANGE(EVENTFDS, eventfds_id_1, "EVENTFDS is about peer 1"),
-    CHANGE(EVENTFDS, eventfds_id_2, "EVENTFDS is about peer 2"),
-    CHANGE(EVENTFDS, fd0_pipe, "not an eventfd"),
-    CHANGE(EVENTFDS, fd0_memory, "not an eventfd"),
-    CHANGE(EVENTFDS, fd0_null, "not an eventfd"),
-    CHANGE(EVENTFDS, fd1_unsealed, "not an eventfd"),
-    CHANGE(READY, fds_surplus, "READY came with 1 descriptors"),
-    { "WELCOME split", STEP_WELCOME, ACT_SPLIT, NULL,
-      "descriptors came in the middle of a message" },
-    { "EVENTFDS split", STEP_EVENTFDS, ACT_SPLIT, NULL,
-      "descriptors came in the middle of a message" },
+    CASE(WELCOME, fds_0, CALL(change_fds_0), "announced 0 descriptors"),
+    CASE(WELCOME, fds_17, FIELD(hdr.fds, 17), "announced 17 descriptors"),
+    CASE(WELCOME, fds_none_came, FIELD(n_fds, 0), "came with 0 descriptors"),
+    CASE(WELCOME, fds_missing, FIELD(n_fds, 1), "came with 1 descriptors"),
+    CASE(WELCOME, fds_surplus, CALL(change_fds_surplus),
+         "came with 3 descriptors"),
+    CASE(WELCOME, fds_announced_surplus, CALL(change_fds_announced_surplus),
+         "announced 3 descriptors"),
+    CASE(WELCOME, fds_32, CALL(change_fds_32), "WELCOME"),
+    CASE(WELCOME, rw_0, FIELD(msg.welcome.rw_size, 0),
+         "came with 2 descriptors instead of 1"),
+    CASE(WELCOME, fd0_pipe, FD(0, test_packet_pipe),
+         "State Table is not a memory file"),
+    CASE(WELCOME, fd0_null, FD(0, make_null),
+         "State Table is not a memory file"),
+    CASE(WELCOME, fd0_file, FD(0, make_file), "State Table"),
+    CASE(WELCOME, fd0_eventfd, FD(0, test_packet_eventfd),
+         "State Table is not a memory file"),
+    CASE(WELCOME, fd0_unsealed, MEMORY(0, SECTION, 0, O_RDWR),
+         "State Table is not sealed"),
+    CASE(WELCOME, fd0_may_shrink, MEMORY(0, SECTION, F_SEAL_GROW, O_RDWR),
+         "State Table is not sealed"),
+    CASE(WELCOME, fd0_may_grow, MEMORY(0, SECTION, F_SEAL_SHRINK, O_RDWR),
+         "State Table is not sealed"),
+    CASE(WELCOME, fd0_small, MEMORY(0, SECTION - 1, SEALS, O_RDWR),
+         "State Table has 4095 bytes, too small"),
+    CASE(WELCOME, table_large, FIELD(msg.welcome.state_table_size, 8 * KiB),
+         "State Table has 4096 bytes, too small"),
+    CASE(WELCOME, fd0_read_only, MEMORY(0, SECTION, SEALS, O_RDONLY),
+         "State Table is not open for reading and writing"),
+    CASE(WELCOME, fd1_pipe, FD(1, test_packet_pipe),
+         "R/W section is not a memory file"),
+    CASE(WELCOME, fd1_unsealed, MEMORY(1, SECTION, 0, O_RDWR),
+         "R/W section is not sealed"),
+    CASE(WELCOME, fd1_small, MEMORY(1, 0, SEALS, O_RDWR),
+         "R/W section has 0 bytes, too small"),
+    CASE(WELCOME, rw_large, FIELD(msg.welcome.rw_size, 1 * GiB),
+         "R/W section has 4096 bytes, too small"),
+    CASE(WELCOME, fd1_read_only, MEMORY(1, SECTION, SEALS, O_RDONLY),
+         "R/W section is not open for reading and writing"),
+    CASE(OUTPUTS, fds_0, CALL(change_fds_0), "announced 0 descriptors"),
+    CASE(OUTPUTS, fds_missing, FIELD(n_fds, 1), "came with 1 descriptors"),
+    CASE(OUTPUTS, fds_surplus, CALL(change_fds_surplus),
+         "came with 3 descriptors"),
+    CASE(OUTPUTS, fds_announced_surplus, CALL(change_fds_announced_surplus),
+         "OUTPUTS is about sections 0 to 2"),
+    CASE(OUTPUTS, first_1, FIELD(msg.outputs.first, 1),
+         "OUTPUTS is about sections 1 to 2"),
+    CASE(OUTPUTS, first_max, FIELD(msg.outputs.first, UINT32_MAX),
+         "OUTPUTS is about sections"),
+    CASE(OUTPUTS, fd0_pipe, FD(0, test_packet_pipe),
+         "output section 0 is not a memory file"),
+    CASE(OUTPUTS, fd0_unsealed, MEMORY(0, SECTION, 0, O_RDWR),
+         "output section 0 is not sealed"),
+    CASE(OUTPUTS, fd0_small, MEMORY(0, SECTION - 1, SEALS, O_RDWR),
+         "output section 0 has 4095 bytes, too small"),
+    CASE(OUTPUTS, fd0_read_only, MEMORY(0, SECTION, SEALS, O_RDONLY),
+         "output section 0 is not open for reading and writing"),
+    CASE(OUTPUTS, fd0_write_only, MEMORY(0, SECTION, SEALS, O_WRONLY),
+         "output section 0 is not open for reading and writing"),
+    CASE(OUTPUTS, fd1_unsealed, MEMORY(1, SECTION, 0, O_RDWR),
+         "output section 1 is not sealed"),
+    CASE(OUTPUTS, fd1_small, MEMORY(1, 0, SEALS, O_RDWR),
+         "output section 1 has 0 bytes, too small"),
+    CASE(WELCOME, output_large, FIELD(msg.welcome.output_size, 8 * KiB),
+         "output section 0 has 4096 bytes"),
+    CASE(EVENTFDS, fds_0, CALL(change_fds_0), "our own are missing from 0 on"),
+    CASE(EVENTFDS, fds_none_came, FIELD(n_fds, 0), "came with 0 descriptors"),
+    CASE(EVENTFDS, fds_missing, FIELD(n_fds, 1), "came with 1 descriptors"),
+    CASE(EVENTFDS, fds_surplus, CALL(change_fds_surplus),
+         "came with 3 descriptors"),
+    CASE(EVENTFDS, fds_announced_surplus, CALL(change_fds_announced_surplus),
+         "the link has 2 peers with 2"),
+    CASE(EVENTFDS, fds_32, CALL(change_fds_32), "EVENTFDS"),
+    CASE(EVENTFDS, eventfds_first_1, FIELD(msg.eventfds.first, 1),
+         "EVENTFDS is about peer 0"),
+    CASE(EVENTFDS, eventfds_first_max, FIELD(msg.eventfds.first, UINT32_MAX),
+         "EVENTFDS is about peer 0"),
+    CASE(EVENTFDS, eventfds_id_1, FIELD(msg.eventfds.id, 1),
+         "EVENTFDS is about peer 1"),
+    CASE(EVENTFDS, eventfds_id_2, FIELD(msg.eventfds.id, 2),
+         "EVENTFDS is about peer 2"),
+    CASE(EVENTFDS, fd0_pipe, FD(0, test_packet_pipe), "not an eventfd"),
+    CASE(EVENTFDS, fd0_memory, MEMORY(0, SECTION, SEALS, O_RDWR),
+         "not an eventfd"),
+    CASE(EVENTFDS, fd0_null, FD(0, make_null), "not an eventfd"),
+    CASE(EVENTFDS, fd1_unsealed, MEMORY(1, SECTION, 0, O_RDWR),
+         "not an eventfd"),
+    CASE(READY, fds_surplus, CALL(change_fds_surplus),
+         "READY came with 1 descriptors"),
+    CASE(WELCOME, split, .action = ACT_SPLIT,
+         "descriptors came in the middle of a message"),
+    CASE(EVENTFDS, split, .action = ACT_SPLIT,
+         "descriptors came in the middle of a message"),
 };
 
 static void plug_cases(QPCIBus *bus, TestLink *link, QGuestAllocator *alloc,
@@ -904,15 +742,13 @@ static void change_version_1(TestPacket *p)
 
 static void test_version_1(void *obj, void *link, QGuestAllocator *alloc)
 {
-    static const Case script = {
-        "version 1", STEP_WELCOME, ACT_CHANGE, change_version_1,
-        "is it an ivshmem2 server?",
-    };
+    static const Case script = CASE(WELCOME, version_1, CALL(change_version_1),
+                                    "is it an ivshmem2 server?");
 
     plug_cases(obj, link, alloc, &script, 1);
 }
 
-/* Slow is not wrong, as long as it is complete in the end. */
+/* A slow server is accepted, as long as the handshake is complete in time. */
 static void test_trickle(void *obj, void *link, QGuestAllocator *alloc)
 {
     static const Case script = { .action = ACT_TRICKLE, .step = STEP_COUNT };
@@ -1007,7 +843,7 @@ static void test_chardevs(void *obj, void *opaque, QGuestAllocator *alloc)
     test_packet_plug_well(bus, link, alloc, fds);
 }
 
-/* reconnect-ms: as long as the device waits, and no longer */
+/* With reconnect-ms, the device waits until its handshake timeout. */
 static void test_reconnect_absent(void *obj, void *opaque,
                                   QGuestAllocator *alloc)
 {
@@ -1016,13 +852,9 @@ static void test_reconnect_absent(void *obj, void *opaque,
     unsigned fds = test_link_count_fds(bus->qts);
 
     for (int i = 0; i < 3; i++) {
-        g_autofree char *error = test_link_plug(bus->qts, "early",
-                                                link->socket, 20,
-                                                test_packet_props(NULL, 200));
-
-        g_assert_nonnull(error);
-        g_assert_nonnull(strstr(error, "no connection with the "
-                                       "ivshmem2-server"));
+        test_link_plug_fails(bus->qts, "early", link->socket, 20,
+                             test_packet_props(NULL, 200),
+                             "no connection with the ivshmem2-server");
         test_link_wait_fds(bus->qts, fds);
     }
     test_packet_plug_well(bus, link, alloc, fds);
@@ -1053,7 +885,7 @@ static void test_reconnect_late(void *obj, void *opaque,
 }
 
 /*
- * Servers that go wrong later
+ * Servers that fail after the handshake
  */
 
 static Server *plug_scripted(QPCIBus *bus, TestLink *link, QIvshmem2 *d,
@@ -1067,30 +899,26 @@ static Server *plug_scripted(QPCIBus *bus, TestLink *link, QIvshmem2 *d,
     server_take(server);
     qivshmem2_init(d, bus, QPCI_DEVFN(SLOT, 0), alloc);
     qivshmem2_start(d);
-    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, 1);
+    qivshmem2_enable(d);
     return server;
 }
 
 static void wait_connected(QIvshmem2 *d, bool connected)
 {
-    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
-
-    while (test_link_get_bool(d->qts, "late", "connected") != connected) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-    }
+    test_link_wait_until(test_link_get_bool(d->qts, "late", "connected") ==
+                         connected);
 }
 
-/* The device works, without the server. */
+/* The device works without the server. */
 static void check_alone(QIvshmem2 *d, int eventfd)
 {
     for (uint32_t i = 1; i < 20; i++) {
-        qivshmem2_writel(d, IVSHMEM2_REG_STATE, i);
+        qivshmem2_set_state(d, i);
         g_assert_cmphex(qivshmem2_entry(d, 0), ==, i);
         qivshmem2_ring(d, 0, 1);
         qivshmem2_wait(d, 1);
         qivshmem2_ring(d, 1, 1);
-        /* others still have its eventfds */
+        /* other peers still have its eventfds */
         ivshmem2_eventfd_signal(eventfd);
         qivshmem2_wait(d, 0);
     }
@@ -1131,7 +959,7 @@ static void late_message(Server *server, TestPacket *p)
     static const Case good = { .step = STEP_COUNT };
 
     server->script = &good;
-    /* more than one, if it takes them */
+    /* repeated, as long as the device accepts them */
     for (int i = 0; i < 100 && say(server, server->fd, STEP_READY, p); i++) {
         continue;
     }
@@ -1191,43 +1019,34 @@ static void test_late_message(void *obj, void *link, QGuestAllocator *alloc)
 }
 
 /*
- * With reconnect-ms the device comes back and says which session it was in;
- * what it has in its hands it keeps, and a server that offers something else
- * is none for it.
+ * With reconnect-ms, the device connects again and resumes its session.  It
+ * keeps its memory and eventfds, and rejects a server that offers others.
  */
 static void test_late_resume(void *obj, void *link, QGuestAllocator *alloc)
 {
     static const Case good = { .step = STEP_COUNT };
     static const Case other[] = {
-        { .step = STEP_WELCOME, .action = ACT_CHANGE,
-          .change = change_id_1 },
-        { .step = STEP_WELCOME, .action = ACT_CHANGE,
-          .change = change_rw_large },
-        { .step = STEP_WELCOME, .action = ACT_CHANGE,
-          .change = change_type_error },
-        { .step = STEP_EVENTFDS, .action = ACT_CHANGE,
-          .change = change_fd0_pipe },
-        { .step = STEP_READY, .action = ACT_BYTES },
+        CASE(WELCOME, id_1, FIELD(msg.welcome.id, 1), NULL),
+        CASE(WELCOME, rw_large, FIELD(msg.welcome.rw_size, 1 * GiB), NULL),
+        CASE(WELCOME, type_error, CALL(change_type_error), NULL),
+        CASE(EVENTFDS, fd0_pipe, FD(0, test_packet_pipe), NULL),
+        CASE(READY, nonsense, .action = ACT_BYTES, NULL),
     };
     QPCIBus *bus = obj;
     unsigned fds = test_link_count_fds(bus->qts);
     QIvshmem2 d = {};
     Server *server = plug_scripted(bus, link, &d, alloc, PEERS, 10);
     int eventfd = server->eventfds[0];
-    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
 
     g_assert_false(server->resumes);
-    qivshmem2_writel(&d, IVSHMEM2_REG_STATE, 7);
+    qivshmem2_set_state(&d, 7);
     for (int i = 0; i < ARRAY_SIZE(other); i++) {
         ivshmem2_close(&server->fd);
         wait_connected(&d, false);
         server->script = &other[i];
         server->resumes = false;
         server_accept(server);
-        while (!qatomic_read(&server->resumes)) {
-            g_assert_cmpint(g_get_monotonic_time(), <, end);
-            g_usleep(1000);
-        }
+        test_link_wait_until(qatomic_read(&server->resumes));
         check_alone(&d, eventfd);
         ivshmem2_eventfd_signal(server->stop_fd);
         g_thread_join(server->thread);
@@ -1240,7 +1059,7 @@ static void test_late_resume(void *obj, void *link, QGuestAllocator *alloc)
         g_assert_true(server->resumes);
         wait_connected(&d, true);
         check_alone(&d, eventfd);
-        g_assert_cmphex(qivshmem2_readl(&d, IVSHMEM2_REG_ID), ==, 0);
+        g_assert_cmphex(qivshmem2_id(&d), ==, 0);
     }
     test_link_unplug(bus->qts, "late", SLOT);
     server_stop(server);
@@ -1262,14 +1081,14 @@ static uint64_t memory_used(QTestState *qts)
 static void flood(QIvshmem2 *d, int n)
 {
     for (int i = 0; i < n; i++) {
-        qivshmem2_writel(d, IVSHMEM2_REG_STATE, i + 1);
+        qivshmem2_set_state(d, i + 1);
         qivshmem2_ring(d, 1 + i % 65535, i % VECTORS);
     }
 }
 
 /*
  * A server that no longer reads, on a link so large that the device has to
- * ask it for each doorbell: the guest does not notice, QEMU does not grow.
+ * ask it for each doorbell: the guest goes on, and QEMU does not grow.
  */
 static void test_late_deaf(void *obj, void *link, QGuestAllocator *alloc)
 {
@@ -1280,10 +1099,10 @@ static void test_late_deaf(void *obj, void *link, QGuestAllocator *alloc)
     int64_t start, middle, end;
 
     flood(&d, 5000);
-    /* what so many writes need anyway, e.g. under an address sanitizer */
+    /* what so many writes take anyway, e.g. with an address sanitizer */
     start = memory_used(bus->qts);
     for (int i = 0; i < 2 * 20000; i++) {
-        qivshmem2_writel(&d, IVSHMEM2_REG_INT_CONTROL, 1);
+        qivshmem2_enable(&d);
     }
     middle = memory_used(bus->qts);
     flood(&d, 20000);
@@ -1296,7 +1115,7 @@ static void test_late_deaf(void *obj, void *link, QGuestAllocator *alloc)
     ivshmem2_eventfd_signal(server->eventfds[0]);
     qivshmem2_wait(&d, 0);
 
-    /* unplugging does not wait for it either */
+    /* unplugging does not wait for the server either */
     test_link_unplug(bus->qts, "late", SLOT);
     server_stop(server);
     test_link_wait_fds(bus->qts, fds);

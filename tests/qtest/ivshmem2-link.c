@@ -31,7 +31,7 @@ static const char *server_path(void)
 
 static void in_server(void *unused)
 {
-    /* not a word into the test's own output */
+    /* keep its output out of the test's own, which is TAP */
     dup2(STDERR_FILENO, STDOUT_FILENO);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
 }
@@ -157,7 +157,7 @@ typedef struct Peer {
 } Peer;
 
 static GSList *peers;
-/* libqtest has no way to free the state of a QEMU that was killed */
+/* Not freed: libqtest cannot free the state of a QEMU that was killed. */
 static GSList *killed;
 
 static Peer *find_peer(QIvshmem2 *d)
@@ -192,8 +192,16 @@ QIvshmem2 *test_link_peer(TestLink *link, const char *options)
     peers = g_slist_prepend(peers, peer);
     g_test_queue_destroy(free_peer, peer);
     d = qos_allocate_objects(peer->qts, NULL);
-    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, IVSHMEM2_INT_ENABLE);
+    qivshmem2_enable(d);
     return d;
+}
+
+QIvshmem2 *test_link_peer_with_id(TestLink *link, uint32_t id)
+{
+    g_autofree char *options =
+        g_strdup_printf("-global ivshmem2.peer-id=%u", id);
+
+    return test_link_peer(link, options);
 }
 
 void test_link_quit_peer(QIvshmem2 *d)
@@ -218,47 +226,31 @@ void test_link_kill_peer(QIvshmem2 *d)
 
 /* Hot-plug */
 
+static bool succeeds(QDict *response)
+{
+    bool done = qdict_haskey(response, "return");
+
+    qobject_unref(response);
+    return done;
+}
+
 void test_link_add_chardev(QTestState *qts, const char *id,
                            const char *socket, int reconnect_ms)
 {
-    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
-
-    for (;;) {
-        /* One that was removed while it connects goes a little later. */
-        QDict *response = qtest_qmp(qts,
-            "{ 'execute': 'chardev-add', 'arguments': { 'id': %s,"
-            "  'backend': { 'type': 'socket', 'data': { 'server': false,"
-            "  'reconnect-ms': %d,"
-            "  'addr': { 'type': 'unix', 'data': { 'path': %s } } } } } }",
-            id, reconnect_ms, socket);
-        bool done = qdict_haskey(response, "return");
-
-        qobject_unref(response);
-        if (done) {
-            return;
-        }
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-    }
+    /* A removed chardev that was just connecting keeps its ID for a while. */
+    test_link_wait_until(succeeds(qtest_qmp(qts,
+        "{ 'execute': 'chardev-add', 'arguments': { 'id': %s,"
+        "  'backend': { 'type': 'socket', 'data': { 'server': false,"
+        "  'reconnect-ms': %d,"
+        "  'addr': { 'type': 'unix', 'data': { 'path': %s } } } } } }",
+        id, reconnect_ms, socket)));
 }
 
 void test_link_remove_chardev(QTestState *qts, const char *id)
 {
-    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
-
-    for (;;) {
-        /* A device that was unplugged lets go of it a little later. */
-        QDict *response = qtest_qmp(qts,
-            "{ 'execute': 'chardev-remove', 'arguments': { 'id': %s } }", id);
-        bool done = qdict_haskey(response, "return");
-
-        qobject_unref(response);
-        if (done) {
-            return;
-        }
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-    }
+    /* An unplugged device releases its chardev a little later. */
+    test_link_wait_until(succeeds(qtest_qmp(qts,
+        "{ 'execute': 'chardev-remove', 'arguments': { 'id': %s } }", id)));
 }
 
 char *test_link_plug(QTestState *qts, const char *id, const char *socket,
@@ -284,13 +276,24 @@ char *test_link_plug(QTestState *qts, const char *id, const char *socket,
     return problem;
 }
 
+void test_link_plug_fails(QTestState *qts, const char *id, const char *socket,
+                          int reconnect_ms, QDict *props, const char *words)
+{
+    g_autofree char *error = test_link_plug(qts, id, socket, reconnect_ms,
+                                            props);
+
+    g_test_message("%s", error ?: "plugged");
+    g_assert_nonnull(error);
+    g_assert_nonnull(strstr(error, words));
+}
+
 void test_link_unplug(QTestState *qts, const char *id, int slot)
 {
     qpci_unplug_acpi_device_test(qts, id, slot);
     test_link_remove_chardev(qts, id);
 }
 
-/* What QEMU says about itself */
+/* Properties and descriptors of QEMU */
 
 static QDict *get_property(QTestState *qts, const char *id, const char *name)
 {
@@ -321,7 +324,7 @@ bool test_link_get_bool(QTestState *qts, const char *id, const char *name)
     return value;
 }
 
-/* If @say so, also what they are */
+/* Returns their number, and if @say, lists them in the test's output. */
 static unsigned look_at_fds(QTestState *qts, bool say)
 {
     g_autofree char *path = g_strdup_printf("/proc/%d/fd",
@@ -361,10 +364,5 @@ void test_link_wait_fds(QTestState *qts, unsigned wanted)
 
 void test_link_wait_entry(QIvshmem2 *d, uint32_t id, uint32_t value)
 {
-    gint64 end = g_get_monotonic_time() + TEST_LINK_WAIT_US;
-
-    while (qivshmem2_entry(d, id) != value) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(500);
-    }
+    test_link_wait_until(qivshmem2_entry(d, id) == value);
 }

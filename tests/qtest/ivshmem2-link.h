@@ -11,8 +11,19 @@
 #include "libqos/ivshmem2.h"
 #include "qobject/qdict.h"
 
-/* How long to wait for what must happen; not how long it takes */
+/* How long to wait for what must happen, much longer than it takes */
 #define TEST_LINK_WAIT_US   (60 * G_USEC_PER_SEC)
+
+/* Wait until @condition is true, and fail if it does not become so. */
+#define test_link_wait_until(condition)                                 \
+    do {                                                                \
+        gint64 end_ = g_get_monotonic_time() + TEST_LINK_WAIT_US;       \
+                                                                        \
+        while (!(condition)) {                                          \
+            g_assert_cmpint(g_get_monotonic_time(), <, end_);           \
+            g_usleep(500);                                              \
+        }                                                               \
+    } while (0)
 
 /* A server of its own in a folder of its own */
 typedef struct TestLink {
@@ -45,19 +56,24 @@ void test_link_start_server(TestLink *link, const char *options);
  * the end of the test, with interrupts enabled.
  */
 QIvshmem2 *test_link_peer(TestLink *link, const char *options);
+QIvshmem2 *test_link_peer_with_id(TestLink *link, uint32_t id);
 
-/* End it now, in order or by SIGKILL. */
+/* End it before the end of the test, in order or by SIGKILL. */
 void test_link_quit_peer(QIvshmem2 *d);
 void test_link_kill_peer(QIvshmem2 *d);
 
 /*
  * Hot-plug a chardev and a device, both called @id; @props are more
- * properties of the device, consumed, or NULL.  Returns NULL if that worked,
- * else the error, and nothing of it is left.
+ * properties of the device, consumed, or NULL.  Returns NULL on success, else
+ * the error; then the chardev has been removed as well.
  */
 char *test_link_plug(QTestState *qts, const char *id, const char *socket,
                      int reconnect_ms, QDict *props);
 void test_link_unplug(QTestState *qts, const char *id, int slot);
+
+/* Expect that plugging fails, with an error that says @words. */
+void test_link_plug_fails(QTestState *qts, const char *id, const char *socket,
+                          int reconnect_ms, QDict *props, const char *words);
 void test_link_add_chardev(QTestState *qts, const char *id,
                            const char *socket, int reconnect_ms);
 void test_link_remove_chardev(QTestState *qts, const char *id);

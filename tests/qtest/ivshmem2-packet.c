@@ -38,11 +38,11 @@ int test_packet_memory(uint64_t size, int seals)
     return fd;
 }
 
-int test_packet_read_only(int fd)
+int test_packet_reopen(int fd, int mode)
 {
     g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
 
-    return test_packet_keep(open(path, O_RDONLY | O_CLOEXEC));
+    return test_packet_keep(open(path, mode | O_CLOEXEC));
 }
 
 int test_packet_pipe(void)
@@ -108,8 +108,8 @@ TestPacket test_packet_welcome(uint32_t id, uint32_t max_peers)
 
 TestPacket test_packet_outputs(uint32_t id)
 {
-    int others = test_packet_read_only(
-        test_packet_memory(TEST_PACKET_SECTION, TEST_PACKET_SEALS));
+    int others = test_packet_reopen(
+        test_packet_memory(TEST_PACKET_SECTION, TEST_PACKET_SEALS), O_RDONLY);
     TestPacket p = {
         .msg.hdr.type = IVSHMEM2_MSG_OUTPUTS,
         .fds = { others, others },
@@ -136,7 +136,7 @@ TestPacket test_packet_eventfds(uint32_t id)
     return p;
 }
 
-/* The header may say what it wants, the payload is what the message was. */
+/* The payload is that of p->msg, whatever the header says. */
 Ivshmem2Msg test_packet_encode(const TestPacket *p)
 {
     Ivshmem2Msg wire = p->msg;
@@ -208,8 +208,8 @@ void test_packet_plug_well(QPCIBus *bus, TestLink *link,
                                  test_packet_props(NULL, 60000)));
     qivshmem2_init(&d, bus, QPCI_DEVFN(TEST_PACKET_SLOT, 0), alloc);
     qivshmem2_start(&d);
-    qivshmem2_writel(&d, IVSHMEM2_REG_INT_CONTROL, 1);
-    qivshmem2_ring(&d, qivshmem2_readl(&d, IVSHMEM2_REG_ID), 1);
+    qivshmem2_enable(&d);
+    qivshmem2_ring(&d, qivshmem2_id(&d), 1);
     qivshmem2_wait(&d, 1);
     test_link_unplug(bus->qts, "good", TEST_PACKET_SLOT);
     test_link_kill_server(link, SIGTERM);

@@ -17,10 +17,10 @@
 #define TEST_PACKET_SECTION     (4 * KiB)
 #define TEST_PACKET_SEALS       (F_SEAL_SHRINK | F_SEAL_GROW)
 #define TEST_PACKET_SESSION     "session of test"
-/* More than anybody takes from one message */
+/* More than a receiver takes from one message */
 #define TEST_PACKET_MAX_FDS     32
 
-/* Where devices are plugged that have to do with such servers */
+/* The slot of devices that are connected to such servers */
 #define TEST_PACKET_SLOT        5
 
 /* A message to be sent */
@@ -35,7 +35,7 @@ typedef struct TestPacket {
 /* Descriptors that are closed by test_packet_close_all() */
 int test_packet_keep(int fd);
 int test_packet_memory(uint64_t size, int seals);
-int test_packet_read_only(int fd);
+int test_packet_reopen(int fd, int mode);   /* O_RDONLY, O_WRONLY */
 int test_packet_pipe(void);
 int test_packet_eventfd(void);
 void test_packet_close_all(void);
@@ -48,11 +48,12 @@ TestPacket test_packet_welcome(uint32_t id, uint32_t max_peers);
 TestPacket test_packet_outputs(uint32_t id);
 TestPacket test_packet_eventfds(uint32_t id);
 
-/* What is right for p->msg, with its descriptors: header and size */
+/* Set header and size to what is right for p->msg with its descriptors. */
 void test_packet_finish(TestPacket *p);
 
-/* Send it as it is.  Returns false if nobody takes it. */
 Ivshmem2Msg test_packet_encode(const TestPacket *p);
+
+/* Returns false if the receiver has closed the connection. */
 bool test_packet_send(int fd, const void *buf, size_t size, const int *fds,
                       unsigned n_fds);
 
@@ -63,8 +64,8 @@ int test_packet_listen(TestLink *link);
 QDict *test_packet_props(const char *peer_id, int timeout_ms);
 
 /*
- * After the failures, plug a device that has a good server: they have left
- * nothing behind, no more than @fds descriptors, and nothing in the way.
+ * After failures, check that a device with a good server can be plugged, and
+ * that QEMU has no more than @fds descriptors after its unplugging.
  */
 void test_packet_plug_well(QPCIBus *bus, TestLink *link,
                            QGuestAllocator *alloc, unsigned fds);

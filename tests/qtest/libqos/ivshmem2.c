@@ -10,7 +10,7 @@
 #include "qemu/module.h"
 #include "ivshmem2.h"
 
-/* Where 64-bit BARs go that are too large for the bus's window */
+/* The address of 64-bit BARs that are too large for the bus's window */
 #define HIGH_MEMORY     (UINT64_C(1) << 40)
 
 #define MESSAGE(vector) (0x5a000000 | (vector))
@@ -24,6 +24,26 @@ uint32_t qivshmem2_readl(QIvshmem2 *d, uint32_t reg)
 void qivshmem2_writel(QIvshmem2 *d, uint32_t reg, uint32_t value)
 {
     qtest_writel(d->qts, d->regs + reg, value);
+}
+
+uint32_t qivshmem2_id(QIvshmem2 *d)
+{
+    return qivshmem2_readl(d, IVSHMEM2_REG_ID);
+}
+
+void qivshmem2_set_state(QIvshmem2 *d, uint32_t state)
+{
+    qivshmem2_writel(d, IVSHMEM2_REG_STATE, state);
+}
+
+void qivshmem2_enable(QIvshmem2 *d)
+{
+    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, IVSHMEM2_INT_ENABLE);
+}
+
+void qivshmem2_disable(QIvshmem2 *d)
+{
+    qivshmem2_writel(d, IVSHMEM2_REG_INT_CONTROL, 0);
 }
 
 void qivshmem2_ring(QIvshmem2 *d, uint32_t target, uint32_t vector)
@@ -53,6 +73,12 @@ void qivshmem2_wait(QIvshmem2 *d, unsigned vector)
         g_assert_cmpint(g_get_monotonic_time(), <, end);
         g_usleep(500);
     }
+}
+
+void qivshmem2_expect_ring(QIvshmem2 *from, QIvshmem2 *to, unsigned vector)
+{
+    qivshmem2_ring(from, qivshmem2_id(to), vector);
+    qivshmem2_wait(to, vector);
 }
 
 uint32_t qivshmem2_entry(QIvshmem2 *d, uint32_t id)
@@ -225,8 +251,8 @@ static void *qivshmem2_create(void *pci_bus, QGuestAllocator *alloc,
 }
 
 /*
- * It consumes a PCI bus, but is none of those devices that a test can have
- * without more ado: it needs a server.
+ * It consumes a PCI bus, but produces no "pci-device": the tests that run with
+ * all PCI devices cannot use it, because it needs a server.
  */
 static void qivshmem2_register_nodes(void)
 {

@@ -12,7 +12,7 @@
 #include "pci.h"
 #include "qgraph.h"
 
-/* Of the device that the graph has; its chardev has the same ID */
+/* Slot and ID of the graph's device; its chardev has the same ID. */
 #define QIVSHMEM2_SLOT      4
 #define QIVSHMEM2_ID        "ivshmem2"
 
@@ -25,13 +25,13 @@ typedef struct QIvshmem2 {
     uint8_t msix_cap;           /* 0: none */
     unsigned vectors;
 
-    /* where the BARs are */
+    /* addresses of the BARs */
     uint64_t regs;
     uint64_t msix;
     uint64_t memory;
     uint64_t memory_size;
 
-    /* what the vendor-specific capability says */
+    /* from the vendor-specific capability */
     uint64_t state_table_size;
     uint64_t rw_size;
     uint64_t output_size;
@@ -40,13 +40,14 @@ typedef struct QIvshmem2 {
     uint64_t messages;
 } QIvshmem2;
 
-/* For devices that were plugged by other means than the graph's */
+/* For devices that the graph did not create */
 void qivshmem2_init(QIvshmem2 *d, QPCIBus *bus, int devfn,
                     QGuestAllocator *alloc);
 
 /*
  * Map the BARs, turn on memory space, bus mastering and MSI-X with all
- * vectors unmasked.  Interrupt Control stays as it is.  Also after a reset.
+ * vectors unmasked.  Interrupt Control stays as it is.  To be called again
+ * after a reset.
  */
 void qivshmem2_start(QIvshmem2 *d);
 
@@ -57,15 +58,24 @@ void qivshmem2_set_one_shot(QIvshmem2 *d, bool on);
 
 uint32_t qivshmem2_readl(QIvshmem2 *d, uint32_t reg);
 void qivshmem2_writel(QIvshmem2 *d, uint32_t reg, uint32_t value);
+uint32_t qivshmem2_id(QIvshmem2 *d);
+void qivshmem2_set_state(QIvshmem2 *d, uint32_t state);
 void qivshmem2_ring(QIvshmem2 *d, uint32_t target, uint32_t vector);
 
-/* Has an interrupt arrived since the last time that this was asked? */
+/* Interrupt Control: turn the reception of interrupts on and off. */
+void qivshmem2_enable(QIvshmem2 *d);
+void qivshmem2_disable(QIvshmem2 *d);
+
+/* Returns whether an interrupt has arrived since the last call. */
 bool qivshmem2_arrived(QIvshmem2 *d, unsigned vector);
 
 /* Wait for one to arrive. */
 void qivshmem2_wait(QIvshmem2 *d, unsigned vector);
 
-/* The entry in the State Table as this guest sees it */
+/* Ring, and wait for the interrupt: earlier ones have arrived as well. */
+void qivshmem2_expect_ring(QIvshmem2 *from, QIvshmem2 *to, unsigned vector);
+
+/* An entry of the State Table as this guest sees it */
 uint32_t qivshmem2_entry(QIvshmem2 *d, uint32_t id);
 
 /* Addresses of sections */

@@ -1,0 +1,180 @@
+/*
+ * ivshmem2-server: access rules
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "ivshmem2-raw-client.h"
+#include <sys/stat.h>
+
+static void refused_as(Server *s, uid_t uid, uint32_t id, uint32_t code,
+                       const char *text)
+{
+    Ivshmem2Msg hello = make_hello(id);
+    Client c;
+
+    client_connect_as(&c, s, uid, 0);
+    client_say(&c, &hello);
+    client_hear_refusal(&c, code, text);
+    client_close(&c);
+}
+
+/* Start a server with access rules @fmt: "@" stands for @user, then @other. */
+static void start_with_rules(Server *s, const char *options, const char *fmt,
+                             unsigned user, unsigned other)
+{
+    g_autofree char *path = NULL;
+    g_autofree char *all = NULL;
+    g_auto(GStrv) parts = g_strsplit(fmt, "@", -1);
+    g_autofree char *text = g_strdup_printf("%s%u%s%u%s", parts[0], user,
+                                            parts[1], other, parts[2]);
+
+    server_init(s);
+    path = g_build_filename(s->dir, "rules", NULL);
+    g_assert_true(g_file_set_contents(path, text, -1, NULL));
+    g_assert_cmpint(chmod(s->dir, 0711), ==, 0);
+    all = g_strdup_printf("--socket-mode 666 --access %s %s", path, options);
+    server_start(s, all);
+    g_unlink(path);
+}
+
+static void test_access(void)
+{
+    Ivshmem2Msg resume;
+    Server s;
+    Client a, b;
+
+    start_with_rules(&s, "--max-peers 8",
+                     "[some]\nusers = @, 4242\nids = 5, 2-3\n"
+                     "[others]\ngroups = @\nids = 1\n", geteuid(), 4243);
+    client_refused_id(&s, 0, IVSHMEM2_REFUSAL_PERMISSION, "may not take ID 0, "
+                      "but 5, 2-3");
+    client_refused_id(&s, 8, IVSHMEM2_REFUSAL_ID_RANGE, "ID 8 is out of range");
+    client_join(&a, &s, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(a.welcome.id, ==, 2);
+    resume = make_resume(&a);
+    resume.hello.id = 1;
+    client_refused(&s, &resume, IVSHMEM2_REFUSAL_PERMISSION,
+                   "may not take ID 1");
+    client_join(&b, &s, 5);
+    client_leave(&b);
+    client_leave(&a);
+    /* the lowest free ID comes first, and with all taken the link is full */
+    for (uint32_t id = 2; id < 6; id += id) {
+        client_join(&a, &s, 3);
+        client_join(&b, &s, IVSHMEM2_ID_ANY);
+        g_assert_cmpuint(b.welcome.id, ==, 2);
+        client_leave(&b);
+        client_leave(&a);
+    }
+    {
+        Client all[3];
+
+        for (size_t i = 0; i < G_N_ELEMENTS(all); i++) {
+            client_join(&all[i], &s, IVSHMEM2_ID_ANY);
+        }
+        g_assert_cmpuint(all[2].welcome.id, ==, 5);
+        client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_REFUSAL_FULL,
+                          "may take "
+                          "(5, 2-3) are taken");
+        for (size_t i = 0; i < G_N_ELEMENTS(all); i++) {
+            client_leave(&all[i]);
+        }
+    }
+    server_end(&s);
+}
+
+/* SIGHUP brings new rules into force, unless they are wrong. */
+static void test_access_reload(void)
+{
+    static const char *const rules[] = {
+        "[a]\nusers=*\nids=0\n", "[a]\nusers=*\nids=1\n",
+        "[a]\nusers=*\nids=99\n", "[a]\nusers=*\nids=3\n",
+    };
+    g_autofree char *path = NULL;
+    g_autofree char *options = NULL;
+    Client first;
+    Server s;
+
+    server_init(&s);
+    path = g_build_filename(s.dir, "rules", NULL);
+    options = g_strdup_printf("--max-peers 4 --access %s", path);
+    g_assert_true(g_file_set_contents(path, rules[0], -1, NULL));
+    server_start(&s, options);
+    client_join(&first, &s, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(first.welcome.id, ==, 0);
+    for (uint32_t i = 1; i < G_N_ELEMENTS(rules); i++) {
+        g_assert_true(g_file_set_contents(path, rules[i], -1, NULL));
+        kill(s.pid, SIGHUP);
+        if (i == 2) {
+            g_usleep(NEVER_MS * 1000);
+            client_refused_id(&s, 2, IVSHMEM2_REFUSAL_PERMISSION, "but 1");
+        } else {
+            wait_until_free(&s, i);
+        }
+    }
+    /* peers that have joined stay */
+    client_sync(&first);
+    client_leave(&first);
+    g_unlink(path);
+    server_end(&s);
+}
+
+static void test_no_access(void)
+{
+    Server s;
+
+    start_with_rules(&s, "--max-peers 4",
+                     "[rule]\nusers = @\n[rule 2]\nusers = @\n",
+                     getuid() + 10000, getuid() + 20000);
+    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_REFUSAL_PERMISSION,
+                      "may not connect");
+    server_end(&s);
+}
+
+static void test_access_of_others(void)
+{
+    const gid_t group = 54321;
+    Server s;
+    Client a, b, c;
+
+    if (geteuid() != 0) {
+        g_test_skip("only root can become another user");
+        return;
+    }
+    start_with_rules(&s, "--max-peers 8",
+                     "[one]\nusers=@\nids=0-1\n"
+                     "[group]\ngroups=54321\nids=4-5\n"
+                     "[other]\nusers=@\nids=1;6\n", USER_UID, OTHER_UID);
+    client_join_as(&a, &s, USER_UID, 0, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(a.welcome.id, ==, 0);
+    /* no rule gives ID 0 to this user, who has more than one rule */
+    client_join_as(&b, &s, OTHER_UID, group, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(b.welcome.id, ==, 1);
+    client_join_as(&c, &s, OTHER_UID, group, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(c.welcome.id, ==, 4);
+    client_leave(&c);
+    client_join_as(&c, &s, SERVER_UID, group, 5);
+    client_leave(&c);
+    refused_as(&s, OTHER_UID, 4, IVSHMEM2_REFUSAL_PERMISSION,
+               "may not take ID 4");
+    refused_as(&s, USER_UID, 6, IVSHMEM2_REFUSAL_PERMISSION, "but 0-1");
+    refused_as(&s, SERVER_UID, 0, IVSHMEM2_REFUSAL_PERMISSION,
+               "may not connect");
+    /* rules apply to root as well */
+    refused_as(&s, 0, 0, IVSHMEM2_REFUSAL_PERMISSION, "may not connect");
+    client_leave(&b);
+    client_leave(&a);
+    server_end(&s);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    g_test_add_func("/ivshmem2/server/access", test_access);
+    g_test_add_func("/ivshmem2/server/access-reload", test_access_reload);
+    g_test_add_func("/ivshmem2/server/no-access", test_no_access);
+    g_test_add_func("/ivshmem2/server/access-of-others", test_access_of_others);
+    return g_test_run();
+}

@@ -1,0 +1,408 @@
+/*
+ * ivshmem2-server: which ID a client gets, gives back, holds and resumes
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "ivshmem2-raw-client.h"
+
+/* Refusals */
+
+static void test_refusals(void)
+{
+    Ivshmem2Msg hello;
+    Server s;
+    Client a, b;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 2 --vectors 4");
+
+    hello = make_hello(0);
+    hello.hello.version_min = 2;
+    hello.hello.version_max = 9;
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_VERSION, "versions 2 to 9");
+    hello.hello.version_min = 0;
+    hello.hello.version_max = 0;
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_VERSION, "this server 1 to 1");
+    hello.hello.version_min = 3;
+    hello.hello.version_max = 1;
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_VERSION, "versions 3 to 1");
+
+    hello = make_hello(0);
+    hello.hello.vectors = 3;
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_INTERRUPTS,
+                   "needs MSI-X with 4 vectors, the peer offers 3");
+    hello.hello.features = IVSHMEM2_F_INTX;
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_INTERRUPTS,
+                   "uses MSI-X, which the peer does not offer");
+
+    client_refused_id(&s, 2, IVSHMEM2_REFUSAL_ID_RANGE,
+                      "ID 2 is out of range, this link has 0 to 1");
+
+    hello = make_hello(0);
+    hello.hello.session[5] = 1;
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_SESSION, "not of this server");
+
+    hello = make_hello(1);
+    strcpy(hello.hello.name, "vm-a");
+    client_join_hello(&a, &s, &hello);
+    client_refused_id(&s, 1, IVSHMEM2_REFUSAL_ID_TAKEN,
+                      "ID 1 is taken by 'vm-a' (pid ");
+    /* unknown versions and features are accepted */
+    hello = make_hello(IVSHMEM2_ID_ANY);
+    hello.hello.version_max = 500;
+    hello.hello.features = UINT32_MAX;
+    hello.hello.vectors = UINT32_MAX;
+    client_join_hello(&b, &s, &hello);
+    g_assert_cmpuint(b.welcome.id, ==, 0);
+    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_REFUSAL_FULL,
+                      "the link is full: all 2 IDs are taken");
+    client_leave(&b);
+    /* unknown roles are not */
+    hello = make_hello(IVSHMEM2_ID_ANY);
+    hello.hello.role = 7;
+    client_refused(&s, &hello, IVSHMEM2_REFUSAL_PROTOCOL,
+                   "role 7 is not known, this server knows 0 (peer)");
+    client_join(&b, &s, IVSHMEM2_ID_ANY);
+    client_leave(&b);
+    client_leave(&a);
+    server_end(&s);
+}
+
+/* The refusal arrives even if the server leaves messages unread. */
+static void test_refusal_of_a_talker(void)
+{
+    Ivshmem2Msg hello = make_hello(7);
+    Server s;
+    Client c;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 2");
+    for (int i = 0; i < 20; i++) {
+        client_connect(&c, &s);
+        client_say(&c, &hello);
+        for (int n = 0; n < 100; n++) {
+            g_autoptr(GError) error = NULL;
+
+            ivshmem2_transport_send(&c.transport, &hello, NULL, &error);
+        }
+        client_hear_refusal(&c, IVSHMEM2_REFUSAL_ID_RANGE, "ID 7");
+        client_close(&c);
+    }
+    server_end(&s);
+}
+
+static void test_lowest_id(void)
+{
+    Server s;
+    Client c[4];
+
+    server_init(&s);
+    server_start(&s, "--max-peers 70");
+    for (uint32_t i = 0; i < 4; i++) {
+        client_join(&c[i], &s, IVSHMEM2_ID_ANY);
+        g_assert_cmpuint(c[i].welcome.id, ==, i);
+    }
+    client_leave(&c[2]);
+    client_leave(&c[1]);
+    client_join(&c[1], &s, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(c[1].welcome.id, ==, 1);
+    client_join(&c[2], &s, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(c[2].welcome.id, ==, 2);
+    for (uint32_t i = 0; i < 4; i++) {
+        client_leave(&c[i]);
+    }
+    server_end(&s);
+}
+
+/* Giving a slot back */
+
+static void test_goodbye(void)
+{
+    Server s;
+    Client a, b;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 2");
+    client_join(&a, &s, 0);
+    client_join(&b, &s, 1);
+    ivshmem2_eventfd_signal(b.eventfds[0][0]);
+    ivshmem2_eventfd_signal(b.eventfds[0][1]);
+    client_leave(&a);
+    /* another process gets the slot, without signals for the last owner */
+    {
+        Other o;
+
+        other_start(&o, &s, 0, 0);
+        g_assert_cmpuint(ivshmem2_eventfd_drain(b.eventfds[0][0]), ==, 0);
+        g_assert_cmpuint(ivshmem2_eventfd_drain(b.eventfds[0][1]), ==, 0);
+        other_end(&o, 0);
+    }
+    client_leave(&b);
+    server_end(&s);
+}
+
+/* GOODBYE and close at once, with answers that the client never reads */
+static void test_goodbye_and_close(void)
+{
+    unsigned n_fds;
+    Server s;
+    Other o;
+    Client a;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 2 --push-limit 0");
+    client_join(&a, &s, 1);
+    n_fds = server_count_fds(&s) - 1;
+    client_leave(&a);
+    for (int i = 0; i < 20; i++) {
+        client_join(&a, &s, 1);
+        for (int n = 0; n < 5 * i; n++) {
+            client_say_target(&a, IVSHMEM2_MSG_RING, 1, 0);
+        }
+        client_say_type(&a, IVSHMEM2_MSG_GOODBYE);
+        client_close(&a);
+        server_wait_fds(&s, n_fds);
+        /* another process would be refused if the slot were held */
+        other_start(&o, &s, 1, 0);
+        other_end(&o, 0);
+        server_wait_fds(&s, n_fds);
+    }
+    server_end(&s);
+}
+
+/* GOODBYE in the middle of the handshake */
+static void test_goodbye_early(void)
+{
+    Ivshmem2Msg hello = make_hello(1);
+    unsigned n_fds;
+    Client a;
+    Server s;
+    Other o;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 500 --output-size 4K");
+    client_join(&a, &s, 1);
+    n_fds = server_count_fds(&s) - 1;
+    client_leave(&a);
+    for (int i = 0; i < 10; i++) {
+        client_connect(&a, &s);
+        client_say(&a, &hello);
+        client_hear(&a, IVSHMEM2_MSG_WELCOME);
+        client_say_type(&a, IVSHMEM2_MSG_GOODBYE);
+        client_close(&a);
+        server_wait_fds(&s, n_fds);
+        other_start(&o, &s, 1, 0);
+        other_end(&o, SIGKILL);
+        server_wait_fds(&s, n_fds);
+    }
+    server_end(&s);
+}
+
+static void test_hold(void)
+{
+    Server s;
+    Client a, b;
+    Other o;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 3");
+    client_join(&a, &s, 0);
+    other_start(&o, &s, 1, 4);
+    assert_interrupted(&a, 0);
+    other_do(&o, ORDER_CLOSE);
+    /* its state is cleared at once */
+    assert_interrupted(&a, 0);
+    g_assert_cmpuint(get_state(&a, 1), ==, 0);
+    /* but its slot is held */
+    client_refused_id(&s, 1, IVSHMEM2_REFUSAL_ID_TAKEN,
+                      "ID 1 is held for 'test' (pid ");
+    client_join(&b, &s, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(b.welcome.id, ==, 2);
+    client_refused_id(&s, IVSHMEM2_ID_ANY, IVSHMEM2_REFUSAL_FULL, "all 3");
+    /* RING does not signal it */
+    client_ring(&a, 1, 0);
+    g_assert_cmpuint(ivshmem2_eventfd_drain(a.eventfds[1][0]), ==, 0);
+    /* the same process may come back */
+    other_do(&o, ORDER_JOIN);
+    assert_interrupted(&a, 0);
+    g_assert_cmpuint(get_state(&a, 1), ==, 4);
+    other_do(&o, ORDER_CLOSE);
+    assert_interrupted(&a, 0);
+    /* its death clears what it wrote while the slot was held */
+    a.table[1] = GUINT32_TO_LE(8);
+    ivshmem2_eventfd_signal(a.eventfds[1][1]);
+    other_end(&o, SIGKILL);
+    wait_until_free(&s, 1);
+    assert_interrupted(&a, 0);
+    g_assert_cmpuint(get_state(&a, 1), ==, 0);
+    g_assert_cmpuint(ivshmem2_eventfd_drain(a.eventfds[1][1]), ==, 0);
+    client_leave(&a);
+    client_leave(&b);
+    server_end(&s);
+}
+
+/* No slot is held for a process that was killed. */
+static void test_killed(void)
+{
+    Server s;
+    Other o;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 2");
+    for (int i = 0; i < 10; i++) {
+        other_start(&o, &s, 1, 1);
+        other_end(&o, SIGKILL);
+        wait_until_free(&s, 1);
+    }
+    server_end(&s);
+}
+
+/* A server that cannot see the pids of its clients */
+static void test_invisible_pid(void)
+{
+    Server s;
+    Client a;
+
+    server_init(&s);
+    if (geteuid() != 0 || !have_program("unshare")) {
+        g_test_skip("needs root and unshare(1)");
+        server_end(&s);
+        return;
+    }
+    server_start_with(&s, "unshare --pid --fork --kill-child ",
+                      "--max-peers 2");
+    client_join(&a, &s, 1);
+    client_close(&a);
+    wait_until_free(&s, 1);
+    server_stop(&s, SIGKILL);
+    g_unlink(s.socket);
+    server_end(&s);
+}
+
+/* Resuming */
+
+static void test_resume(void)
+{
+    Ivshmem2Msg resume;
+    Server s;
+    Client a, b, c;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 4");
+    client_join(&a, &s, 0);
+    client_join(&b, &s, 2);
+    resume = make_resume(&b);
+    change_state(&b, 6);
+    client_sync(&b);
+    assert_interrupted(&a, 0);
+
+    /* after the connection was lost, and the state changed meanwhile */
+    ivshmem2_transport_clear(&b.transport);
+    assert_interrupted(&a, 0);
+    g_assert_cmpuint(get_state(&a, 2), ==, 0);
+    set_state(&b, 7);
+    client_join_hello(&c, &s, &resume);
+    g_assert_cmpmem(&c.welcome, sizeof(c.welcome), &b.welcome,
+                    sizeof(b.welcome));
+    g_assert_cmpuint(get_state(&a, 2), ==, 7);
+    assert_interrupted(&a, 0);
+    /* the eventfds are the same, and nothing in them is lost */
+    ivshmem2_eventfd_signal(b.eventfds[2][1]);
+    assert_interrupted(&c, 1);
+    client_close(&b);
+
+    /* while the server believes the old connection to be alive */
+    client_join_hello(&b, &s, &resume);
+    client_hear_refusal(&c, IVSHMEM2_REFUSAL_SESSION, "resumed by another");
+    client_close(&c);
+    client_sync(&b);
+
+    /* after GOODBYE, the slot is free and any peer may have it */
+    client_leave(&b);
+    client_join_hello(&b, &s, &resume);
+    client_leave(&b);
+    client_leave(&a);
+    server_end(&s);
+}
+
+static void test_resume_refused(void)
+{
+    Ivshmem2Msg resume;
+    Server s;
+    Client a;
+    Other o;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 4");
+    client_join(&a, &s, 0);
+    resume = make_resume(&a);
+    /* the slot of another process, connected or not */
+    other_start(&o, &s, 2, 0);
+    resume.hello.id = 2;
+    client_refused(&s, &resume, IVSHMEM2_REFUSAL_SESSION, "ID 2 is taken by");
+    other_do(&o, ORDER_CLOSE);
+    client_refused(&s, &resume, IVSHMEM2_REFUSAL_SESSION, "ID 2 is held for");
+    other_do(&o, ORDER_JOIN);
+    other_end(&o, 0);
+    resume.hello.id = IVSHMEM2_ID_ANY;
+    client_refused(&s, &resume, IVSHMEM2_REFUSAL_ID_RANGE, "out of range");
+    resume = make_resume(&a);
+    resume.hello.session[0] ^= 1;
+    client_refused(&s, &resume, IVSHMEM2_REFUSAL_SESSION, "started anew");
+    client_sync(&a);
+    client_leave(&a);
+
+    /* the same link of a server that was started anew */
+    g_assert_cmpint(server_stop(&s, SIGTERM), ==, 0);
+    server_start(&s, "--max-peers 4");
+    resume.hello.session[0] ^= 1;
+    client_refused(&s, &resume, IVSHMEM2_REFUSAL_SESSION, "started anew");
+    server_end(&s);
+}
+
+static void test_shutdown(void)
+{
+    Server s;
+    Client a, b;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 4");
+    client_join(&a, &s, 0);
+    client_join(&b, &s, 1);
+    change_state(&a, 3);
+    client_sync(&a);
+    assert_interrupted(&b, 0);
+    g_assert_cmpint(server_stop(&s, SIGTERM), ==, 0);
+    client_hear_refusal(&a, IVSHMEM2_REFUSAL_SHUTDOWN, "the server ends");
+    client_hear_refusal(&b, IVSHMEM2_REFUSAL_SHUTDOWN, "the server ends");
+    /* the peers work without the server */
+    g_assert_cmpuint(get_state(&b, 0), ==, 3);
+    assert_quiet(&b);
+    ivshmem2_eventfd_signal(b.eventfds[0][1]);
+    assert_interrupted(&a, 1);
+    client_close(&a);
+    client_close(&b);
+    server_end(&s);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    g_test_add_func("/ivshmem2/server/refusals", test_refusals);
+    g_test_add_func("/ivshmem2/server/refusal-of-a-talker",
+                    test_refusal_of_a_talker);
+    g_test_add_func("/ivshmem2/server/lowest-id", test_lowest_id);
+    g_test_add_func("/ivshmem2/server/goodbye", test_goodbye);
+    g_test_add_func("/ivshmem2/server/goodbye-and-close",
+                    test_goodbye_and_close);
+    g_test_add_func("/ivshmem2/server/goodbye-early", test_goodbye_early);
+    g_test_add_func("/ivshmem2/server/hold", test_hold);
+    g_test_add_func("/ivshmem2/server/killed", test_killed);
+    g_test_add_func("/ivshmem2/server/invisible-pid", test_invisible_pid);
+    g_test_add_func("/ivshmem2/server/resume", test_resume);
+    g_test_add_func("/ivshmem2/server/resume-refused", test_resume_refused);
+    g_test_add_func("/ivshmem2/server/shutdown", test_shutdown);
+    return g_test_run();
+}
