@@ -17,6 +17,7 @@
 #include "bench.h"
 #include "daemon.h"
 #include "libivshmem2-core.h"
+#include "libivshmem2-util.h"
 #include "log.h"
 #include "server.h"
 
@@ -59,7 +60,7 @@ static const Ivshmem2ServerOps ops = {
 
 static void make_eventfds(Core *core)
 {
-    uint32_t most = MIN(bench_raise_fd_limit() - 64, core->n);
+    uint32_t most = MIN(ivshmem2_raise_file_limit(0) - 64, core->n);
 
     core->fds = g_new(int, most);
     while (core->n_fds < most) {

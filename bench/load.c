@@ -42,6 +42,7 @@
 #include <unistd.h>
 #include "bench.h"
 #include "libivshmem2-transport.h"
+#include "libivshmem2-util.h"
 
 #define AT_A_TIME       64      /* peers that are joining */
 #define SAMPLE          1000    /* the first joins and the last ones */
@@ -150,7 +151,7 @@ static void speak(Peer *p)
     Ivshmem2Msg msg;
 
     while (ivshmem2_session_next(p->session, &msg)) {
-        if (ivshmem2_transport_send(&p->conn, &msg, NULL, &error) <= 0) {
+        if (ivshmem2_transport_send(&p->conn, &msg, NULL, &error) != 1) {
             fail("a peer cannot speak", error ? error->message : "no room");
         }
     }
@@ -601,7 +602,7 @@ int main(int argc, char **argv)
     path = argv[1];
     peers = g_ptr_array_new();
     heard_fd = epoll_create1(EPOLL_CLOEXEC);
-    bench_raise_fd_limit();
+    ivshmem2_raise_file_limit(0);
     while (fgets(line, sizeof(line), stdin)) {
         g_auto(GStrv) words = g_strsplit(g_strstrip(line), " ", -1);
 

@@ -12,13 +12,13 @@
 #include <glib.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include "libivshmem2-core.h"
+#include "libivshmem2.h"
 
 /* Set @error, with a text as by printf().  Always returns false. */
 bool ivshmem2_fail(GError **error, Ivshmem2Error code, const char *fmt, ...)
     G_GNUC_PRINTF(3, 4);
 
-/* The same with IVSHMEM2_ERROR_IO and the text of errno behind @fmt's. */
+/* The same with IVSHMEM2_ERROR_IO; ": " and the text of errno are added. */
 bool ivshmem2_fail_errno(GError **error, const char *fmt, ...)
     G_GNUC_PRINTF(2, 3);
 
@@ -36,8 +36,8 @@ int ivshmem2_deadline_ms(int64_t deadline);
 
 /*
  * A number at the start of @text in @base (0: decimal, or hexadecimal after
- * 0x), without sign and space.  *@end is what follows it.  Returns false if
- * there is none or if it does not fit.
+ * 0x), without sign and space.  *@end is the rest of @text.  Returns false if
+ * there is no number or if it does not fit.
  */
 bool ivshmem2_scan_number(const char *text, unsigned base, uint64_t *value,
                           const char **end);

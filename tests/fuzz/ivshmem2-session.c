@@ -106,7 +106,7 @@ static bool say(Game *g, GError **error)
     Ivshmem2Msg msg;
     int ret = ivshmem2_transport_flush(&g->conn, error);
 
-    while (ret > 0 && ivshmem2_session_next(g->s, &msg)) {
+    while (ret == 1 && ivshmem2_session_next(g->s, &msg)) {
         ret = ivshmem2_transport_send(&g->conn, &msg, NULL, error);
     }
     return ret >= 0;
@@ -403,16 +403,20 @@ static void client_rings(Game *g, FuzzInput *in)
 {
     uint32_t id = fuzz_u8(in) ? fuzz_u32(in) : g->info.id;
     uint32_t vector = fuzz_u8(in);
-    int fd = ivshmem2_session_eventfd(g->s, id, vector);
-    Ivshmem2Ring ret = ivshmem2_session_ring(g->s, id, vector);
+    int fd = -1;
+    Ivshmem2Ring ret = ivshmem2_session_ring(g->s, id, vector, &fd);
 
     g_assert_true(fd == -1 || fcntl(fd, F_GETFD) == FD_CLOEXEC);
     if (!g->established || id >= g->info.max_peers ||
         vector >= g->info.vectors) {
         g_assert_cmpint(ret, ==, IVSHMEM2_RING_NOBODY);
+        g_assert_cmpint(fd, ==, -1);
     } else {
         g_assert_cmpint(ret, ==, fd >= 0 ? IVSHMEM2_RING_SIGNALLED
                                          : IVSHMEM2_RING_REQUESTED);
+        if (id == g->info.id) {
+            g_assert_cmpint(fd, ==, g->own_fds[vector]);
+        }
     }
 }
 

@@ -19,6 +19,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "libivshmem2.h"
+#include "libivshmem2-core.h"
 
 /* For what should happen at once, on a machine with other things to do */
 #define SOON_MS     10000
@@ -139,8 +140,8 @@ static void assert_refused(Link *l, uint32_t id, int code, const char *what)
 static void assert_interrupt(Ivshmem2Peer *peer, int only, int expected)
 {
     g_autoptr(GError) error = NULL;
-    int vector = only;
-    int ret = ivshmem2_peer_wait(peer, &vector, SOON_MS, &error);
+    int vector = -1;
+    int ret = ivshmem2_peer_wait(peer, only, &vector, SOON_MS, &error);
 
     g_assert_no_error(error);
     g_assert_cmpint(ret, ==, 1);
@@ -151,7 +152,9 @@ static void assert_silence(Ivshmem2Peer *peer)
 {
     int vector = -1;
 
-    g_assert_cmpint(ivshmem2_peer_wait(peer, &vector, NEVER_MS, NULL), ==, 0);
+    g_assert_cmpint(ivshmem2_peer_wait(peer, -1, &vector, NEVER_MS, NULL), ==,
+                    0);
+    g_assert_cmpint(vector, ==, -1);
 }
 
 static void ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector)
@@ -175,13 +178,13 @@ static void set_state(Ivshmem2Peer *peer, uint32_t state)
 static void test_info(void)
 {
     Link l;
-    const Ivshmem2Info *info;
+    const Ivshmem2PeerInfo *info;
     Ivshmem2Peer *a, *b;
 
     link_start(&l, "--max-peers 5 --vectors 3 --rw-size 10000 "
                "--output-size 64K --protocol 0x4711");
     a = join(&l, 3);
-    b = join(&l, IVSHMEM2_ID_ANY);
+    b = join(&l, IVSHMEM2_PEER_ID_ANY);
     info = ivshmem2_peer_info(a);
     g_assert_cmpuint(info->id, ==, 3);
     g_assert_cmpuint(info->max_peers, ==, 5);
@@ -202,7 +205,7 @@ static void test_info(void)
     link_end(&l);
 
     link_start(&l, "--max-peers 2 --intx --rw-size 0 --output-size 0");
-    a = join(&l, IVSHMEM2_ID_ANY);
+    a = join(&l, IVSHMEM2_PEER_ID_ANY);
     info = ivshmem2_peer_info(a);
     g_assert_false(info->msix);
     g_assert_cmpuint(info->vectors, ==, 1);
@@ -293,7 +296,6 @@ static void test_ring(void)
     Link l;
     Ivshmem2Peer *a, *b;
     g_autoptr(GError) error = NULL;
-    int vector = 3;
 
     link_start(&l, "--max-peers 4 --vectors 3 --rw-size 4K");
     a = join(&l, 0);
@@ -325,7 +327,10 @@ static void test_ring(void)
     g_assert_false(ivshmem2_peer_ring(a, 2, 3, &error));
     g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
     g_clear_error(&error);
-    g_assert_cmpint(ivshmem2_peer_wait(a, &vector, 0, &error), ==, -1);
+    g_assert_cmpint(ivshmem2_peer_wait(a, 3, NULL, 0, &error), ==, -1);
+    g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
+    g_clear_error(&error);
+    g_assert_cmpint(ivshmem2_peer_wait(a, -2, NULL, 0, &error), ==, -1);
     g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
     assert_silence(a);
     assert_silence(b);
@@ -445,7 +450,6 @@ static void test_server_killed(void)
 {
     Link l;
     Ivshmem2Peer *a, *b;
-    int vector = -1;
 
     link_start(&l, "--max-peers 4 --vectors 2 --rw-size 4K --output-size 4K");
     a = join(&l, 0);
@@ -453,7 +457,7 @@ static void test_server_killed(void)
     link_kill(&l);
 
     /* waiting notices, and waits on */
-    g_assert_cmpint(ivshmem2_peer_wait(a, &vector, NEVER_MS, NULL), ==, 0);
+    g_assert_cmpint(ivshmem2_peer_wait(a, -1, NULL, NEVER_MS, NULL), ==, 0);
     g_assert_false(ivshmem2_peer_connected(a));
     for (int i = 0; i < 10; i++) {
         ((char *)ivshmem2_peer_output(a, 0))[0] = i;
@@ -466,7 +470,7 @@ static void test_server_killed(void)
     set_state(a, 5);
     assert_interrupt(b, -1, 0);
     g_assert_cmpuint(ivshmem2_peer_state(b, 0), ==, 5);
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_IO,
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_IO,
                    "is ivshmem2-server running?");
     ivshmem2_peer_close(a);
     assert_interrupt(b, -1, 0);
@@ -501,11 +505,8 @@ static void test_server_stopped(void)
     /* what could not be sent is sent now */
     kill(l.server, SIGCONT);
     for (int i = 0; i < SOON_MS / 10 && !interrupted; i++) {
-        int vector = -1;
-
-        ivshmem2_peer_wait(a, &vector, 5, NULL);
-        vector = 0;
-        interrupted = ivshmem2_peer_wait(b, &vector, 5, NULL) == 1;
+        ivshmem2_peer_wait(a, -1, NULL, 5, NULL);
+        interrupted = ivshmem2_peer_wait(b, 0, NULL, 5, NULL) == 1;
     }
     g_assert_true(interrupted);
     kill(l.server, SIGSTOP);
@@ -583,16 +584,43 @@ static void test_refusals(void)
 
     link_start(&l, "--max-peers 2");
     a = join(&l, 1);
-    assert_refused(&l, 1, IVSHMEM2_ERROR_REFUSED, "ID 1");
-    assert_refused(&l, 2, IVSHMEM2_ERROR_REFUSED, "ID 2");
+    assert_refused(&l, 1, IVSHMEM2_ERROR_ID_TAKEN, "ID 1");
+    assert_refused(&l, 2, IVSHMEM2_ERROR_ID_RANGE, "ID 2");
     b = join(&l, 0);
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_REFUSED,
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_FULL,
                    "the server says: ");
     ivshmem2_peer_close(b);
-    b = join(&l, IVSHMEM2_ID_ANY);
+    b = join(&l, IVSHMEM2_PEER_ID_ANY);
     g_assert_cmpuint(ivshmem2_peer_info(b)->id, ==, 0);
     ivshmem2_peer_close(a);
     ivshmem2_peer_close(b);
+    link_end(&l);
+}
+
+static void assert_options_refused(Link *l, const Ivshmem2SocketOptions *o)
+{
+    g_autoptr(GError) error = NULL;
+
+    g_assert_null(ivshmem2_peer_open_socket(l->socket, o, &error));
+    g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
+    g_assert_nonnull(strstr(error->message, "IVSHMEM2_SOCKET_OPTIONS_INIT"));
+}
+
+/* Options of a program that forgot to initialize them, or is too new */
+static void test_bad_options(void)
+{
+    Ivshmem2SocketOptions none = { .id = IVSHMEM2_PEER_ID_ANY };
+    Ivshmem2SocketOptions newer = IVSHMEM2_SOCKET_OPTIONS_INIT;
+    Ivshmem2Peer *a;
+    Link l;
+
+    link_start(&l, "--max-peers 2");
+    newer.size += 8;
+    assert_options_refused(&l, &none);
+    assert_options_refused(&l, &newer);
+    a = ivshmem2_peer_open_socket(l.socket, NULL, NULL);
+    g_assert_nonnull(a);
+    ivshmem2_peer_close(a);
     link_end(&l);
 }
 
@@ -603,14 +631,14 @@ static void test_bad_paths(void)
     char *socket;
 
     link_init(&l);
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_IO,
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_IO,
                    "No such file or directory");
     g_assert_true(g_file_set_contents(l.socket, "", -1, NULL));
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_IO,
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_IO,
                    "Connection refused");
     socket = l.socket;
     l.socket = longest;
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_ARGUMENT,
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_ARGUMENT,
                    "longer than the 107 bytes");
     l.socket = socket;
     link_end(&l);
@@ -636,14 +664,15 @@ static void test_connect_timeout(void)
     int fd;
     Link l;
 
-    link_init(&l);
     o.timeout_ms = 200;
+    link_init(&l);
     fd = listen_at(l.socket, 0);
     g_assert_null(ivshmem2_peer_open_socket(l.socket, &o, &error));
     g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_TIMEOUT);
     g_clear_error(&error);
     /* now its queue is full */
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
+        o.timeout_ms = i ? 200 : 0;
         g_assert_null(ivshmem2_peer_open_socket(l.socket, &o, &error));
         g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_TIMEOUT);
         g_clear_error(&error);
@@ -677,7 +706,7 @@ static void serve_bytes(const void *bytes, size_t len, int code,
         close(conn);
         _exit(0);
     }
-    assert_refused(&l, IVSHMEM2_ID_ANY, code, what);
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, code, what);
     waitpid(child, NULL, 0);
     close(fd);
     link_end(&l);
@@ -696,8 +725,7 @@ static void test_bad_servers(void)
     len = ivshmem2_msg_encode(&msg);
     serve_bytes(&msg, len - 1, IVSHMEM2_ERROR_PROTOCOL,
                 "in the middle of a message");
-    serve_bytes(&msg, len, IVSHMEM2_ERROR_REFUSED,
-                "the server says: full?[2J");
+    serve_bytes(&msg, len, IVSHMEM2_ERROR_FULL, "the server says: full?[2J");
     memset(&msg, 0, sizeof(msg));
     msg.hdr.type = IVSHMEM2_MSG_READY;
     len = ivshmem2_msg_encode(&msg);
@@ -793,10 +821,12 @@ static void test_cli_usage(void)
         { "--pci 0:4.0 --socket x info", "one of --socket and --pci" },
         { "--pci 0:4.0 --id 3 info", "--id and --name go with --socket" },
         { "--socket x --id 65536 info",
-          "--id '65536' is not a number from 0 to 65535" },
-        { "--socket x --id -- info", "--id '--' is not a number" },
+          "--id '65536' is not valid, it must be a number from 0 to 65535" },
+        { "--socket x --id -- info",
+          "--id '--' is not valid, it must be a number" },
         { "--socket x --state 4294967296 info",
-          "--state '4294967296' is not a number from 0 to 4294967295" },
+          "--state '4294967296' is not valid, it must be a number from 0 to "
+          "4294967295" },
         { "--socket x --vector 2048 wait", "from 0 to 2047" },
         { "--socket x --timeout soon wait", "--timeout 'soon'" },
         { "--socket x --count 0 wait", "--count '0'" },
@@ -847,11 +877,13 @@ static void test_cli_commands(void)
     assert_run(&l, "--id 2 --state 0x10 state", 0, "state 16\n", "");
     assert_run(&l, "--id 1 info", 1, "", "the server says: ");
 
-    ivshmem2_peer_wait(a, &(int) { -1 }, 0, NULL);
+    ivshmem2_peer_wait(a, -1, NULL, 0, NULL);
     assert_run(&l, "ring 1 1", 0, "rang vector 1 of peer 1\n", "");
     assert_interrupt(a, 1, 1);
-    assert_run(&l, "ring 4", 2, "", "ID '4' is not a number from 0 to 3");
-    assert_run(&l, "ring 1 2", 2, "", "VECTOR '2' is not a number from 0 to");
+    assert_run(&l, "ring 4", 2, "",
+               "ID '4' is not valid, it must be a number from 0 to 3");
+    assert_run(&l, "ring 1 2", 2, "",
+               "VECTOR '2' is not valid, it must be a number from 0 to");
     assert_run(&l, "--vector 2 wait", 2, "", "--vector '2'");
     assert_run(&l, "--timeout 0.1 wait", 3, "", "");
     assert_run(&l, "--timeout 0.1 watch", 0, "peer 1: state 9, was 0\n", "");
@@ -868,8 +900,9 @@ static void test_cli_commands(void)
     assert_run(&l, "write state 0 1", 1, "", "may only read it");
     assert_run(&l, "write rw 4096 x", 1, "", "do not fit");
     assert_run(&l, "write rw 4097 x", 2, "", "OFFSET '4097'");
-    assert_run(&l, "read rw 1 4096", 2, "", "LENGTH '4096' is not a number "
-               "from 0 to 4095");
+    assert_run(&l, "read rw 1 4096", 2, "",
+               "LENGTH '4096' is not valid, it must be a number from 0 to "
+               "4095");
     assert_run(&l, "read output:4 0 1", 2, "", "ID in SECTION '4'");
     assert_run(&l, "read other 0 1", 2, "", "SECTION 'other'");
     ivshmem2_peer_close(a);
@@ -972,7 +1005,8 @@ static void test_cli_shell(void)
         "\"id\": 0, \"max_peers\": 4", "\"ok\"",
         "\"self\": true", "\"ok\"",
         "\"target\": 0, \"vector\": 1", "\"ok\"",
-        "\"error\", \"text\": \"ID '9' is not a number from 0 to 3\"",
+        "\"error\", \"text\": \"ID '9' is not valid, it must be a number "
+        "from 0 to 3\"",
         "{\"id\": 0, \"state\": 5}", "\"ok\"",
         "{\"id\": 0, \"state\": 5}", "\"ok\"",
         "{\"event\": \"interrupt\", \"vector\": 1}", "\"ok\"",
@@ -1085,9 +1119,7 @@ static void test_cli_signal(void)
 static void await_state(Ivshmem2Peer *peer, uint32_t id, uint32_t state)
 {
     while (ivshmem2_peer_state(peer, id) != state) {
-        int vector = -1;
-
-        g_assert_cmpint(ivshmem2_peer_wait(peer, &vector, SOON_MS, NULL), ==,
+        g_assert_cmpint(ivshmem2_peer_wait(peer, -1, NULL, SOON_MS, NULL), ==,
                         1);
     }
 }
@@ -1195,9 +1227,10 @@ static void test_cli_server_gone(void)
         g_autofree char *text = read_all(out);
         static const char *const said[] = {
             "(gone)\n", "ok\n", "error: the server is gone, and only it knew",
-            "state 4\nok\n", "error: VALUE 'x' is not a number",
+            "state 4\nok\n",
+            "error: VALUE 'x' is not valid, it must be a number",
             "error: Text ended before matching quote",
-            "error: --vector 'x' is not a number",
+            "error: --vector 'x' is not valid, it must be a number",
         };
 
         for (size_t i = 0; i < G_N_ELEMENTS(said); i++) {
@@ -1281,6 +1314,7 @@ static const struct {
     { "/ivshmem2/client/server-killed", test_server_killed },
     { "/ivshmem2/client/server-stopped", test_server_stopped },
     { "/ivshmem2/client/refusals", test_refusals },
+    { "/ivshmem2/client/bad-options", test_bad_options },
     { "/ivshmem2/client/bad-paths", test_bad_paths },
     { "/ivshmem2/client/connect-timeout", test_connect_timeout },
     { "/ivshmem2/client/bad-servers", test_bad_servers },
