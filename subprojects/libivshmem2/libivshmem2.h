@@ -91,11 +91,11 @@ typedef struct Ivshmem2Peer Ivshmem2Peer;
  */
 typedef struct Ivshmem2SocketOptions {
     size_t size;                /* of this structure, set by the initializer */
-    const char *name;           /* of this peer, for the server's log, or NULL;
-                                   of 63 bytes at most, else it is cut */
+    /* For the server's log, or NULL.  Cut at 63 bytes. */
+    const char *name;
     uint32_t id;                /* wanted ID, or IVSHMEM2_PEER_ID_ANY */
-    int32_t timeout_ms;         /* for connecting and the handshake together,
-                                   in milliseconds; -1: no limit */
+    /* For connecting and the handshake together; -1: no limit */
+    int32_t timeout_ms;
 } Ivshmem2SocketOptions;
 
 #define IVSHMEM2_SOCKET_OPTIONS_INIT                                        \
@@ -156,9 +156,11 @@ typedef struct Ivshmem2PeerInfo {
     uint32_t id;                /* of this peer ("ID Register") */
     uint32_t max_peers;         /* IDs are below ("Maximum Peers Register") */
     uint32_t vectors;           /* of every peer */
-    uint32_t enabled_vectors;   /* of this peer, vectors 0 to this - 1 can
-                                   interrupt it: all of them, unless the
-                                   guest's processors lack room */
+    /*
+     * Only vectors below this can interrupt this peer: all of them, unless
+     * the guest's processors lack room.
+     */
+    uint32_t enabled_vectors;
     bool msix;                  /* MSI-X, else INTx */
     uint16_t protocol;          /* protocol type of this peer ("Protocols") */
     uint32_t state_table_size;  /* bytes */

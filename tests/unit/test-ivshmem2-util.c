@@ -115,12 +115,14 @@ static void test_numbers(void)
                                         &value, &error);
 
         g_assert_cmpint(ok, ==, cases[i].ok);
-        g_assert_cmpuint(value, ==, ok ? cases[i].value : 77);
-        if (!ok) {
+        if (ok) {
+            g_assert_cmpuint(value, ==, cases[i].value);
+        } else {
             g_autofree char *words = g_strdup_printf(
                 "--thing '%s' is not valid, it must be a number from 5 to 100",
                 cases[i].text);
 
+            g_assert_cmpuint(value, ==, 77);
             g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
             g_assert_cmpstr(error->message, ==, words);
         }
