@@ -1,5 +1,5 @@
 /*
- * The floor: round trips between two processes by eventfds, nothing else
+ * The lower bound: round trips between two processes by eventfds alone
  *
  * Usage: eventfd COUNT.  Prints the times in nanoseconds, one a line.
  *

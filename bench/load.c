@@ -1,29 +1,29 @@
 /*
- * Many peers in one process: what a server has to do under load
+ * Many peers in one process, as load for a server
  *
  * Usage: ivshmem2-load SOCKET [v1]
  *
- * Every peer has a connection of its own.  What they do is told by lines on
- * standard input; each is answered by a line of JSON, and times in it are
- * microseconds.
+ * Every peer has a connection of its own.  Commands are lines of standard
+ * input; each is answered by a line of JSON with times in microseconds.
  *
- *   join N         N more peers, some at a time: join, and their session is
- *                  like that of any other peer
- *   state ROUNDS   peer after peer changes its state, and all others of this
- *                  process wait until they are interrupted
- *   ring N         the server is asked to ring a peer of ours, and answers
- *   churn          the same, and one more peer joins and leaves, time and
- *                  again until the next line comes
- *   stall N        N more peers, which then stop: every other one in the
- *                  middle of a message, the others without taking answers
- *   flood WHAT     one more peer says "ring" or "state" as fast as it can,
- *                  until the next line comes
- *   heard N        how many of our peers were interrupted since the last time,
- *                  as soon as these are N
- *   leave          everybody says goodbye
+ *   join N         N more peers join, some at a time
+ *   state ROUNDS   in each round, another peer changes its state, and all
+ *                  others wait until they are interrupted
+ *   ring N         ask the server N times to ring a peer, and wait for each
+ *                  answer
+ *   churn          the same, and another peer joins and leaves, again and
+ *                  again until the next line
+ *   stall N        N more peers join and then stop: every other one in the
+ *                  middle of a message, the others without reading answers
+ *   flood WHAT     another peer sends RING ("ring") or STATE_CHANGED ("state")
+ *                  as fast as it can until the next line
+ *   heard N        wait until N peers were interrupted since the last such
+ *                  wait; prints their number
+ *   leave          all peers leave
  *
  * With "v1", the server is QEMU's ivshmem-server, and "join N VECTORS" is the
- * only command: it waits until each of N peers has got all eventfds of all.
+ * only command: it waits until each of N peers has received the eventfds of
+ * all.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -47,9 +47,9 @@
 #define AT_A_TIME       64      /* peers that are joining */
 #define SAMPLE          1000    /* the first joins and the last ones */
 #define EVENTS          256
-#define PATIENCE_MS     60000   /* if nothing happens for so long, give up */
-#define QUIET_MS        1000    /* what version 1 has not said then is lost */
-#define RINGS_PER_JOIN  8       /* of churn */
+#define PATIENCE_MS     60000   /* give up if nothing happens for this long */
+#define QUIET_MS        1000    /* version 1: later messages are lost */
+#define RINGS_PER_JOIN  8       /* with churn */
 #define PAUSE_US        200     /* between two rings, on average */
 
 typedef struct Peer {
@@ -107,7 +107,7 @@ static void wait_for(int fd, short events)
     }
 }
 
-/* The next line is there. */
+/* Is there another line of input? */
 static bool is_over(void)
 {
     struct pollfd pfd = { .fd = STDIN_FILENO, .events = POLLIN };
@@ -136,7 +136,7 @@ static Peer *peer_new(void)
 
 static void peer_free(Peer *p)
 {
-    /* closed here, it would still be open in the server, and be watched */
+    /* closing does not stop epoll: the server has the file open, too */
     epoll_ctl(heard_fd, EPOLL_CTL_DEL,
               ivshmem2_session_own_eventfd(p->session, 0), NULL);
     ivshmem2_session_free(p->session);
@@ -144,7 +144,7 @@ static void peer_free(Peer *p)
     g_free(p);
 }
 
-/* Say what there is to say; the socket has room for it. */
+/* Send all messages; the socket has room for them. */
 static void speak(Peer *p)
 {
     g_autoptr(GError) error = NULL;
@@ -271,8 +271,8 @@ static void run_join(unsigned n)
 }
 
 /*
- * See who was interrupted: @news counts those who were not before in this
- * round.  Returns false if nobody was.
+ * Look for interrupted peers, and add to @news the number of those that were
+ * not interrupted in this round before.  Returns false if there are none.
  */
 static bool hear(uint32_t round, int timeout_ms, unsigned *news)
 {
@@ -288,7 +288,7 @@ static bool hear(uint32_t round, int timeout_ms, unsigned *news)
     return n > 0;
 }
 
-/* Wait until @n peers are interrupted; returns how many were. */
+/* Wait until @n peers are interrupted; returns the number that were. */
 static unsigned hear_many(uint32_t round, unsigned n)
 {
     unsigned heard = 0;
@@ -338,7 +338,7 @@ static void run_state(unsigned rounds)
     g_print("}\n");
 }
 
-/* One ring by the server, as if its target were not known yet */
+/* One ring by the server, as if the eventfd were not known yet */
 static double ring(Peer *from, Peer *to)
 {
     const Ivshmem2Msg msg = {
@@ -372,7 +372,7 @@ static void run_ring(unsigned n)
     for (unsigned i = 0; i < n; i++) {
         double t;
 
-        /* at any time of the server's turns, not when it just served us */
+        /* at a random point of the server's turns */
         g_usleep(g_random_int_range(0, 2 * PAUSE_US));
         t = ring(g_ptr_array_index(peers, 0), g_ptr_array_index(peers, 1));
         g_array_append_val(times, t);

@@ -1,5 +1,5 @@
 /*
- * ivshmem2-client: what its files share
+ * ivshmem2-client: shared by its files
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -65,7 +65,7 @@ typedef enum Event {
 Event next_event(Client *c, int64_t deadline, int only, int *vector,
                  GError **error);
 
-/* The status of a command that was waiting for something else: with @error */
+/* Set @error and return the status of a wait that a signal ended. */
 Status fail_interrupted(GError **error);
 
 /* Output: JSON objects, each on a line of its own */

@@ -1,5 +1,5 @@
 /*
- * libivshmem2: messages to bytes and back
+ * libivshmem2: encoding and decoding messages
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -62,7 +62,7 @@ size_t ivshmem2_type_size(uint16_t type)
     return sizeof(Ivshmem2Header) + (t ? t->payload : 0);
 }
 
-/* The same swap serves both directions. */
+/* Swapping is the same in both directions. */
 static void swap16(uint16_t *v)
 {
     *v = GUINT16_FROM_LE(*v);

@@ -21,13 +21,14 @@
 
 /* The time that closing may take if the server does not read */
 #define CLOSE_TIMEOUT_US    (1000 * 1000)
-/* Messages of the server handled before looking at the time again */
+/* Messages of the server that are handled between two looks at the time */
 #define RECEIVE_BATCH       64
 
-/* Programs do not see the protocol's header. */
-_Static_assert(IVSHMEM2_PEER_ID_ANY == IVSHMEM2_ID_ANY, "one meaning");
+/* The public header does not include the header of the protocol. */
+_Static_assert(IVSHMEM2_PEER_ID_ANY == IVSHMEM2_ID_ANY,
+               "a program's wish is passed on to the server");
 
-/* Without padding: the size tells whether the last field is there. */
+/* No padding at the end that could hide an appended field. */
 _Static_assert(sizeof(Ivshmem2SocketOptions) ==
                offsetof(Ivshmem2SocketOptions, timeout_ms) + sizeof(int32_t),
                "a field that is appended changes the size");
@@ -79,7 +80,7 @@ static bool converse(SocketPeer *p, GError **error)
     g_autoptr(GError) send_error = NULL;
     bool sent = send_all(p, &send_error);
 
-    /* A server that closed may have said why: that is the better error. */
+    /* A server that closed may have sent the reason: a better error. */
     if (!receive_some(p, error)) {
         return false;
     }
@@ -97,8 +98,8 @@ static bool is_talking(const SocketPeer *p)
 }
 
 /*
- * Converse until there is nothing left to say or, for the handshake, until
- * the session is ready.
+ * Converse until nothing is left to send or, for the handshake, until the
+ * session is ready.
  */
 static bool converse_until(SocketPeer *p, bool handshake, int64_t deadline,
                            GError **error)
@@ -243,7 +244,7 @@ static int connect_to(const char *path, int64_t deadline, GError **error)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
     int left_ms = ivshmem2_deadline_ms(deadline);
-    /* 0 would be no limit */
+    /* SO_SNDTIMEO 0 means no limit */
     struct timeval timeout = {
         .tv_sec = MAX(left_ms, 0) / 1000,
         .tv_usec = left_ms ? MAX(left_ms, 0) % 1000 * 1000 : 1,
@@ -259,7 +260,7 @@ static int connect_to(const char *path, int64_t deadline, GError **error)
     strcpy(addr.sun_path, path);
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd >= 0) {
-        /* connect() waits for a server that does not accept, this long */
+        /* connect() waits at most this long for a server to accept */
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
         do {
             ret = connect(fd, (struct sockaddr *)&addr, sizeof(addr));
@@ -309,7 +310,7 @@ static bool join(SocketPeer *p, int64_t deadline, GError **error)
     return peer->memory && ivshmem2_peer_complete(peer, error);
 }
 
-/* The program's options; those that it does not know have their defaults. */
+/* All options.  Those that the program does not know have their defaults. */
 static bool take_options(Ivshmem2SocketOptions *o,
                          const Ivshmem2SocketOptions *given, GError **error)
 {

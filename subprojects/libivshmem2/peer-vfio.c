@@ -50,7 +50,7 @@ static uint32_t reg_read(VfioPeer *p, unsigned reg)
 
 static void reg_write(VfioPeer *p, unsigned reg, uint32_t value)
 {
-    /* what was written to memory before is visible before this */
+    /* what was written to memory before is visible before this write */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     __atomic_store_n(&p->regs[reg / 4], GUINT32_TO_LE(value),
                      __ATOMIC_RELEASE);
@@ -155,7 +155,7 @@ static bool enable_interrupts(VfioPeer *p, GError **error)
         set_irqs(p, VFIO_PCI_REQ_IRQ_INDEX, flags, &p->request_fd, 1, NULL)) {
         p->parent.service_fd = p->request_fd;
     }
-    /* a processor has about 200 vectors for all its devices */
+    /* a processor has about 200 interrupts for all of its devices */
     while (n > 1 && !set_irqs(p, index, flags, p->eventfds, n, NULL)) {
         n /= 2;
     }
@@ -337,8 +337,8 @@ static bool count_vectors(VfioPeer *p, GError **error)
 }
 
 /*
- * vfio-pci reads the Interrupt Status bit to see whether an INTx interrupt is
- * of its device, and this device never sets that bit.
+ * vfio-pci reads the Interrupt Status bit to find out whether an INTx
+ * interrupt came from its device.  This device never sets that bit.
  */
 static bool check_intx(VfioPeer *p, GError **error)
 {
@@ -543,7 +543,7 @@ static const Ivshmem2PeerOps vfio_ops = {
     .close = vfio_close,
 };
 
-/* "0000:00:04.0" in the kernel's own spelling, or NULL */
+/* @address as the kernel spells it ("0000:00:04.0"), or NULL if invalid */
 static char *parse_address(const char *address)
 {
     unsigned domain = 0, bus, slot, function;

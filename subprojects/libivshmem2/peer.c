@@ -1,5 +1,5 @@
 /*
- * libivshmem2: the parts of a peer that are the same on host and guest
+ * libivshmem2: the part of a peer that is the same on host and guest
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -16,7 +16,7 @@
 #include "libivshmem2-peer.h"
 #include "libivshmem2-util.h"
 
-/* In place of a vector, where an event is of service_fd */
+/* Event data of service_fd, where eventfds have their vector */
 #define SERVICE     UINT32_MAX
 
 Ivshmem2Peer *ivshmem2_peer_new(size_t size, const Ivshmem2PeerOps *ops)
@@ -195,7 +195,7 @@ int ivshmem2_peer_wait(Ivshmem2Peer *peer, int only, int *vector,
             }
             return 1;
         }
-        /* an eventfd that was empty and a busy server cost time, too */
+        /* empty eventfds and a busy server must not extend the wait */
     } while (ret && ivshmem2_deadline_ms(deadline));
     return 0;
 }

@@ -50,8 +50,8 @@ struct Ivshmem2Session {
     GHashTable *eventfds;       /* doorbell value of the target -> fd */
     GQueue eventfd_keys;        /* oldest first */
 
-    Ivshmem2Bits waiting;       /* rings that the server is to be asked for */
-    size_t last_asked;          /* of them */
+    Ivshmem2Bits waiting;       /* rings to be requested from the server */
+    size_t last_asked;          /* the last one that was requested */
     uint32_t in_flight[MAX_IN_FLIGHT];  /* doorbell values, oldest first */
     unsigned in_flight_start;
     unsigned n_in_flight;
@@ -540,7 +540,7 @@ static bool receive(Ivshmem2Session *s, Ivshmem2Decoder *d, GError **error)
         if (s->phase == PHASE_READY) {
             return handle_answer(s, d, error);
         }
-        /* a resumed session does not count the sections again */
+        /* a resumed session ignores the sections */
         if (s->phase == PHASE_OUTPUTS && s->established) {
             s->phase = PHASE_EVENTFDS;
         }

@@ -21,9 +21,9 @@
 #include "libivshmem2.h"
 #include "libivshmem2-core.h"
 
-/* For what should happen at once, on a machine with other things to do */
+/* For events that are expected at once, on a busy machine */
 #define SOON_MS     10000
-/* For what should not happen */
+/* For events that must not happen */
 #define NEVER_MS    100
 
 /* Fixture: a server and what it needs */
@@ -47,7 +47,7 @@ static unsigned count_fds(void)
     return n;
 }
 
-/* Whatever becomes of the test, its children do not outlive it. */
+/* Children end when the test ends, even if it crashes. */
 static void end_with_parent(gpointer opaque)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -104,7 +104,7 @@ static void link_end(Link *l)
     g_assert_cmpint(g_rmdir(l->dir), ==, 0);
     g_free(l->socket);
     g_free(l->dir);
-    /* nothing that a test opened is still open */
+    /* the test has closed all that it opened */
     g_assert_cmpuint(count_fds(), ==, l->n_fds);
 }
 
@@ -123,7 +123,7 @@ static Ivshmem2Peer *join(Link *l, uint32_t id)
     return peer;
 }
 
-/* Joining fails, and the text says @what. */
+/* Joining fails with @code, and the message contains @what. */
 static void assert_refused(Link *l, uint32_t id, int code, const char *what)
 {
     Ivshmem2SocketOptions o = IVSHMEM2_SOCKET_OPTIONS_INIT;
@@ -235,7 +235,7 @@ static void test_sections(void)
     g_assert_cmpstr(ivshmem2_peer_output(a, 2), ==, "");
     ivshmem2_peer_close(a);
 
-    /* what a slot's last occupant wrote is still there */
+    /* the data of a slot's last occupant is still there */
     a = join(&l, 0);
     g_assert_cmpstr(ivshmem2_peer_output(a, 0), ==, "output a");
     ivshmem2_peer_close(a);
@@ -243,7 +243,7 @@ static void test_sections(void)
     link_end(&l);
 }
 
-/* More than 32 bits, which costs nothing until it is used */
+/* Sizes of more than 32 bits; memory that is not used costs nothing */
 static void test_large_sections(void)
 {
     const uint64_t size = UINT64_C(6) << 30;
@@ -277,7 +277,7 @@ static void test_read_only(void)
     a = join(&l, 1);
     child = fork();
     if (child == 0) {
-        /* no core file, no message of a sanitizer: this is what we expect */
+        /* expected, so without a core file and a sanitizer's report */
         signal(SIGSEGV, SIG_DFL);
         prctl(PR_SET_DUMPABLE, 0);
         __atomic_store_n((char *)ivshmem2_peer_output(a, 2), 1,
@@ -309,7 +309,7 @@ static void test_ring(void)
     assert_silence(a);
     assert_silence(b);
 
-    /* twice before anybody looks is once; each vector by itself */
+    /* two interrupts of a vector before a wait are one; others are apart */
     ring(a, 2, 1);
     ring(a, 2, 1);
     ring(a, 2, 2);
@@ -317,7 +317,7 @@ static void test_ring(void)
     assert_interrupt(b, -1, 1);
     assert_silence(b);
 
-    /* oneself, and nobody */
+    /* to this peer itself, and to an ID that is not taken */
     ring(a, 0, 1);
     assert_interrupt(a, -1, 1);
     ring(a, 3, 0);
@@ -339,7 +339,7 @@ static void test_ring(void)
     link_end(&l);
 }
 
-/* Too many eventfds for the handshake: the server rings until it told us. */
+/* Too many eventfds for the handshake: the server rings at first. */
 static void test_ring_large(void)
 {
     Link l;
@@ -356,7 +356,7 @@ static void test_ring_large(void)
         ring(a, 0, v);
         assert_interrupt(b, -1, v);
     }
-    /* more than the server is asked for at once, and all arrive */
+    /* more requests than may be unanswered at a time, and all arrive */
     for (uint32_t id = 1; id < 1000; id++) {
         ring(a, id, 0);
     }
@@ -456,7 +456,7 @@ static void test_server_killed(void)
     b = join(&l, 1);
     link_kill(&l);
 
-    /* waiting notices, and waits on */
+    /* a wait notices it, and goes on waiting */
     g_assert_cmpint(ivshmem2_peer_wait(a, -1, NULL, NEVER_MS, NULL), ==, 0);
     g_assert_false(ivshmem2_peer_connected(a));
     for (int i = 0; i < 10; i++) {
@@ -479,7 +479,7 @@ static void test_server_killed(void)
     link_end(&l);
 }
 
-/* A server that does nothing delays nobody but those who leave. */
+/* A server that is stopped delays only peers that leave. */
 static void test_server_stopped(void)
 {
     Link l;
@@ -502,7 +502,7 @@ static void test_server_stopped(void)
     assert_interrupt(b, -1, 1);
     assert_silence(b);
 
-    /* what could not be sent is sent now */
+    /* the waiting message is sent now */
     kill(l.server, SIGCONT);
     for (int i = 0; i < SOON_MS / 10 && !interrupted; i++) {
         ivshmem2_peer_wait(a, -1, NULL, 5, NULL);
@@ -520,7 +520,7 @@ static void test_server_stopped(void)
     link_end(&l);
 }
 
-/* A thread for each peer: they have nothing in common in this process. */
+/* One thread for each peer: peers share nothing in this process. */
 
 #define N_THREADS   4
 #define N_ROUNDS    100
@@ -539,7 +539,7 @@ static void wait_for_all(Ivshmem2Peer *peer)
     }
 }
 
-/* Rings go round. */
+/* Peers ring each other in a circle. */
 static gpointer run_relay(gpointer opaque)
 {
     const Runner *r = opaque;
@@ -606,7 +606,7 @@ static void assert_options_refused(Link *l, const Ivshmem2SocketOptions *o)
     g_assert_nonnull(strstr(error->message, "IVSHMEM2_SOCKET_OPTIONS_INIT"));
 }
 
-/* Options of a program that forgot to initialize them, or is too new */
+/* Options that are not initialized, or of a program that is too new */
 static void test_bad_options(void)
 {
     Ivshmem2SocketOptions none = { .id = IVSHMEM2_PEER_ID_ANY };
@@ -655,7 +655,7 @@ static int listen_at(const char *path, int backlog)
     return fd;
 }
 
-/* A server that accepts and is silent, and one that does not accept */
+/* A server that never answers, and one that does not accept */
 static void test_connect_timeout(void)
 {
     Ivshmem2SocketOptions o = IVSHMEM2_SOCKET_OPTIONS_INIT;
@@ -683,7 +683,7 @@ static void test_connect_timeout(void)
     link_end(&l);
 }
 
-/* What a server says that is none, or a bad one */
+/* Answers of programs that are no server, or one with errors */
 static void serve_bytes(const void *bytes, size_t len, int code,
                         const char *what)
 {
@@ -752,7 +752,7 @@ static void run_clear(Run *r)
 
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Run, run_clear)
 
-/* @args: a shell's words */
+/* @args: quoted as for a shell */
 static GPid start_client(const char *args, int *in, int *out, int *err)
 {
     g_autofree char *line = g_strdup_printf("%s %s",
@@ -936,10 +936,7 @@ static void test_cli_stdin(void)
     link_end(&l);
 }
 
-/*
- * A checker for one JSON object without nesting, which is all that the
- * program prints
- */
+/* A checker for one JSON object without nesting, as the program prints it */
 static const char *skip_string(const char *p)
 {
     g_assert_cmpint(*p++, ==, '"');
@@ -991,7 +988,7 @@ static void assert_json(const char *text)
     g_assert_cmpint(p[1], ==, 0);
 }
 
-/* All commands as one peer, and each line of it as JSON */
+/* All commands as one peer, with each line of output checked as JSON */
 static void test_cli_shell(void)
 {
     static const char script[] =
@@ -1038,7 +1035,7 @@ static void test_cli_shell(void)
             g_error("line %zu is '%s'", i, lines[i]);
         }
     }
-    /* the last line did not end and is no command */
+    /* the last line has no newline and is no command */
     g_assert_cmpuint(g_strv_length(lines), ==, G_N_ELEMENTS(expected) + 1);
     link_end(&l);
 }
@@ -1090,7 +1087,7 @@ static void test_cli_ping(void)
               "\"interrupts\": 500, \"min_us\": ");
 }
 
-/* SIGTERM ends a waiting client as a peer that leaves should. */
+/* On SIGTERM a waiting client leaves the link in order. */
 static void test_cli_signal(void)
 {
     Link l;
@@ -1124,7 +1121,7 @@ static void await_state(Ivshmem2Peer *peer, uint32_t id, uint32_t state)
     }
 }
 
-/* Start a client that says by its state when it is peer 1. */
+/* Start a client; return when its state says that it has joined as peer 1. */
 static GPid start_peer(Link *l, Ivshmem2Peer *other, const char *args,
                        int *in, int *out, int *err)
 {
@@ -1150,7 +1147,7 @@ static void assert_end(GPid pid, int fd, int expected, const char *words)
     }
 }
 
-/* Whatever a client waits for, a signal ends it. */
+/* A signal ends a client in every command that waits. */
 static void test_cli_interrupted(void)
 {
     static const struct {
@@ -1183,7 +1180,7 @@ static void test_cli_interrupted(void)
     link_end(&l);
 }
 
-/* What arrives is printed, and counted. */
+/* Interrupts and states are printed, and counted. */
 static void test_cli_events(void)
 {
     Link l;
@@ -1206,7 +1203,7 @@ static void test_cli_events(void)
     link_end(&l);
 }
 
-/* Without the server, what only it can do is an error. */
+/* Commands that need the server fail when it is gone. */
 static void test_cli_server_gone(void)
 {
     static const char commands[] =
@@ -1267,7 +1264,7 @@ static void test_cli_protocols(void)
     }
 }
 
-/* Arguments and files that are no good for the sections' commands */
+/* Invalid arguments and files */
 static void test_cli_bad_arguments(void)
 {
     Link l;
@@ -1300,7 +1297,7 @@ static const struct {
     const char *path;
     GTestFunc run;
 } tests[] = {
-    /* first, when nothing has been initialized yet */
+    /* first, because nothing is initialized yet then */
     { "/ivshmem2/client/threads", test_threads },
     { "/ivshmem2/client/info", test_info },
     { "/ivshmem2/client/sections", test_sections },

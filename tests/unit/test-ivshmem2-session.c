@@ -1,5 +1,5 @@
 /*
- * ivshmem2 client session: what it says, and what it believes of a server
+ * ivshmem2 client session: its messages, and its checks of the server's
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -147,7 +147,7 @@ static void assert_says_nothing(Fixture *f)
     g_assert_false(ivshmem2_session_next(f->s, &msg));
 }
 
-/* Up to one of these and not further */
+/* How far a handshake goes */
 typedef enum Stage {
     AFTER_HELLO,
     AFTER_WELCOME,
@@ -266,13 +266,13 @@ static void test_map(Fixture *f, gconstpointer opaque)
     g_assert_cmpuint(own, ==, 4096 + 8192 + 4096);
     g_assert_cmpuint(ivshmem2_total_size(&f->welcome), ==,
                      4096 + 8192 + N_PEERS * 4096);
-    /* one file is behind all of them here */
+    /* here, one file is behind all sections */
     memory[rw + 5] = 'x';
     g_assert_cmpint(memory[5], ==, 'x');
     g_assert_cmpint(memory[other + 5], ==, 'x');
     memory[own + 5] = 'y';
     g_assert_cmpint(memory[other + 5], ==, 'y');
-    /* the kernel refuses what would write to read-only memory */
+    /* the kernel refuses to write to read-only memory */
     g_assert_cmpint(pread(f->memory, memory + other, 1, 0), ==, -1);
     g_assert_cmpint(pread(f->memory, memory + own, 1, 0), ==, 1);
     munmap(memory, ivshmem2_total_size(&f->welcome));
@@ -359,7 +359,7 @@ static void test_bad_welcome(Fixture *f, gconstpointer opaque)
     msg.welcome = f->welcome;
     g_assert_false(tell(f, msg, fds, &error));
     assert_error(error, IVSHMEM2_ERROR_PROTOCOL, bad->text);
-    /* and nothing of it is believed */
+    /* and the session takes nothing from it */
     g_assert_cmpuint(ivshmem2_session_info(f->s)->max_peers, ==, 0);
 }
 
@@ -389,7 +389,7 @@ static void test_too_many_outputs(Fixture *f, gconstpointer opaque)
                  "output sections for 4097 peers");
 }
 
-/* Descriptors that are not what they should be */
+/* Descriptors of the wrong kind */
 
 static void test_bad_memory(Fixture *f, gconstpointer opaque)
 {
@@ -470,7 +470,7 @@ static void test_bad_eventfd(Fixture *f, gconstpointer opaque)
     assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "not an eventfd");
 }
 
-/* Each message where it must not be */
+/* Each message at each stage: only the expected ones are accepted */
 static void test_order(Fixture *f, gconstpointer opaque)
 {
     static const struct {
@@ -531,7 +531,7 @@ static void test_order(Fixture *f, gconstpointer opaque)
     }
 }
 
-/* Sections and eventfds are about what is missing next, and no more. */
+/* Sections and eventfds must come in order, and no more than are missing. */
 static void test_counting(Fixture *f, gconstpointer opaque)
 {
     g_autoptr(GError) error = NULL;
@@ -640,25 +640,25 @@ static void test_ring(Fixture *f, gconstpointer opaque)
     g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 1);
     assert_says_nothing(f);
 
-    /* those that wait coalesce */
+    /* waiting requests coalesce */
     for (int i = 0; i < 1000; i++) {
         g_assert_cmpint(ivshmem2_session_ring(f->s, 5, 3, NULL), ==,
                         IVSHMEM2_RING_REQUESTED);
     }
     assert_rings(f, 5, 3);
     assert_says_nothing(f);
-    /* what comes while the answer is on its way is not lost */
+    /* a ring while the answer is on its way is not lost */
     g_assert_cmpint(ivshmem2_session_ring(f->s, 5, 3, NULL), ==,
                     IVSHMEM2_RING_REQUESTED);
     g_assert_true(tell_eventfds(f, 5, 3, 1, &error));
     g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 1);
     assert_says_nothing(f);
-    /* and now there is a direct way */
+    /* and now the session holds the eventfd */
     g_assert_cmpint(ivshmem2_session_ring(f->s, 5, 3, NULL), ==,
                     IVSHMEM2_RING_SIGNALLED);
     g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 1);
 
-    /* nobody there */
+    /* a target that does not exist */
     g_assert_cmpint(ivshmem2_session_ring(f->s, 6, 0, NULL), ==,
                     IVSHMEM2_RING_REQUESTED);
     assert_rings(f, 6, 0);
@@ -669,7 +669,7 @@ static void test_ring(Fixture *f, gconstpointer opaque)
     assert_rings(f, 6, 0);
 }
 
-/* However fast a guest rings, the server is not asked more than this. */
+/* The number of unanswered requests is limited, however fast a guest rings. */
 static void test_in_flight(Fixture *f, gconstpointer opaque)
 {
     g_autoptr(GError) error = NULL;
@@ -686,7 +686,7 @@ static void test_in_flight(Fixture *f, gconstpointer opaque)
         n++;
     }
     g_assert_cmpuint(n, ==, 64);
-    /* other things still go out */
+    /* other messages are still sent */
     ivshmem2_session_state_changed(f->s);
     assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
     assert_says_nothing(f);
@@ -703,7 +703,7 @@ static void test_in_flight(Fixture *f, gconstpointer opaque)
     }
 }
 
-/* Those who are rung all the time do not keep others waiting. */
+/* Targets that are rung all the time do not delay others. */
 static void test_turns(Fixture *f, gconstpointer opaque)
 {
     g_autoptr(GError) error = NULL;
@@ -713,7 +713,7 @@ static void test_turns(Fixture *f, gconstpointer opaque)
 
     go_to(f, AFTER_READY);
     do {
-        /* nobody is there, so the server is asked each time */
+        /* no target exists, so the server is asked each time */
         for (uint32_t id = 2; id < last; id++) {
             for (uint32_t vector = 0; vector < N_VECTORS; vector++) {
                 ivshmem2_session_ring(f->s, id, vector, NULL);
@@ -732,7 +732,7 @@ static void test_turns(Fixture *f, gconstpointer opaque)
         old[turns++ % 64] = msg;
         g_assert_cmpuint(turns, <, 2 * N_PEERS * N_VECTORS);
     } while (msg.target.id);
-    /* the other one had its turn before */
+    /* the other late target had its turn before */
     for (int i = 0; i < 64 && msg.target.id != last; i++) {
         msg = old[i];
     }
@@ -760,7 +760,7 @@ static void test_bad_answers(Fixture *f, gconstpointer opaque)
     g_assert_true(tell_eventfds(f, 6, 1, 0, &error));
 }
 
-/* A bounded number of descriptors of others; the oldest one goes first */
+/* The number of eventfds of others is limited; the oldest is closed first */
 static void test_eviction(Fixture *f, gconstpointer opaque)
 {
     g_autoptr(GError) error = NULL;
@@ -843,7 +843,7 @@ static void test_resume(Fixture *f, gconstpointer opaque)
     ivshmem2_session_state_changed(f->s);
     ivshmem2_session_disconnected(f->s);
 
-    /* life goes on */
+    /* rings go on without a connection */
     g_assert_false(ivshmem2_session_ready(f->s));
     assert_says_nothing(f);
     g_assert_cmpint(ivshmem2_session_ring(f->s, OWN_ID, 0, NULL), ==,
@@ -863,10 +863,10 @@ static void test_resume(Fixture *f, gconstpointer opaque)
     tell_eventfds(f, OWN_ID, 16, 2, &error);
     tell_ready(f, &error);
     g_assert_no_error(error);
-    /* what was in use stays in use */
+    /* the descriptors are the same as before */
     g_assert_cmpint(ivshmem2_session_own_eventfd(f->s, 0), ==, own);
     g_assert_cmpuint(count_fds(), ==, fds);
-    /* what was not answered is asked again, and nothing is lost */
+    /* unanswered requests are sent again, and none is lost */
     assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
     assert_rings(f, 6, 0);
     assert_rings(f, 7, 0);

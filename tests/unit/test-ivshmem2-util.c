@@ -148,7 +148,7 @@ static void test_deadlines(void)
     g_assert_cmpint(ivshmem2_deadline_ms(-1), ==, -1);
     g_assert_cmpint(ivshmem2_deadline_ms(0), ==, 0);
     g_assert_cmpint(ivshmem2_deadline_ms(ivshmem2_deadline(0)), ==, 0);
-    /* rounded up, so that nobody polls until it is over */
+    /* rounded up, or poll() would return at once until the deadline */
     g_assert_cmpint(ivshmem2_deadline_ms(g_get_monotonic_time() +
                                          INT64_C(3600000000)), >, 3500 * 1000);
     g_assert_cmpint(ivshmem2_deadline_ms(INT64_MAX), ==, G_MAXINT);
