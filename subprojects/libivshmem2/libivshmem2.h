@@ -59,7 +59,7 @@ GQuark ivshmem2_error_quark(void);
 typedef enum Ivshmem2Error {
     IVSHMEM2_ERROR_ARGUMENT     = 1,    /* the caller's argument is invalid */
     IVSHMEM2_ERROR_IO           = 2,    /* the system refused, with its text */
-    IVSHMEM2_ERROR_TIMEOUT      = 3,    /* the server did not answer in time */
+    IVSHMEM2_ERROR_TIMEOUT      = 3,    /* one side did not answer in time */
     IVSHMEM2_ERROR_CLOSED       = 4,    /* the server or the device is gone */
     IVSHMEM2_ERROR_PROTOCOL     = 5,    /* one side broke the protocol */
 
@@ -74,6 +74,7 @@ typedef enum Ivshmem2Error {
     IVSHMEM2_ERROR_SESSION      = 23,   /* the session cannot be resumed */
     IVSHMEM2_ERROR_LIMIT        = 24,   /* the server's limits are reached */
     IVSHMEM2_ERROR_SHUTDOWN     = 25,   /* the server is ending */
+    /* Later versions add codes, which this one reports as REFUSED. */
 } Ivshmem2Error;
 
 /* Joining and leaving */
@@ -87,7 +88,8 @@ typedef struct Ivshmem2Peer Ivshmem2Peer;
 /*
  * Always initialize it with IVSHMEM2_SOCKET_OPTIONS_INIT, then set the fields
  * that matter.  Later versions append fields: @size tells the library which
- * ones the program knows, all others have their defaults.
+ * ones the program knows, and all others have their defaults.  A library that
+ * is older than the program's header refuses fields that it does not know.
  */
 typedef struct Ivshmem2SocketOptions {
     size_t size;                /* of this structure, set by the initializer */
