@@ -357,7 +357,7 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
     for (size_t i = 0; i < G_N_ELEMENTS(tests); i++) {
-        g_autofree char *name = g_strdup_printf("/ivshmem2/conn/%s",
+        g_autofree char *name = g_strdup_printf("/ivshmem2/transport/%s",
                                                 tests[i].name);
 
         g_test_add(name, Fixture, GINT_TO_POINTER(tests[i].peer), setup,
