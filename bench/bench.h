@@ -1,5 +1,5 @@
 /*
- * What the programs that measure have in common
+ * Shared by the benchmarks
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -9,7 +9,6 @@
 
 #include <glib.h>
 #include <stdlib.h>
-#include <sys/resource.h>
 #include <time.h>
 
 /* Microseconds */
@@ -19,17 +18,6 @@ static inline double bench_clock(clockid_t clock)
 
     clock_gettime(clock, &t);
     return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
-}
-
-/* As many open files as this process may have; returns how many. */
-static inline rlim_t bench_raise_fd_limit(void)
-{
-    struct rlimit limit;
-
-    getrlimit(RLIMIT_NOFILE, &limit);
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-    return limit.rlim_cur;
 }
 
 static inline int bench_compare(const void *a, const void *b)
@@ -47,7 +35,7 @@ static inline double bench_rank(GArray *sorted, unsigned percent)
     return sorted->len ? g_array_index(sorted, double, i) : 0;
 }
 
-/* Print what @times (sorted here) are like, as a member in JSON. */
+/* Sort @times and print their distribution, as a member in JSON. */
 static inline void bench_print(const char *name, GArray *times)
 {
     qsort(times->data, times->len, sizeof(double), bench_compare);

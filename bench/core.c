@@ -1,12 +1,11 @@
 /*
- * All slots of the largest link occupied at once, in the server's code but
+ * All slots of the largest link occupied at once, with the server's code but
  * without its I/O, because no process may have so many files open
  *
- * The slots share as many eventfds as the process can open.
+ * The slots share as many eventfds as the process may have.
  *
  * Usage: ivshmem2-core [PEERS].  Prints one line of JSON.  Times are
- * microseconds of processor time: the program never waits, and the load of
- * other processes must not count.
+ * microseconds of processor time, so that other programs do not matter.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -17,10 +16,11 @@
 #include "bench.h"
 #include "daemon.h"
 #include "libivshmem2-core.h"
+#include "libivshmem2-util.h"
 #include "log.h"
 #include "server.h"
 
-#define SAMPLE          1000    /* how many first and last joins to compare */
+#define SAMPLE          1000    /* the first joins and the last ones */
 #define RINGS           200000
 #define BROADCASTS      20
 
@@ -59,7 +59,7 @@ static const Ivshmem2ServerOps ops = {
 
 static void make_eventfds(Core *core)
 {
-    uint32_t most = MIN(bench_raise_fd_limit() - 64, core->n);
+    uint32_t most = MIN(ivshmem2_raise_file_limit(0) - 64, core->n);
 
     core->fds = g_new(int, most);
     while (core->n_fds < most) {
@@ -202,8 +202,8 @@ static double broadcast(Core *core, uint32_t source)
 }
 
 /*
- * Work in turns like the daemon, and measure how long a ring, and a peer that
- * leaves and joins, wait for their turn and until they are served.
+ * In turns like those of the daemon: the time from the arrival of a ring, and
+ * of a peer that leaves and joins, until they are handled
  */
 static void stalls(Core *core, GArray *times)
 {
@@ -221,7 +221,7 @@ static void stalls(Core *core, GArray *times)
             join(core, core->n - 1);
             t = now() - arrived;
             g_array_append_val(times, t);
-            /* worst case: the next ones come just after the server's turn */
+            /* in the worst case, the next ones arrive when a turn begins */
             arrived = now();
             more = ivshmem2_server_broadcast(core->server,
                                              IVSHMEM2_INTERRUPTS_PER_TURN);
@@ -241,16 +241,20 @@ static double leave_all(Core *core)
 
 int main(int argc, char **argv)
 {
-    Core core = { .n = argc > 1 ? atoi(argv[1]) : IVSHMEM2_MAX_PEERS };
+    Core core = { .n = IVSHMEM2_MAX_PEERS };
     g_autoptr(GArray) broadcasts = g_array_new(false, false, sizeof(double));
     g_autoptr(GArray) waits = g_array_new(false, false, sizeof(double));
     g_autoptr(GError) error = NULL;
     double all, first = 0, last = 0;
+    uint64_t n;
 
-    if (core.n < 2 * SAMPLE || core.n > IVSHMEM2_MAX_PEERS) {
-        fprintf(stderr, "usage: ivshmem2-core [PEERS], %u to %u\n", 2 * SAMPLE,
-                IVSHMEM2_MAX_PEERS);
-        return 2;
+    if (argc > 1) {
+        if (!ivshmem2_parse_number("PEERS", argv[1], 2 * SAMPLE,
+                                   IVSHMEM2_MAX_PEERS, &n, &error)) {
+            fprintf(stderr, "ivshmem2-core: %s\n", error->message);
+            return 2;
+        }
+        core.n = n;
     }
     ivshmem2_log_start("warning");
     make_eventfds(&core);

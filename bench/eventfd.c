@@ -1,5 +1,5 @@
 /*
- * The lower bound: round trips between two processes that use only eventfds
+ * The lower bound: round trips between two processes by eventfds alone
  *
  * Usage: eventfd COUNT.  Prints the times in nanoseconds, one a line.
  *

@@ -1,30 +1,29 @@
 /*
- * Many peers in one process, to measure a server under load
+ * Many peers in one process, as load for a server
  *
  * Usage: ivshmem2-load SOCKET [v1]
  *
- * Every peer has a connection of its own.  Each line on standard input is a
- * command; the program answers it with a line of JSON, in which times are
- * microseconds.
+ * Every peer has a connection of its own.  Commands are lines of standard
+ * input; each is answered by a line of JSON with times in microseconds.
  *
- *   join N         N more peers join, some at a time, each with a session like
- *                  that of any other peer
- *   state ROUNDS   in each round, one peer changes its state, and the others
- *                  of this process wait until they are interrupted
- *   ring N         one peer asks the server N times to ring another one, and
- *                  waits for the answer
- *   churn          one more peer joins, rings like that and leaves, repeated
- *                  until the next line comes
+ *   join N         N more peers join, some at a time
+ *   state ROUNDS   in each round, another peer changes its state, and all
+ *                  others wait until they are interrupted
+ *   ring N         ask the server N times to ring a peer, and wait for each
+ *                  answer
+ *   churn          the same, and another peer joins and leaves, again and
+ *                  again until the next line
  *   stall N        N more peers join and then stop: every other one in the
  *                  middle of a message, the others without reading answers
- *   flood TYPE     one more peer sends "ring" or "state" messages as fast as
- *                  it can, until the next line comes
- *   heard N        wait until N peers were interrupted since the last time, and
- *                  print how many
- *   leave          all peers say goodbye
+ *   flood WHAT     another peer sends RING ("ring") or STATE_CHANGED ("state")
+ *                  as fast as it can until the next line
+ *   heard N        wait until N peers were interrupted since the last such
+ *                  wait; prints their number
+ *   leave          all peers leave
  *
  * With "v1", the server is QEMU's ivshmem-server, and "join N VECTORS" is the
- * only command: it waits until each of N peers has the eventfds of all N.
+ * only command: it waits until each of N peers has received the eventfds of
+ * all.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -43,13 +42,14 @@
 #include <unistd.h>
 #include "bench.h"
 #include "libivshmem2-transport.h"
+#include "libivshmem2-util.h"
 
 #define AT_A_TIME       64      /* peers that are joining */
-#define SAMPLE          1000    /* how many first and last joins to compare */
+#define SAMPLE          1000    /* the first joins and the last ones */
 #define EVENTS          256
-#define PATIENCE_MS     60000   /* if nothing happens for so long, give up */
-#define QUIET_MS        1000    /* version 1 sends nothing more after this */
-#define RINGS_PER_JOIN  8       /* of churn */
+#define PATIENCE_MS     60000   /* give up if nothing happens for this long */
+#define QUIET_MS        1000    /* version 1: later messages are lost */
+#define RINGS_PER_JOIN  8       /* with churn */
 #define PAUSE_US        200     /* between two rings, on average */
 
 typedef struct Peer {
@@ -103,11 +103,11 @@ static void wait_for(int fd, short events)
     struct pollfd pfd = { .fd = fd, .events = events };
 
     if (poll(&pfd, 1, PATIENCE_MS) != 1) {
-        fail("the server", "does not answer");
+        fail("the server", "says nothing");
     }
 }
 
-/* Is there another line to read? */
+/* Is there another line of input? */
 static bool is_over(void)
 {
     struct pollfd pfd = { .fd = STDIN_FILENO, .events = POLLIN };
@@ -136,10 +136,7 @@ static Peer *peer_new(void)
 
 static void peer_free(Peer *p)
 {
-    /*
-     * Closing it here does not remove it from epoll, because the server has
-     * the same file open.
-     */
+    /* closing does not stop epoll: the server has the file open, too */
     epoll_ctl(heard_fd, EPOLL_CTL_DEL,
               ivshmem2_session_own_eventfd(p->session, 0), NULL);
     ivshmem2_session_free(p->session);
@@ -147,20 +144,20 @@ static void peer_free(Peer *p)
     g_free(p);
 }
 
-/* Send the pending messages; the socket has room for them. */
+/* Send all messages; the socket has room for them. */
 static void speak(Peer *p)
 {
     g_autoptr(GError) error = NULL;
     Ivshmem2Msg msg;
 
     while (ivshmem2_session_next(p->session, &msg)) {
-        if (ivshmem2_transport_send(&p->conn, &msg, NULL, &error) <= 0) {
-            fail("a peer cannot send", error ? error->message : "no room");
+        if (ivshmem2_transport_send(&p->conn, &msg, NULL, &error) != 1) {
+            fail("a peer cannot speak", error ? error->message : "no room");
         }
     }
 }
 
-/* Continue the handshake; returns true when it is complete. */
+/* Go on with the handshake; returns true when it is complete. */
 static bool shake_hands(Peer *p)
 {
     g_autoptr(GError) error = NULL;
@@ -247,13 +244,13 @@ static void run_join(unsigned n)
         while (begun < n && begun - joined < AT_A_TIME) {
             Peer *p = peer_new();
 
-            /* the socket is writable at once, so HELLO is sent below */
+            /* writable at once, so that HELLO is sent below */
             watch(epoll_fd, p->conn.fd, EPOLLIN | EPOLLOUT, p);
             begun++;
         }
         ready = epoll_wait(epoll_fd, events, AT_A_TIME, PATIENCE_MS);
         if (ready <= 0) {
-            fail("the server", "does not answer");
+            fail("the server", "says nothing");
         }
         for (int i = 0; i < ready; i++) {
             Peer *p = events[i].data.ptr;
@@ -274,8 +271,8 @@ static void run_join(unsigned n)
 }
 
 /*
- * Look which peers were interrupted: @news counts those for which it is the
- * first time in this round.  Returns false if there are none.
+ * Look for interrupted peers, and add to @news the number of those that were
+ * not interrupted in this round before.  Returns false if there are none.
  */
 static bool hear(uint32_t round, int timeout_ms, unsigned *news)
 {
@@ -291,7 +288,7 @@ static bool hear(uint32_t round, int timeout_ms, unsigned *news)
     return n > 0;
 }
 
-/* Wait until @n peers are interrupted; returns their number. */
+/* Wait until @n peers are interrupted; returns the number that were. */
 static unsigned hear_many(uint32_t round, unsigned n)
 {
     unsigned heard = 0;
@@ -341,7 +338,7 @@ static void run_state(unsigned rounds)
     g_print("}\n");
 }
 
-/* One ring by the server, as if the peer did not hold the target's eventfd */
+/* One ring by the server, as if the eventfd were not known yet */
 static double ring(Peer *from, Peer *to)
 {
     const Ivshmem2Msg msg = {
@@ -375,7 +372,7 @@ static void run_ring(unsigned n)
     for (unsigned i = 0; i < n; i++) {
         double t;
 
-        /* at a random time, and not just after the server served this peer */
+        /* at a random point of the server's turns */
         g_usleep(g_random_int_range(0, 2 * PAUSE_US));
         t = ring(g_ptr_array_index(peers, 0), g_ptr_array_index(peers, 1));
         g_array_append_val(times, t);
@@ -519,7 +516,7 @@ static unsigned receive_v1(int fd)
 
             memcpy(&passed, CMSG_DATA(CMSG_FIRSTHDR(&mh)), sizeof(passed));
             close(passed);
-            /* ID -1 stands for the memory */
+            /* the memory comes with ID -1 */
             eventfds += GINT64_FROM_LE(value) >= 0;
         }
     }
@@ -561,7 +558,7 @@ static void join_v1(unsigned n, unsigned vectors)
 static const struct {
     const char *name;
     void (*run)(unsigned n);
-    unsigned peers;             /* how many must have joined before */
+    unsigned peers;             /* that must have joined */
 } commands[] = {
     { "join", run_join, 0 },
     { "state", run_state, 2 },
@@ -600,20 +597,19 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: ivshmem2-load SOCKET [v1]\n");
         return 2;
     }
-    /* no buffer, so that poll() sees each line that was not read yet */
+    /* poll() must see a line that was not read yet */
     setvbuf(stdin, NULL, _IONBF, 0);
     path = argv[1];
     peers = g_ptr_array_new();
     heard_fd = epoll_create1(EPOLL_CLOEXEC);
-    bench_raise_fd_limit();
+    ivshmem2_raise_file_limit(0);
     while (fgets(line, sizeof(line), stdin)) {
         g_auto(GStrv) words = g_strsplit(g_strstrip(line), " ", -1);
 
         if (v1 && g_strv_length(words) == 3) {
             join_v1(atoi(words[1]), atoi(words[2]));
         } else if (words[0] && *words[0] && (v1 || !run_command(words))) {
-            fprintf(stderr, "ivshmem2-load: unknown command, or too few peers "
-                    "have joined: '%s'\n", line);
+            fprintf(stderr, "ivshmem2-load: '%s' is not possible\n", line);
             return 2;
         }
         fflush(stdout);

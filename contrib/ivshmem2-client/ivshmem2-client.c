@@ -17,14 +17,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 #include "client.h"
+#include "libivshmem2-core.h"
+#include "libivshmem2-util.h"
 
 typedef struct CommandEntry {
     const char *name;
-    const char *args;           /* for people */
+    const char *args;           /* for the help text */
     unsigned min_args;
     unsigned max_args;
     Command *run;
@@ -35,17 +36,17 @@ static Command cmd_shell;
 
 static const CommandEntry commands[] = {
     { "info", "", 0, 0, cmd_info,
-      "what is constant on this link: IDs, vectors, sizes" },
+      "the constants of this link: IDs, vectors, sizes" },
     { "peers", "", 0, 0, cmd_peers,
       "all peers whose state is not 0, and this one" },
     { "ring", "ID [VECTOR]", 1, 2, cmd_ring,
-      "interrupt a peer (--count times)" },
+      "interrupt a peer, --count times (1)" },
     { "state", "[VALUE]", 0, 1, cmd_state,
-      "set this peer's state and hold it until --timeout or Ctrl-C" },
+      "set the own state, keep it until --timeout or Ctrl-C" },
     { "wait", "", 0, 0, cmd_wait,
-      "wait for --count interrupts (1), of any --vector" },
+      "wait for --count interrupts (1), of --vector (any)" },
     { "watch", "", 0, 0, cmd_watch,
-      "print interrupts and changed states as they come" },
+      "print interrupts and changes of states as they come" },
     { "read", "SECTION OFFSET LENGTH", 3, 3, cmd_read,
       "copy memory to standard output" },
     { "write", "SECTION OFFSET [DATA]", 2, 3, cmd_write,
@@ -55,12 +56,12 @@ static const CommandEntry commands[] = {
     { "ping", "ID", 1, 1, cmd_ping,
       "--count (10) round trips to a peer that runs pong" },
     { "pong", "", 0, 0, cmd_pong,
-      "answer pings (--count: so many, then end)" },
+      "answer pings, --count of them (no limit)" },
     { "shell", "", 0, 0, cmd_shell,
-      "run commands from standard input, one a line, as one peer" },
+      "as one peer, run commands from standard input" },
 };
 
-/* Options, as the user wrote them */
+/* Options, unparsed */
 
 static struct {
     char *socket;
@@ -89,7 +90,7 @@ static const GOptionEntry link_options[] = {
     { "state", 'S', 0, G_OPTION_ARG_STRING, &opt_link.state,
       "State to set on joining (default: 0, as on leaving)", "VALUE" },
     { "json", 'j', 0, G_OPTION_ARG_NONE, &opt_link.json,
-      "Print one JSON object a line", NULL },
+      "Print JSON objects, each on one line", NULL },
     { NULL }
 };
 
@@ -97,27 +98,27 @@ static const GOptionEntry command_options[] = {
     { "vector", 'v', 0, G_OPTION_ARG_STRING, &opt_command.vector,
       "Interrupt vector (wait: any; ping and pong: 1 if there is one)", "N" },
     { "timeout", 't', 0, G_OPTION_ARG_STRING, &opt_command.timeout,
-      "Give up after this time (ping: for each answer, 5)", "SECONDS" },
+      "Stop waiting after this time (ping: 5 for each answer)", "SECONDS" },
     { "count", 'c', 0, G_OPTION_ARG_STRING, &opt_command.count,
-      "How many times", "N" },
+      "Number of repetitions", "N" },
     { NULL }
 };
 
-static bool parse_timeout(const char *text, gint64 *us, GError **error)
+static bool parse_timeout(const char *text, int64_t *us, GError **error)
 {
     char *end;
     double seconds = g_ascii_strtod(text, &end);
 
     if (!g_ascii_isdigit(text[0]) || *end || !(seconds <= 1e9)) {
-        g_set_error(error, CLIENT_ERROR, STATUS_USAGE, "--timeout '%s' is not "
-                    "a number of seconds from 0 to 1000000000", text);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "--timeout '%s' is not valid, it must be a number "
+                             "of seconds from 0 to 1000000000", text);
     }
     *us = seconds * G_USEC_PER_SEC;
     return true;
 }
 
-/* Turn opt_command into settings and forget it. */
+/* Turn opt_command into settings and clear it. */
 static bool take_settings(Settings *set, GError **error)
 {
     uint64_t number;
@@ -125,16 +126,16 @@ static bool take_settings(Settings *set, GError **error)
 
     *set = (Settings) { .vector = -1, .timeout_us = -1, .count = -1 };
     if (opt_command.vector) {
-        ok = parse_number("--vector", opt_command.vector, 0,
-                          IVSHMEM2_MAX_VECTORS - 1, &number, error);
+        ok = ivshmem2_parse_number("--vector", opt_command.vector, 0,
+                                   IVSHMEM2_MAX_VECTORS - 1, &number, error);
         set->vector = ok ? (int)number : -1;
     }
     if (ok && opt_command.timeout) {
         ok = parse_timeout(opt_command.timeout, &set->timeout_us, error);
     }
     if (ok && opt_command.count) {
-        ok = parse_number("--count", opt_command.count, 1, 100000000, &number,
-                          error);
+        ok = ivshmem2_parse_number("--count", opt_command.count, 1, 100000000,
+                                   &number, error);
         set->count = ok ? (int64_t)number : -1;
     }
     g_clear_pointer(&opt_command.vector, g_free);
@@ -143,7 +144,7 @@ static bool take_settings(Settings *set, GError **error)
     return ok;
 }
 
-/* Which command @words are; checks the number of its arguments */
+/* The command that @words name; its number of arguments is checked. */
 static const CommandEntry *find_command(char **words, GError **error)
 {
     unsigned n = words ? g_strv_length(words) : 0;
@@ -155,16 +156,17 @@ static const CommandEntry *find_command(char **words, GError **error)
             continue;
         }
         if (n - 1 < e->min_args || n - 1 > e->max_args) {
-            g_set_error(error, CLIENT_ERROR, STATUS_USAGE,
-                        "'%s' takes %s%s, see --help", e->name,
-                        e->max_args ? "arguments " : "no arguments", e->args);
+            ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                          "'%s' takes %s%s, see --help", e->name,
+                          e->max_args ? "arguments " : "no arguments",
+                          e->args);
             return NULL;
         }
         return e;
     }
-    g_set_error(error, CLIENT_ERROR, STATUS_USAGE,
-                n ? "there is no command '%s', see --help" :
-                "say which command%s, see --help", n ? words[0] : "");
+    ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                  n ? "there is no command '%s', see --help" :
+                  "say which command%s, see --help", n ? words[0] : "");
     return NULL;
 }
 
@@ -222,12 +224,13 @@ static Status run_line(Client *c, const char *line, GError **error)
         return STATUS_USAGE;
     }
     if (e->run == cmd_shell) {
-        return failed(error, "this is the shell");
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT, "this is the shell");
+        return STATUS_ERROR;
     }
     return e->run(c, words + 2, error);
 }
 
-/* How a command ended, so that a program that drives the shell can tell */
+/* For programs that drive the shell: how the command ended */
 static void print_result(Client *c, Status status, const GError *error)
 {
     const char *result = status == STATUS_OK ? "ok" :
@@ -280,32 +283,41 @@ static int make_signal_fd(void)
     return signalfd(-1, &set, SFD_CLOEXEC);
 }
 
-static bool join(Client *c, GError **error)
+/* Check the options that say what to join, and parse the numbers in them. */
+static bool check_link(Ivshmem2SocketOptions *o, uint64_t *state,
+                       GError **error)
 {
-    Ivshmem2SocketOptions o = IVSHMEM2_SOCKET_OPTIONS_INIT;
-    uint64_t id, state = 0;
+    uint64_t id;
 
     if (!opt_link.socket == !opt_link.pci) {
-        g_set_error_literal(error, CLIENT_ERROR, STATUS_USAGE,
-                            "one of --socket and --pci is needed, see --help");
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "one of --socket and --pci is needed, see "
+                             "--help");
     }
     if (opt_link.pci && (opt_link.id || opt_link.name)) {
-        g_set_error_literal(error, CLIENT_ERROR, STATUS_USAGE, "--id and "
-                            "--name go with --socket; in a guest the device "
-                            "has its ID already");
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "--id and --name go with --socket; in a guest "
+                             "the device has its ID already");
     }
     if (opt_link.id) {
-        if (!parse_number("--id", opt_link.id, 0, IVSHMEM2_MAX_PEERS - 1, &id,
-                          error)) {
+        if (!ivshmem2_parse_number("--id", opt_link.id, 0,
+                                   IVSHMEM2_MAX_PEERS - 1, &id, error)) {
             return false;
         }
-        o.id = id;
+        o->id = id;
     }
-    if (opt_link.state && !parse_number("--state", opt_link.state, 0,
-                                        UINT32_MAX, &state, error)) {
-        return false;
+    return !opt_link.state || ivshmem2_parse_number("--state", opt_link.state,
+                                                    0, UINT32_MAX, state,
+                                                    error);
+}
+
+static Status join(Client *c, GError **error)
+{
+    Ivshmem2SocketOptions o = IVSHMEM2_SOCKET_OPTIONS_INIT;
+    uint64_t state = 0;
+
+    if (!check_link(&o, &state, error)) {
+        return STATUS_USAGE;
     }
     o.name = opt_link.name ? opt_link.name : "ivshmem2-client";
     c->on_host = opt_link.socket;
@@ -314,10 +326,11 @@ static bool join(Client *c, GError **error)
     c->peer = c->on_host ? ivshmem2_peer_open_socket(c->where, &o, error)
                          : ivshmem2_peer_open_pci(c->where, error);
     if (!c->peer) {
-        return false;
+        return STATUS_ERROR;
     }
     c->info = ivshmem2_peer_info(c->peer);
-    return ivshmem2_peer_set_state(c->peer, state, error);
+    return ivshmem2_peer_set_state(c->peer, state, error) ? STATUS_OK
+                                                          : STATUS_ERROR;
 }
 
 static GOptionContext *make_context(void)
@@ -337,14 +350,14 @@ static GOptionContext *make_context(void)
         "peer's\noutput section) or 'output:ID'.  Numbers are decimal or "
         "0x...\n"
         "\n"
-        "ping and pong use the last 4 x peers bytes of the output sections or, "
-        "without\nthese, the last 4 x peers x peers bytes of the R/W "
-        "section.\n"
+        "ping and pong use the last 4 x peers bytes of each output section "
+        "or, without\noutput sections, the last 4 x peers x peers bytes of "
+        "the R/W section.\n"
         "\n"
         "The shell prints 'ok', 'timeout' or 'error: TEXT' after each "
         "command.\n"
         "\n"
-        "Exit status: 0 done, 1 failed, 2 wrong usage, 3 timeout.\n"
+        "Exit status: 0 success, 1 failure, 2 wrong usage, 3 timeout.\n"
         "\n"
         "Examples:\n"
         "  ivshmem2-client --socket /tmp/ivshmem2.sock info\n"
@@ -363,6 +376,7 @@ static Status run(Client *c, char ***words, GError **error)
 {
     g_autoptr(GOptionContext) context = make_context();
     const CommandEntry *e;
+    Status status;
 
     if (!g_option_context_parse_strv(context, words, error) ||
         !take_settings(&c->set, error)) {
@@ -372,10 +386,8 @@ static Status run(Client *c, char ***words, GError **error)
     if (!e) {
         return STATUS_USAGE;
     }
-    if (!join(c, error)) {
-        return STATUS_ERROR;
-    }
-    return e->run(c, *words + 2, error);
+    status = join(c, error);
+    return status ? status : e->run(c, *words + 2, error);
 }
 
 int main(int argc, char **argv)
@@ -383,23 +395,16 @@ int main(int argc, char **argv)
     g_auto(GStrv) words = g_strdupv(argv);
     g_autoptr(GError) error = NULL;
     Client c = { .signal_fd = -1 };
-    struct rlimit limit;
     Status status;
 
-    /* a link may have more eventfds than a shell's default allows */
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-        limit.rlim_cur = limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
+    /* a link may have more eventfds than a shell's limit allows */
+    ivshmem2_raise_file_limit(0);
     setvbuf(stdout, NULL, _IOLBF, 0);
     c.signal_fd = make_signal_fd();
     status = run(&c, &words, &error);
     if (error) {
         fprintf(stderr, "ivshmem2-client: %s\n", error->message);
-        if (g_error_matches(error, CLIENT_ERROR, STATUS_USAGE)) {
-            status = STATUS_USAGE;
-        } else if (g_error_matches(error, IVSHMEM2_ERROR,
-                                   IVSHMEM2_ERROR_TIMEOUT)) {
+        if (g_error_matches(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_TIMEOUT)) {
             status = STATUS_TIMEOUT;
         }
     }

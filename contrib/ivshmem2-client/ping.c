@@ -2,10 +2,10 @@
  * ivshmem2-client: round trips through memory and doorbells
  *
  * Each peer has a row of 32-bit little-endian entries, one for each peer: at
- * the end of its output section or, without these, one row after the other
- * at the end of the R/W section.  Entry j of row i is what i says to j.  To
- * ping is to change it and to ring j; to answer is to copy it to entry i of
- * row j and to ring i.
+ * the end of its output section or, without output sections, one row after
+ * the other at the end of the R/W section.  Peer i writes to j in entry j of
+ * row i.  To ping j, peer i changes that entry and rings j; to answer, j
+ * copies it to entry i of row j and rings i.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -13,13 +13,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include "client.h"
+#include "libivshmem2-util.h"
 
 #define DEFAULT_COUNT           10
 #define DEFAULT_TIMEOUT_US      (5 * G_USEC_PER_SEC)
 
 static uint32_t *entry(Client *c, uint32_t row, uint32_t column)
 {
-    const Ivshmem2Info *info = c->info;
+    const Ivshmem2PeerInfo *info = c->info;
     size_t n = info->max_peers;
     char *output = ivshmem2_peer_output(c->peer, row);
 
@@ -50,15 +51,17 @@ static Status check_room(Client *c, GError **error)
     uint64_t needed = outputs ? row : row * c->info->max_peers;
 
     if (size < needed) {
-        return failed(error, "with %u peers, ping and pong need %llu bytes of "
-                      "the %s section, it has %llu", c->info->max_peers,
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "with %u peers, ping and pong need %llu bytes of the %s "
+                      "section, it has %llu", c->info->max_peers,
                       (unsigned long long)needed, outputs ? "output" : "R/W",
                       (unsigned long long)size);
+        return STATUS_ERROR;
     }
     return STATUS_OK;
 }
 
-/* Vector 0 also says that a state changed: use another one if there is. */
+/* Changes of states also use vector 0, so prefer another one. */
 static Status choose_vector(Client *c, uint32_t *vector, GError **error)
 {
     if (!check_vector(c, error)) {
@@ -79,16 +82,15 @@ typedef struct Ping {
 /* One round trip, in microseconds to *@us */
 static Status round_trip(Client *c, Ping *p, double *us, GError **error)
 {
-    gint64 start = g_get_monotonic_time();
-    int vector;
+    int64_t start = g_get_monotonic_time();
+    int64_t deadline = ivshmem2_deadline(c->set.timeout_us);
 
     put(c, p->target, ++p->sequence);
     if (!ivshmem2_peer_ring(c->peer, p->target, p->vector, error)) {
         return STATUS_ERROR;
     }
     for (;;) {
-        vector = p->vector;
-        switch (next_event(c, start + c->set.timeout_us, &vector, error)) {
+        switch (next_event(c, deadline, p->vector, NULL, error)) {
         case EVENT_INTERRUPT:
             p->interrupts++;
             if (get(c, p->target, c->info->id) == p->sequence) {
@@ -97,13 +99,15 @@ static Status round_trip(Client *c, Ping *p, double *us, GError **error)
             }
             break;
         case EVENT_TIMEOUT:
-            failed(error, get(c, p->target, c->info->id) == p->sequence ?
-                   "peer %u answered, but its interrupt did not arrive" :
-                   "peer %u does not answer; does 'pong' run there?",
-                   p->target);
+            ivshmem2_fail(error, IVSHMEM2_ERROR_TIMEOUT,
+                          get(c, p->target, c->info->id) == p->sequence ?
+                          "peer %u answered, but its interrupt did not "
+                          "arrive" :
+                          "peer %u does not answer; does 'pong' run there?",
+                          p->target);
             return STATUS_TIMEOUT;
         case EVENT_SIGNAL:
-            return failed(error, "interrupted");
+            return fail_interrupted(error);
         case EVENT_ERROR:
             return STATUS_ERROR;
         }
@@ -145,11 +149,10 @@ Status cmd_ping(Client *c, char **args, GError **error)
     g_autofree double *us = g_new(double, n);
     Ping p = { .sequence = g_random_int() };
     uint64_t target;
-    int vector;
     Status status;
 
-    if (!parse_number("ID", args[0], 0, c->info->max_peers - 1, &target,
-                      error)) {
+    if (!ivshmem2_parse_number("ID", args[0], 0, c->info->max_peers - 1,
+                               &target, error)) {
         return STATUS_USAGE;
     }
     p.target = target;
@@ -159,33 +162,37 @@ Status cmd_ping(Client *c, char **args, GError **error)
         return status;
     }
     if (p.target == c->info->id) {
-        return failed(error, "ID %u is this peer itself", p.target);
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "ID %u is this peer itself", p.target);
+        return STATUS_ERROR;
     }
     if (c->set.timeout_us < 0) {
         c->set.timeout_us = DEFAULT_TIMEOUT_US;
     }
-    /* each answer is to be counted, and nothing from before */
-    do {
-        vector = p.vector;
-    } while (next_event(c, 0, &vector, error) == EVENT_INTERRUPT);
+    /* only interrupts of answers must be counted, so take earlier ones */
+    while (next_event(c, 0, p.vector, NULL, error) == EVENT_INTERRUPT) {
+        continue;
+    }
     for (int64_t i = 0; i < n && !status; i++) {
         status = round_trip(c, &p, &us[i], error);
     }
     if (status) {
-        /* take back what nobody answered, or it looks like an answer */
+        /* take the ping back, because a peer could take it for an answer */
         put(c, p.target, get(c, p.target, c->info->id));
         return status;
     }
     print_ping(c, &p, us, n);
     if (p.vector && p.interrupts != (uint64_t)n) {
-        return failed(error, "%llu interrupts arrived for %llu answers",
+        ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                      "%llu interrupts arrived for %llu answers",
                       (unsigned long long)p.interrupts,
                       (unsigned long long)n);
+        return STATUS_ERROR;
     }
     return STATUS_OK;
 }
 
-/* Answer everybody who said something new. */
+/* Answer all peers whose entry has changed. */
 static Status answer(Client *c, uint32_t vector, uint64_t *answers,
                      GError **error)
 {
@@ -205,21 +212,19 @@ static Status answer(Client *c, uint32_t vector, uint64_t *answers,
 
 Status cmd_pong(Client *c, char **args, GError **error)
 {
-    gint64 deadline = deadline_of(c);
+    int64_t deadline = ivshmem2_deadline(c->set.timeout_us);
     uint64_t wanted = c->set.count < 0 ? UINT64_MAX : (uint64_t)c->set.count;
     uint64_t answers = 0;
     Event event = EVENT_INTERRUPT;
     uint32_t vector;
-    int interrupted;
     Status status = check_room(c, error);
 
     status = status ? status : choose_vector(c, &vector, error);
-    /* somebody may have rung before we were here */
+    /* a peer may have rung before we joined */
     while (!status && event == EVENT_INTERRUPT) {
         status = answer(c, vector, &answers, error);
         if (!status && answers < wanted) {
-            interrupted = -1;
-            event = next_event(c, deadline, &interrupted, error);
+            event = next_event(c, deadline, -1, NULL, error);
         } else {
             break;
         }

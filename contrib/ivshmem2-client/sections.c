@@ -9,9 +9,10 @@
 #include <string.h>
 #include <unistd.h>
 #include "client.h"
+#include "libivshmem2-util.h"
 
 #define DUMP_DEFAULT    256
-/* How much of a section is handled at a time */
+/* Bytes of standard input that are handled at a time */
 #define CHUNK           65536
 
 typedef struct Section {
@@ -24,7 +25,7 @@ typedef struct Section {
 static Status find_section(Client *c, const char *name, Section *s,
                            GError **error)
 {
-    const Ivshmem2Info *info = c->info;
+    const Ivshmem2PeerInfo *info = c->info;
     uint64_t id = info->id;
 
     s->name = name;
@@ -37,22 +38,24 @@ static Status find_section(Client *c, const char *name, Section *s,
         s->data = ivshmem2_peer_rw(c->peer);
         s->size = info->rw_size;
     } else if (!strcmp(name, "output") || g_str_has_prefix(name, "output:")) {
-        if (name[6] && !parse_number("ID in SECTION", name + 7, 0,
-                                     info->max_peers - 1, &id, error)) {
+        if (name[6] && !ivshmem2_parse_number("ID in SECTION", name + 7, 0,
+                                              info->max_peers - 1, &id,
+                                              error)) {
             return STATUS_USAGE;
         }
         s->data = ivshmem2_peer_output(c->peer, id);
         s->size = info->output_size;
         s->writable = id == info->id;
     } else {
-        g_set_error(error, CLIENT_ERROR, STATUS_USAGE, "SECTION '%s' is none "
-                    "of state, rw, output and output:ID", name);
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT, "SECTION '%s' is none "
+                      "of state, rw, output and output:ID", name);
         return STATUS_USAGE;
     }
     if (!s->size) {
-        return failed(error, "this link has no %s section",
-                      s->writable && strcmp(name, "rw") == 0 ? "R/W"
-                                                             : "output");
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "this link has no %s section",
+                      strcmp(name, "rw") == 0 ? "R/W" : "output");
+        return STATUS_ERROR;
     }
     return STATUS_OK;
 }
@@ -82,9 +85,9 @@ Status cmd_read(Client *c, char **args, GError **error)
     if (status) {
         return status;
     }
-    if (!parse_number("OFFSET", args[1], 0, s.size, &offset, error) ||
-        !parse_number("LENGTH", args[2], 0, s.size - offset, &length,
-                      error)) {
+    if (!ivshmem2_parse_number("OFFSET", args[1], 0, s.size, &offset, error) ||
+        !ivshmem2_parse_number("LENGTH", args[2], 0, s.size - offset, &length,
+                               error)) {
         return STATUS_USAGE;
     }
     if (c->json) {
@@ -93,8 +96,8 @@ Status cmd_read(Client *c, char **args, GError **error)
     }
     if (fwrite(s.data + offset, 1, length, stdout) != length ||
         fflush(stdout)) {
-        return failed(error, "cannot write to standard output: %s",
-                      g_strerror(errno));
+        ivshmem2_fail_errno(error, "cannot write to standard output");
+        return STATUS_ERROR;
     }
     return STATUS_OK;
 }
@@ -131,14 +134,14 @@ Status cmd_dump(Client *c, char **args, GError **error)
     if (status) {
         return status;
     }
-    if (args[1] && !parse_number("OFFSET", args[1], 0, s.size, &offset,
-                                 error)) {
+    if (args[1] && !ivshmem2_parse_number("OFFSET", args[1], 0, s.size,
+                                          &offset, error)) {
         return STATUS_USAGE;
     }
     length = MIN(DUMP_DEFAULT, s.size - offset);
-    if (args[1] && args[2] && !parse_number("LENGTH", args[2], 0,
-                                            s.size - offset, &length,
-                                            error)) {
+    if (args[1] && args[2] && !ivshmem2_parse_number("LENGTH", args[2], 0,
+                                                     s.size - offset, &length,
+                                                     error)) {
         return STATUS_USAGE;
     }
     if (c->json) {
@@ -151,7 +154,7 @@ Status cmd_dump(Client *c, char **args, GError **error)
     return STATUS_OK;
 }
 
-/* In a guest a write that is not allowed vanishes: look whether it did. */
+/* In a guest, forbidden writes must have no effect: see whether it is so. */
 static Status try_write(const Section *s, uint64_t offset, const char *data,
                         size_t length, GError **error)
 {
@@ -163,25 +166,32 @@ static Status try_write(const Section *s, uint64_t offset, const char *data,
         return STATUS_OK;
     }
     if (!memcmp(s->data + offset, before, length)) {
-        return failed(error, "tried to write section '%s', but its data is "
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "tried to write section '%s', but its data is "
                       "unchanged: this peer may only read it", s->name);
+    } else {
+        ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                      "tried to write section '%s', which this peer may only "
+                      "read, AND ITS DATA CHANGED", s->name);
     }
-    return failed(error, "tried to write section '%s', which this peer may "
-                  "only read, AND ITS DATA CHANGED", s->name);
+    return STATUS_ERROR;
 }
 
 static Status write_chunk(Client *c, const Section *s, uint64_t offset,
                           const char *data, size_t length, GError **error)
 {
     if (length > s->size - offset) {
-        return failed(error, "%zu bytes at offset %llu do not fit section "
-                      "'%s' of %llu bytes", length,
-                      (unsigned long long)offset, s->name,
-                      (unsigned long long)s->size);
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "%zu bytes at offset %llu do not fit section '%s' of "
+                      "%llu bytes", length, (unsigned long long)offset,
+                      s->name, (unsigned long long)s->size);
+        return STATUS_ERROR;
     }
     if (!s->writable && c->on_host) {
-        return failed(error, "section '%s' is mapped read-only: this peer "
-                      "may only read it", s->name);
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "section '%s' is mapped read-only: this peer may only "
+                      "read it", s->name);
+        return STATUS_ERROR;
     }
     return try_write(s, offset, data, length, error);
 }
@@ -196,8 +206,8 @@ static Status write_stdin(Client *c, const Section *s, uint64_t offset,
         ssize_t len = read(STDIN_FILENO, buf, CHUNK);
 
         if (len < 0 && errno != EINTR) {
-            return failed(error, "cannot read standard input: %s",
-                          g_strerror(errno));
+            ivshmem2_fail_errno(error, "cannot read standard input");
+            return STATUS_ERROR;
         }
         if (len == 0) {
             break;
@@ -219,15 +229,15 @@ Status cmd_write(Client *c, char **args, GError **error)
     if (status) {
         return status;
     }
-    if (!parse_number("OFFSET", args[1], 0, s.size, &offset, error)) {
+    if (!ivshmem2_parse_number("OFFSET", args[1], 0, s.size, &offset, error)) {
         return STATUS_USAGE;
     }
     if (args[2]) {
         total = strlen(args[2]);
         status = write_chunk(c, &s, offset, args[2], total, error);
     } else if (c->in_shell) {
-        g_set_error_literal(error, CLIENT_ERROR, STATUS_USAGE,
-                            "the shell's write needs DATA");
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "the shell's write needs DATA");
         return STATUS_USAGE;
     } else {
         status = write_stdin(c, &s, offset, &total, error);

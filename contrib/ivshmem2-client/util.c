@@ -1,5 +1,5 @@
 /*
- * ivshmem2-client: numbers, events and JSON
+ * ivshmem2-client: waiting for events, and JSON
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -9,102 +9,48 @@
 #include <stdio.h>
 #include <string.h>
 #include "client.h"
+#include "libivshmem2-util.h"
 
-/* How long a signal may have to wait */
+/* Signals are noticed within this time */
 #define SIGNAL_MS   200
-
-G_DEFINE_QUARK(client_error_quark, client_error)
-
-bool parse_number(const char *what, const char *text, uint64_t min,
-                  uint64_t max, uint64_t *value, GError **error)
-{
-    bool hex = g_ascii_strncasecmp(text, "0x", 2) == 0;
-    const char *digits = hex ? text + 2 : text;
-    char *end = NULL;
-
-    errno = 0;
-    /* g_ascii_strtoull() takes signs and spaces, which are no numbers here */
-    if (g_ascii_isxdigit(digits[0])) {
-        *value = g_ascii_strtoull(digits, &end, hex ? 16 : 10);
-    }
-    if (!end || *end || end == digits || errno || *value < min ||
-        *value > max) {
-        g_set_error(error, CLIENT_ERROR, STATUS_USAGE,
-                    "%s '%s' is not a number from %llu to %llu", what, text,
-                    (unsigned long long)min, (unsigned long long)max);
-        return false;
-    }
-    return true;
-}
 
 bool check_vector(const Client *c, GError **error)
 {
     if (c->set.vector >= (int)c->info->enabled_vectors) {
-        g_set_error(error, CLIENT_ERROR, STATUS_USAGE, "--vector '%d' is not "
-                    "a number from 0 to %u", c->set.vector,
-                    c->info->enabled_vectors - 1);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "--vector '%d' is not valid, it must be a number "
+                             "from 0 to %u", c->set.vector,
+                             c->info->enabled_vectors - 1);
     }
     return true;
 }
 
-Status failed(GError **error, const char *fmt, ...)
-{
-    g_autofree char *text = NULL;
-    va_list ap;
-
-    va_start(ap, fmt);
-    text = g_strdup_vprintf(fmt, ap);
-    va_end(ap);
-    g_set_error_literal(error, CLIENT_ERROR, STATUS_ERROR, text);
-    return STATUS_ERROR;
-}
-
 /* Events */
 
-gint64 deadline_of(const Client *c)
+Event next_event(Client *c, int64_t deadline, int only, int *vector,
+                 GError **error)
 {
-    return c->set.timeout_us < 0 ? -1 :
-           g_get_monotonic_time() + c->set.timeout_us;
-}
-
-static int ms_until(gint64 deadline)
-{
-    gint64 left;
-
-    if (deadline < 0) {
-        return -1;
-    }
-    left = (deadline - g_get_monotonic_time() + 999) / 1000;
-    return CLAMP(left, 0, G_MAXINT);
-}
-
-Event next_event(Client *c, gint64 deadline, int *vector, GError **error)
-{
-    int only = *vector;
-
     for (;;) {
         struct pollfd pfds[2] = {
             { .fd = c->signal_fd, .events = POLLIN },
             { .fd = ivshmem2_peer_fd(c->peer), .events = POLLIN },
         };
-        int left = ms_until(deadline);
+        int left = ivshmem2_deadline_ms(deadline);
         int ret;
 
         /*
          * The peer's descriptor is ready for any vector.  For a single one,
-         * wait in the library, but not so long that a signal has to wait.
+         * wait in the library, in short turns, to notice signals.
          */
         if (poll(pfds, only < 0 ? 2 : 1, only < 0 ? left : 0) < 0 &&
             errno != EINTR) {
-            failed(error, "cannot wait: %s", g_strerror(errno));
+            ivshmem2_fail_errno(error, "cannot wait");
             return EVENT_ERROR;
         }
         if (pfds[0].revents) {
             return EVENT_SIGNAL;
         }
-        *vector = only;
-        ret = ivshmem2_peer_wait(c->peer, vector, only < 0 ? 0 :
+        ret = ivshmem2_peer_wait(c->peer, only, vector, only < 0 ? 0 :
                                  left < 0 ? SIGNAL_MS : MIN(left, SIGNAL_MS),
                                  error);
         if (ret) {
@@ -114,6 +60,12 @@ Event next_event(Client *c, gint64 deadline, int *vector, GError **error)
             return EVENT_TIMEOUT;
         }
     }
+}
+
+Status fail_interrupted(GError **error)
+{
+    ivshmem2_fail(error, IVSHMEM2_ERROR_IO, "interrupted by a signal");
+    return STATUS_ERROR;
 }
 
 /* JSON */

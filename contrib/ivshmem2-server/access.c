@@ -9,6 +9,7 @@
 #include <string.h>
 #include "access.h"
 #include "libivshmem2-core.h"
+#include "libivshmem2-util.h"
 
 #define EVERYTHING      "*"
 #define SEPARATORS      " \t,;"

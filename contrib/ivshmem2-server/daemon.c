@@ -273,7 +273,7 @@ static bool connection_send(Connection *c)
     } else {
         return false;
     }
-    if (ret < 0 && error->code == IVSHMEM2_ERROR_BUSY) {
+    if (ret == IVSHMEM2_TRANSPORT_BUSY) {
         return connection_postpone(c);
     }
     if (ret < 0) {

@@ -15,6 +15,7 @@
 #include "daemon.h"
 #include "hw/misc/ivshmem2-regs.h"
 #include "libivshmem2-core.h"
+#include "libivshmem2-util.h"
 #include "listen.h"
 #include "log.h"
 

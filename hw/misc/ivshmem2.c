@@ -101,10 +101,11 @@ static void ivshmem2_ring(Ivshmem2State *s, uint32_t doorbell)
     uint32_t target = doorbell >> IVSHMEM2_DOORBELL_TARGET_SHIFT;
     uint32_t vector = doorbell & IVSHMEM2_DOORBELL_VECTOR;
     Ivshmem2Ring how;
+    int fd;
 
     /* R7: what the CPU wrote before is visible before the interrupt. */
     smp_mb();
-    how = ivshmem2_session_ring(s->conn.session, target, vector);
+    how = ivshmem2_session_ring(s->conn.session, target, vector, &fd);
     trace_ivshmem2_doorbell_ring(s->info.id, target, vector, how);
     switch (how) {
     case IVSHMEM2_RING_NOBODY:
@@ -113,8 +114,7 @@ static void ivshmem2_ring(Ivshmem2State *s, uint32_t doorbell)
                       vector);
         return;
     case IVSHMEM2_RING_SIGNALLED:
-        ivshmem2_doorbells_rung(&s->doorbells, doorbell,
-            ivshmem2_session_eventfd(s->conn.session, target, vector));
+        ivshmem2_doorbells_rung(&s->doorbells, doorbell, fd);
         break;
     case IVSHMEM2_RING_REQUESTED:
         ivshmem2_conn_pump(&s->conn);

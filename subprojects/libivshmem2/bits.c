@@ -21,7 +21,7 @@ void ivshmem2_bits_init(Ivshmem2Bits *b, size_t size)
     b->size = size;
     do {
         words = (words + 63) / 64;
-        /* The system provides the pages when they are touched. */
+        /* Memory that is never touched costs nothing. */
         b->levels[b->n_levels++] = g_new0(uint64_t, words);
     } while (words > 1);
 }
@@ -68,7 +68,7 @@ size_t ivshmem2_bits_next(const Ivshmem2Bits *b, size_t from)
     uint64_t rest = 0;
     unsigned level;
 
-    /* Up, to the first level that has something in this word... */
+    /* Up, to the first level whose word has a bit from i on... */
     for (level = 0; level < b->n_levels && i < n; level++) {
         rest = b->levels[level][i / 64] & UINT64_MAX << (i % 64);
         if (rest) {

@@ -1,11 +1,12 @@
 /*
- * libivshmem2: messages to bytes and back
+ * libivshmem2: encoding and decoding messages
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
 
 #include <string.h>
 #include "libivshmem2-core.h"
+#include "libivshmem2-util.h"
 
 typedef struct MsgType {
     uint16_t type;
@@ -61,7 +62,7 @@ size_t ivshmem2_type_size(uint16_t type)
     return sizeof(Ivshmem2Header) + (t ? t->payload : 0);
 }
 
-/* The same swap serves both directions. */
+/* Swapping is the same in both directions. */
 static void swap16(uint16_t *v)
 {
     *v = GUINT16_FROM_LE(*v);
@@ -171,35 +172,33 @@ static bool check_header(Ivshmem2Decoder *d, GError **error)
 {
     const Ivshmem2Header *hdr = &d->msg.hdr;
     const MsgType *t = find_type(hdr->type);
-    const char *who = d->from == IVSHMEM2_SERVER ? "server" : "client";
+    const char *sender = d->from == IVSHMEM2_SERVER ? "server" : "client";
 
     if (!t) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
-                    "%s sent a message of unknown type 0x%x, "
-                    "is it an ivshmem2 %s?", who, hdr->type, who);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "%s sent a message of unknown type 0x%x, is it "
+                             "an ivshmem2 %s?", sender, hdr->type, sender);
     }
     if (t->from != d->from) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
-                    "%s sent %s, which is not its to send", who, t->name);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "%s sent %s, which is not its to send", sender,
+                             t->name);
     }
     if (hdr->size != sizeof(*hdr) + t->payload) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
-                    "%s sent %s with size %u instead of %zu", who, t->name,
-                    hdr->size, sizeof(*hdr) + t->payload);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "%s sent %s with size %u instead of %zu", sender,
+                             t->name, hdr->size, sizeof(*hdr) + t->payload);
     }
     if (hdr->fds < t->min_fds || hdr->fds > t->max_fds) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
-                    "%s announced %u descriptors with %s, %u to %u are right",
-                    who, hdr->fds, t->name, t->min_fds, t->max_fds);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "%s announced %u descriptors with %s, %u to %u "
+                             "are right", sender, hdr->fds, t->name,
+                             t->min_fds, t->max_fds);
     }
     return true;
 }
 
-/* Text from the other side ends up in logs and on terminals. */
+/* Text from the other side is printed in logs and on terminals. */
 static void sanitize_text(char *text, size_t size)
 {
     g_autofree char *copy = g_strndup(text, size);
@@ -213,19 +212,17 @@ static bool check_message(Ivshmem2Decoder *d, GError **error)
     const char *name = ivshmem2_type_name(msg->hdr.type);
 
     if (d->n_fds != msg->hdr.fds) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
-                    "%s came with %u descriptors, but announced %u",
-                    name, d->n_fds, msg->hdr.fds);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "%s came with %u descriptors, but announced %u",
+                             name, d->n_fds, msg->hdr.fds);
     }
     swap_payload(msg, msg->hdr.type);
     switch (msg->hdr.type) {
     case IVSHMEM2_MSG_HELLO:
         if (msg->hello.magic != IVSHMEM2_MAGIC) {
-            g_set_error(error, IVSHMEM2_ERROR,
-                        IVSHMEM2_ERROR_PROTOCOL,
-                        "HELLO has the wrong magic 0x%x", msg->hello.magic);
-            return false;
+            return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                                 "HELLO has the wrong magic 0x%x",
+                                 msg->hello.magic);
         }
         sanitize_text(msg->hello.name, sizeof(msg->hello.name));
         break;
@@ -258,15 +255,14 @@ int ivshmem2_decoder_push_consume(Ivshmem2Decoder *d, const void *buf,
 
     push_fds(d, fds, n_fds);
     if (misplaced || n_fds > IVSHMEM2_MAX_FDS) {
-        g_set_error_literal(error, IVSHMEM2_ERROR,
-                            IVSHMEM2_ERROR_PROTOCOL, misplaced ?
-                            "descriptors came in the middle of a message" :
-                            "too many descriptors came with one message");
+        ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL, misplaced ?
+                      "descriptors came in the middle of a message" :
+                      "too many descriptors came with one message");
         return -1;
     }
     if (len > ivshmem2_decoder_wants(d)) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT,
-                    "more bytes than the message lacks");
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "more bytes than the message lacks");
         return -1;
     }
     memcpy((uint8_t *)&d->msg + d->have, buf, len);

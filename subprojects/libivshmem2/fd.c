@@ -1,5 +1,5 @@
 /*
- * libivshmem2: descriptors that came from somebody else
+ * libivshmem2: descriptors that came from another process
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -17,8 +17,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 #include "libivshmem2-core.h"
+#include "libivshmem2-util.h"
 
-/* With one system call, at most */
+/* Eventfds signalled with one system call, at most */
 #define SIGNALS     16
 
 void ivshmem2_close(int *fd)
@@ -38,28 +39,26 @@ bool ivshmem2_check_memfd(int fd, uint64_t size, bool writable,
     struct stat st;
 
     if (seals < 0 || flags < 0 || fstat(fd, &st) < 0) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
-                    "the descriptor of the %s is not a memory file", what);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "the descriptor of the %s is not a memory file",
+                             what);
     }
     if ((seals & want) != want) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
-                    "the memory of the %s is not sealed against shrinking "
-                    "and growing", what);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "the memory of the %s is not sealed against "
+                             "shrinking and growing", what);
     }
     if (st.st_size < 0 || (uint64_t)st.st_size < size) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
-                    "the memory of the %s has %lld bytes, too small for %llu",
-                    what, (long long)st.st_size, (unsigned long long)size);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "the memory of the %s has %lld bytes, too small "
+                             "for %llu", what, (long long)st.st_size,
+                             (unsigned long long)size);
     }
     flags &= O_ACCMODE;
     if (flags != O_RDWR && (writable || flags != O_RDONLY)) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
-                    "the memory of the %s is not open for %s", what,
-                    writable ? "reading and writing" : "reading");
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "the memory of the %s is not open for %s", what,
+                             writable ? "reading and writing" : "reading");
     }
     return true;
 }
@@ -70,23 +69,24 @@ bool ivshmem2_check_eventfd(int fd, GError **error)
     g_autofree char *target = g_file_read_link(link, NULL);
     struct stat st;
 
-    /* Without /proc: anonymous inodes have no type, or are regular files */
+    /* Without /proc: an anonymous inode has no type, or is a regular file */
     if (target ? strcmp(target, "anon_inode:[eventfd]") != 0
         : fstat(fd, &st) < 0 || (st.st_mode & S_IFMT & ~S_IFREG) ||
           fcntl(fd, F_GET_SEALS) >= 0) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_PROTOCOL,
-                    "a descriptor for interrupts is not an eventfd%s%s",
-                    target ? " but " : "", target ? target : "");
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "a descriptor for interrupts is not an eventfd"
+                             "%s%s", target ? " but " : "",
+                             target ? target : "");
     }
     return true;
 }
 
 /*
- * A write to a full counter waits, whoever else holds the file can fill it,
- * and O_NONBLOCK is theirs to take away.  What the kernel signals itself never
- * waits: here, the end of an asynchronous read that is too short to succeed.
- * Many of them take one system call.  Returns how many it were.
+ * A write to a full counter waits.  Every process that holds the file can
+ * fill the counter and clear O_NONBLOCK.  The kernel's own signals never wait:
+ * here it signals the end of an asynchronous read that is too short to
+ * succeed.  One system call does this for many eventfds.  Returns the number
+ * of eventfds that were signalled.
  */
 static size_t signal_by_kernel(const int *fds, size_t n)
 {
@@ -118,14 +118,14 @@ static size_t signal_by_kernel(const int *fds, size_t n)
     if (done <= 0) {
         return 0;
     }
-    /* make room for the next ones; nobody wants to know what became of them */
+    /* make room for the next reads; the results of these do not matter */
     syscall(SYS_io_getevents, context, 0, done, events, NULL);
     return done;
 }
 
 /*
- * Where that is not to be had: a full counter is readable already, and its
- * owner is going to be woken up anyway.
+ * For systems without asynchronous I/O.  A full counter is left as it is: it
+ * is readable already, and wakes its owner up anyway.
  */
 static void signal_by_write(int fd)
 {

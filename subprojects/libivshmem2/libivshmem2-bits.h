@@ -1,8 +1,9 @@
 /*
  * libivshmem2 internals: a large set of small numbers
  *
- * A bit for each number, and above them levels that say which words are not
- * 0, so that the next member is found in a few steps.
+ * The lowest level has a bit for each number.  Each bit of a higher level says
+ * whether a word of the level below is not 0, so that the next member is found
+ * in a few steps.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -29,7 +30,7 @@ typedef struct Ivshmem2Bits {
 /* The empty set of numbers below @size, which is not 0. */
 void ivshmem2_bits_init(Ivshmem2Bits *b, size_t size);
 
-/* Release the memory.  All zeros, as before ivshmem2_bits_init(), is fine. */
+/* Release the memory.  @b may be all zeros instead of initialized. */
 void ivshmem2_bits_clear(Ivshmem2Bits *b);
 
 void ivshmem2_bits_add(Ivshmem2Bits *b, size_t i);

@@ -1,12 +1,13 @@
 /*
- * libivshmem2 core: what the device, the server and the client library share
+ * libivshmem2 internals: what the device, the server and the client library
+ * share
  *
  * Codec and session do no I/O: they take bytes and descriptors, and say what
- * to send.  The chapters named are those of docs/interop/ivshmem2.rst.
+ * to send.  Names in quotes are chapters of docs/interop/ivshmem2.rst.
  *
  * Ownership of descriptors is in the names: _consume takes those passed in,
  * also when it fails; _steal gives the caller what it must close.  Everything
- * else borrows.
+ * else borrows.  Not installed: programs include libivshmem2.h.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -19,20 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "hw/misc/ivshmem2.h"
-
-/* GError domain of this library */
-#define IVSHMEM2_ERROR (ivshmem2_error_quark())
-GQuark ivshmem2_error_quark(void);
-
-typedef enum Ivshmem2Error {
-    IVSHMEM2_ERROR_PROTOCOL,    /* the other side broke the protocol */
-    IVSHMEM2_ERROR_REFUSED,     /* the server said no: IVSHMEM2_MSG_REFUSED */
-    IVSHMEM2_ERROR_CLOSED,      /* the other side closed the connection */
-    IVSHMEM2_ERROR_TIMEOUT,
-    IVSHMEM2_ERROR_ARGUMENT,    /* the caller's argument is no good */
-    IVSHMEM2_ERROR_IO,          /* the system refused; text has errno */
-    IVSHMEM2_ERROR_BUSY,        /* not now; try again later */
-} Ivshmem2Error;
+#include "libivshmem2.h"     /* its errors */
 
 /*
  * Codec ("Messages")
@@ -99,7 +87,7 @@ int ivshmem2_decoder_push_consume(Ivshmem2Decoder *d, const void *buf,
 /* Take descriptor @i of the complete message. */
 int ivshmem2_decoder_steal_fd(Ivshmem2Decoder *d, unsigned i);
 
-/* Forget the message, close what nobody stole, be ready for the next one. */
+/* Forget the message, close what was not stolen, be ready for the next one. */
 void ivshmem2_decoder_reset(Ivshmem2Decoder *d);
 
 /*
@@ -119,17 +107,17 @@ bool ivshmem2_check_memfd(int fd, uint64_t size, bool writable,
 bool ivshmem2_check_eventfd(int fd, GError **error);
 
 /*
- * Make an eventfd readable.  Does not wait, and a counter that somebody
- * filled to the brim is readable already.
+ * Make an eventfd readable.  Does not wait, not even for a counter that
+ * another process has filled to its limit: that one is readable already.
  */
 void ivshmem2_eventfd_signal(int fd);
 
-/* The same for @n of them, which is cheaper. */
+/* The same for @n of them, with fewer system calls. */
 void ivshmem2_eventfds_signal(const int *fds, size_t n);
 
 /*
- * Take what is in the counter; 0 if nothing.  Does not wait, whatever the
- * file's O_NONBLOCK says (everybody who holds the file can change that).
+ * Take what is in the counter; 0 if nothing.  Does not wait, even if the file
+ * is not O_NONBLOCK (every process that holds the file can change that).
  */
 uint64_t ivshmem2_eventfd_drain(int fd);
 
@@ -177,7 +165,7 @@ bool ivshmem2_session_has_next(const Ivshmem2Session *s);
 /* The handshake is complete and the connection stands. */
 bool ivshmem2_session_ready(const Ivshmem2Session *s);
 
-/* What the server said; all zeros before the first WELCOME. */
+/* The server's WELCOME; all zeros before the first one. */
 const Ivshmem2Welcome *ivshmem2_session_info(const Ivshmem2Session *s);
 
 /*
@@ -191,29 +179,29 @@ void *ivshmem2_session_map(Ivshmem2Session *s, GError **error);
 /* Our eventfd for @vector. */
 int ivshmem2_session_own_eventfd(const Ivshmem2Session *s, uint32_t vector);
 
-/* The eventfd of @vector at @id if the session holds it, else -1. */
-int ivshmem2_session_eventfd(const Ivshmem2Session *s, uint32_t id,
-                             uint32_t vector);
-
 typedef enum Ivshmem2Ring {
     IVSHMEM2_RING_NOBODY,       /* no such ID or vector on this link */
     IVSHMEM2_RING_SIGNALLED,    /* by the eventfd */
     IVSHMEM2_RING_REQUESTED,    /* the server will be asked */
 } Ivshmem2Ring;
 
-/* Ring @vector at @id.  Never fails, waits or grows memory. */
+/*
+ * Ring @vector at @id.  Never fails, waits or grows memory.  With
+ * IVSHMEM2_RING_SIGNALLED, *@fd (@fd may be NULL) is the eventfd that was
+ * signalled, borrowed until the next call that takes the session.
+ */
 Ivshmem2Ring ivshmem2_session_ring(Ivshmem2Session *s, uint32_t id,
-                                   uint32_t vector);
+                                   uint32_t vector, int *fd);
 
 /*
  * The own State Table entry changed: have the other peers interrupted, by the
- * server or, as long as there is none, by the eventfds that are at hand.
+ * server or, without a connection, by the eventfds that the session holds.
  */
 void ivshmem2_session_state_changed(Ivshmem2Session *s);
 
 /*
- * Have the server told that nobody uses our eventfds any more, also in the
- * middle of the handshake.
+ * Tell the server that our eventfds are not in use any more.  This may be
+ * sent in the middle of the handshake, too.
  */
 void ivshmem2_session_goodbye(Ivshmem2Session *s);
 

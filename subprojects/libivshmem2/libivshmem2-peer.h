@@ -1,5 +1,5 @@
 /*
- * libivshmem2 peer: what the two transports of the client API share
+ * libivshmem2 internals: what the two transports of the client API share
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -19,17 +19,20 @@ typedef struct Ivshmem2PeerOps {
                  GError **error);
     /* An interrupt was taken from the eventfd of @vector. */
     void (*taken)(Ivshmem2Peer *peer, uint32_t vector);
-    /* peer->service_fd is ready; false with @error set: the link is gone */
+    /* peer->service_fd is ready; false with @error set if the link is gone */
     bool (*service)(Ivshmem2Peer *peer, GError **error);
     bool (*connected)(const Ivshmem2Peer *peer);
-    /* State 0, goodbye, and release all but what ivshmem2_peer_*() made. */
+    /*
+     * Set the state to 0, say goodbye, and release the transport's own
+     * resources; epoll_fd, memory and the structure are left to peer.c.
+     */
     void (*close)(Ivshmem2Peer *peer);
 } Ivshmem2PeerOps;
 
 struct Ivshmem2Peer {
     const Ivshmem2PeerOps *ops;
-    Ivshmem2Info info;
-    void *memory;               /* all sections in their order, unmapped here */
+    Ivshmem2PeerInfo info;
+    void *memory;               /* all sections in order; peer.c unmaps it */
     size_t memory_size;
     int *eventfds;              /* of info.enabled_vectors, borrowed */
     int service_fd;             /* borrowed; -1: none */
@@ -42,10 +45,13 @@ struct Ivshmem2Peer {
  */
 Ivshmem2Peer *ivshmem2_peer_new(size_t size, const Ivshmem2PeerOps *ops);
 
-/* All of @peer but epoll_fd is set: get ready for ivshmem2_peer_wait(). */
+/*
+ * Every field of @peer but epoll_fd is set: make it ready for
+ * ivshmem2_peer_wait().
+ */
 bool ivshmem2_peer_complete(Ivshmem2Peer *peer, GError **error);
 
-/* Watch service_fd for these epoll events; 0: no more. */
+/* Watch service_fd for these epoll events; 0: stop watching it. */
 void ivshmem2_peer_watch_service(Ivshmem2Peer *peer, uint32_t events);
 
 #endif /* LIBIVSHMEM2_PEER_H */

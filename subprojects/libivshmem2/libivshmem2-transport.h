@@ -1,8 +1,8 @@
 /*
  * libivshmem2 transport: messages with descriptors over a unix socket
  *
- * Nothing here waits.  The bounded out-queue is one message: whoever cannot
- * send does not produce, and takes no further requests meanwhile.
+ * Nothing here waits.  The bounded out-queue is one message: its user makes
+ * the next message, and takes further requests, only when that one is sent.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -23,13 +23,13 @@ typedef struct Ivshmem2Transport {
 } Ivshmem2Transport;
 
 /*
- * @fd: a connected unix stream socket, set to non-blocking here.
- * @peer: whose messages are to be received.
+ * @fd: a connected unix stream socket, set to non-blocking here
+ * @peer: the other side, whose messages are received
  */
 void ivshmem2_transport_init_consume(Ivshmem2Transport *c, int fd,
                                      Ivshmem2Side peer);
 
-/* Close the socket and whatever was received and not stolen. */
+/* Close the socket and all received descriptors that were not stolen. */
 void ivshmem2_transport_clear(Ivshmem2Transport *c);
 
 /*
@@ -44,23 +44,28 @@ int ivshmem2_transport_receive(Ivshmem2Transport *c, GError **error);
 bool ivshmem2_transport_is_sending(const Ivshmem2Transport *c);
 
 /*
+ * Too many descriptors of this user are on their way, not only to this peer:
+ * try ivshmem2_transport_flush() again later, or cancel the message, or omit
+ * its descriptors.
+ */
+#define IVSHMEM2_TRANSPORT_BUSY     2
+
+/*
  * Send @msg (host byte order; only when nothing is being sent) with
  * msg->hdr.fds descriptors from @fds, which are borrowed until nothing is
  * being sent any more.  Returns 1 if all is sent, 0 if
- * ivshmem2_transport_flush() is needed, -1 with @error set on failure.
+ * ivshmem2_transport_flush() is needed when the socket is writable,
+ * IVSHMEM2_TRANSPORT_BUSY (only for messages with descriptors), or -1 with
+ * @error set if the connection is over.
  */
 int ivshmem2_transport_send(Ivshmem2Transport *c, const Ivshmem2Msg *msg,
-                       const int *fds, GError **error);
+                            const int *fds, GError **error);
 
-/*
- * Go on sending; returns as ivshmem2_transport_send().  After
- * IVSHMEM2_ERROR_BUSY, too many descriptors are on their way from this
- * user (not only to this peer), it can be tried again later.
- */
+/* Go on sending; returns as ivshmem2_transport_send(). */
 int ivshmem2_transport_flush(Ivshmem2Transport *c, GError **error);
 
 /*
- * After IVSHMEM2_ERROR_BUSY: do not send the message at all, or send it
+ * After IVSHMEM2_TRANSPORT_BUSY: do not send the message at all, or send it
  * without descriptors (EVENTFDS as an answer).
  */
 void ivshmem2_transport_cancel(Ivshmem2Transport *c);

@@ -12,47 +12,48 @@
 #include <glib.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include "libivshmem2-core.h"
+#include "libivshmem2.h"
 
-/* Set @error, with a text as by printf().  Always returns false. */
+/* Set @error with a message made as by printf().  Always returns false. */
 bool ivshmem2_fail(GError **error, Ivshmem2Error code, const char *fmt, ...)
     G_GNUC_PRINTF(3, 4);
 
-/* The same with IVSHMEM2_ERROR_IO and the text of errno behind @fmt's. */
+/* The same with IVSHMEM2_ERROR_IO, and ": " and errno's text at the end. */
 bool ivshmem2_fail_errno(GError **error, const char *fmt, ...)
     G_GNUC_PRINTF(2, 3);
 
 /*
- * Deadlines are in microseconds of g_get_monotonic_time(); -1 is never.
- * @timeout_us: from now; negative: never.
+ * The deadline in @timeout_us microseconds, in microseconds as of
+ * g_get_monotonic_time(); -1, which means never, if @timeout_us is negative.
  */
 int64_t ivshmem2_deadline(int64_t timeout_us);
 
 /*
- * Milliseconds until @deadline as poll() takes them: rounded up, 0 if it is
- * over, -1 for never.
+ * Milliseconds until @deadline as poll() takes them: rounded up, 0 if the
+ * deadline has passed, -1 for never.
  */
 int ivshmem2_deadline_ms(int64_t deadline);
 
 /*
  * A number at the start of @text in @base (0: decimal, or hexadecimal after
- * 0x), without sign and space.  *@end is what follows it.  Returns false if
- * there is none or if it does not fit.
+ * 0x), without sign and space.  *@end is the rest of @text.  Returns false if
+ * there is no number or if it does not fit.
  */
 bool ivshmem2_scan_number(const char *text, unsigned base, uint64_t *value,
                           const char **end);
 
 /*
- * @text as a whole is a decimal or hexadecimal number from @min to @max.
- * Else, @error names @what, @text and the range, and *@value stays.
+ * Parse @text as a whole: a decimal or, after 0x, hexadecimal number from @min
+ * to @max.  If it is none, returns false, leaves *@value as it is, and sets
+ * @error, which names @what, @text and the range.
  */
 bool ivshmem2_parse_number(const char *what, const char *text, uint64_t min,
                            uint64_t max, uint64_t *value, GError **error);
 
 /*
- * Raise the limit of open files (RLIMIT_NOFILE) as far as the hard limit
- * allows, and that one to @wanted where it is lower and the system permits.
- * Returns the limit that applies then; 0 if it cannot be read.
+ * Raise the soft limit of open files (RLIMIT_NOFILE) to the hard limit.  If
+ * the hard limit is below @wanted, raise it first if the system permits.
+ * Returns the resulting soft limit; 0 if it cannot be read.
  */
 uint64_t ivshmem2_raise_file_limit(uint64_t wanted);
 

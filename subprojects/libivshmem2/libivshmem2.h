@@ -3,11 +3,27 @@
  *
  * One API, two transports: from a program on the host through the server's
  * socket, or from a program in a Linux guest through VFIO on the PCI device.
- * The sections named are those of the device specification, see
- * docs/specs/ivshmem2.rst.
+ * Names in quotes are sections of the device specification, on which
+ * docs/specs/ivshmem2.rst is based.
  *
- * A peer is used by one thread at a time.  Functions that return bool return
- * false with @error set on failure.
+ * Threads: a peer is used by one thread at a time; different peers may be
+ * used by different threads at the same time.  Any thread may call these
+ * functions at any time until the peer is closed, because they return
+ * constants or only read shared memory: ivshmem2_peer_info(),
+ * ivshmem2_peer_rw(), ivshmem2_peer_output(), ivshmem2_peer_state_table(),
+ * ivshmem2_peer_state(), ivshmem2_peer_fd().  After fork(), only one of the
+ * two processes may go on to use the peer.
+ *
+ * Errors: functions that can fail take a GError ** as their last argument,
+ * which may be NULL.  The domain is IVSHMEM2_ERROR, the code is an
+ * Ivshmem2Error, the message names the cause.
+ *
+ * Ownership: all pointers that the library returns are its own and valid
+ * until the peer is closed.  It keeps no pointer that it was given.  All its
+ * descriptors are close-on-exec.
+ *
+ * Compatibility: within one SONAME, functions, codes and fields of structures
+ * are added at the end, and none is changed or removed.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -19,112 +35,233 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include "libivshmem2-core.h"
 
+G_BEGIN_DECLS
+
+/* The version of this header; the build checks that meson.build agrees */
+#define LIBIVSHMEM2_VERSION_MAJOR   1
+#define LIBIVSHMEM2_VERSION_MINOR   0
+#define LIBIVSHMEM2_VERSION_MICRO   0
+
+/* Is this header of version @major.@minor.@micro or later? */
+#define LIBIVSHMEM2_CHECK_VERSION(major, minor, micro)                      \
+    (LIBIVSHMEM2_VERSION_MAJOR > (major) ||                                 \
+     (LIBIVSHMEM2_VERSION_MAJOR == (major) &&                               \
+      (LIBIVSHMEM2_VERSION_MINOR > (minor) ||                               \
+       (LIBIVSHMEM2_VERSION_MINOR == (minor) &&                             \
+        LIBIVSHMEM2_VERSION_MICRO >= (micro)))))
+
+/* Errors */
+
+#define IVSHMEM2_ERROR (ivshmem2_error_quark())
+GQuark ivshmem2_error_quark(void);
+
+typedef enum Ivshmem2Error {
+    IVSHMEM2_ERROR_ARGUMENT     = 1,    /* the caller's argument is invalid */
+    IVSHMEM2_ERROR_IO           = 2,    /* the system refused, with its text */
+    IVSHMEM2_ERROR_TIMEOUT      = 3,    /* one side did not answer in time */
+    IVSHMEM2_ERROR_CLOSED       = 4,    /* the server or the device is gone */
+    IVSHMEM2_ERROR_PROTOCOL     = 5,    /* one side broke the protocol */
+
+    /* The server refused; the message quotes what it said */
+    IVSHMEM2_ERROR_REFUSED      = 16,   /* for a reason not in this list */
+    IVSHMEM2_ERROR_VERSION      = 17,   /* no common version of the protocol */
+    IVSHMEM2_ERROR_FULL         = 18,   /* all IDs are taken */
+    IVSHMEM2_ERROR_ID_TAKEN     = 19,   /* the wanted ID is taken */
+    IVSHMEM2_ERROR_ID_RANGE     = 20,   /* the link has no such ID */
+    IVSHMEM2_ERROR_INTERRUPTS   = 21,   /* the link needs other interrupts */
+    IVSHMEM2_ERROR_PERMISSION   = 22,   /* may not join, or not as this ID */
+    IVSHMEM2_ERROR_SESSION      = 23,   /* the session cannot be resumed */
+    IVSHMEM2_ERROR_LIMIT        = 24,   /* the server's limits are reached */
+    IVSHMEM2_ERROR_SHUTDOWN     = 25,   /* the server is ending */
+    /* Later versions add codes, which this one reports as REFUSED. */
+} Ivshmem2Error;
+
+/* Joining and leaving */
+
+/* A peer of a link */
 typedef struct Ivshmem2Peer Ivshmem2Peer;
 
-/* What is constant while one is a peer ("Configuration Space Registers") */
-typedef struct Ivshmem2Info {
-    uint32_t id;                /* ID register */
-    uint32_t max_peers;         /* Maximum Peers register */
-    uint32_t vectors;           /* of every peer */
-    /*
-     * The first ones of our own that can interrupt us: all of them, unless
-     * the guest's processors have no room for so many.
-     */
-    uint32_t enabled_vectors;
-    bool msix;                  /* MSI-X, else INTx */
-    uint16_t protocol;          /* protocol type of this peer */
-    uint32_t state_table_size;  /* bytes */
-    uint64_t rw_size;           /* bytes, 0: no R/W section */
-    uint64_t output_size;       /* bytes of each output section, 0: none */
-} Ivshmem2Info;
-
-typedef struct Ivshmem2SocketOptions {
-    uint32_t id;                /* wanted ID or IVSHMEM2_ID_ANY */
-    const char *name;           /* for the server's log, or NULL */
-    unsigned timeout_ms;        /* for connecting and the handshake */
-} Ivshmem2SocketOptions;
-
-#define IVSHMEM2_SOCKET_OPTIONS_INIT \
-    { .id = IVSHMEM2_ID_ANY, .name = NULL, .timeout_ms = 5000 }
+/* Ivshmem2SocketOptions.id: the server chooses a free ID */
+#define IVSHMEM2_PEER_ID_ANY        UINT32_C(0xffffffff)
 
 /*
- * Join the link of the server that listens at @path, within
- * options->timeout_ms.  @options may be NULL for the defaults.
+ * Always initialize it with IVSHMEM2_SOCKET_OPTIONS_INIT, then set the fields
+ * that matter.  Later versions append fields: @size tells the library which
+ * ones the program knows, and all others have their defaults.  A library that
+ * is older than the program's header refuses fields that it does not know.
+ */
+typedef struct Ivshmem2SocketOptions {
+    size_t size;                /* of this structure, set by the initializer */
+    /* For the server's log, or NULL.  Cut at 63 bytes. */
+    const char *name;
+    uint32_t id;                /* wanted ID, or IVSHMEM2_PEER_ID_ANY */
+    /* For connecting and the handshake together; -1: no limit */
+    int32_t timeout_ms;
+} Ivshmem2SocketOptions;
+
+#define IVSHMEM2_SOCKET_OPTIONS_INIT                                        \
+    { sizeof(Ivshmem2SocketOptions), NULL, IVSHMEM2_PEER_ID_ANY, 5000 }
+
+/*
+ * Join a link from the host.
+ *
+ * @path: of the server's unix socket, no longer than the system allows for
+ *     such addresses (107 bytes)
+ * @options: or NULL for the defaults
+ *
+ * The process needs descriptors for the eventfds that the server hands out
+ * when a peer joins: raise RLIMIT_NOFILE before where a link has many peers
+ * and vectors.
+ *
+ * Returns the peer, to be released with ivshmem2_peer_close(), or NULL with
+ * @error set: ARGUMENT (@path is too long, @options are not initialized), IO,
+ * TIMEOUT, CLOSED, PROTOCOL, or one of the server's refusals.
  */
 Ivshmem2Peer *ivshmem2_peer_open_socket(const char *path,
                                         const Ivshmem2SocketOptions *options,
                                         GError **error);
 
 /*
- * Drive the PCI device at @address ("0000:00:04.0", the domain may be left
- * out), which must be bound to vfio-pci, with an IOMMU.  Interrupts are
- * enabled with all vectors of the device, or as many as there is room for.
+ * Join a link from a Linux guest, by driving its PCI device.
+ *
+ * @address: of the device, as "0000:00:04.0", where the domain may be left
+ *     out.  The device must be bound to vfio-pci, with an IOMMU.
+ *
+ * Sets the device's state to 0, turns one-shot mode off, and enables
+ * interrupts with all vectors of the device or as many as the guest's
+ * processors have room for ("Interrupt Control Register", "MSI-X
+ * Capability").
+ *
+ * Returns the peer, to be released with ivshmem2_peer_close(), or NULL with
+ * @error set: ARGUMENT (no such device, or none of this kind), IO (the
+ * message may have several lines that say how to set the guest up), PROTOCOL
+ * (the device's registers contradict each other).
  */
 Ivshmem2Peer *ivshmem2_peer_open_pci(const char *address, GError **error);
 
-/* State 0, goodbye, and everything released.  @peer may be NULL. */
+/*
+ * Leave the link: set the state to 0 ("State Register"), tell the server, and
+ * release the peer and all its memory and descriptors.  Takes a second at
+ * most where the server does not answer.  @peer may be NULL.
+ */
 void ivshmem2_peer_close(Ivshmem2Peer *peer);
 
-const Ivshmem2Info *ivshmem2_peer_info(const Ivshmem2Peer *peer);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Ivshmem2Peer, ivshmem2_peer_close)
 
 /*
- * Is the server (host) or the device (guest) still there?  Without a server,
- * memory and the doorbells of peers that are known go on, and state changes
- * interrupt those peers only.
+ * What stays the same while a peer is on its link ("Configuration Space
+ * Registers").  Only the library makes such structures; later versions append
+ * fields.
+ */
+typedef struct Ivshmem2PeerInfo {
+    uint32_t id;                /* of this peer ("ID Register") */
+    uint32_t max_peers;         /* IDs are below ("Maximum Peers Register") */
+    uint32_t vectors;           /* of every peer */
+    /*
+     * Only vectors below this can interrupt this peer: all of them, unless
+     * the guest's processors lack room.
+     */
+    uint32_t enabled_vectors;
+    bool msix;                  /* MSI-X, else INTx */
+    uint16_t protocol;          /* protocol type of this peer ("Protocols") */
+    uint32_t state_table_size;  /* bytes */
+    uint64_t rw_size;           /* bytes; 0: no R/W section */
+    uint64_t output_size;       /* bytes of each output section; 0: none */
+} Ivshmem2PeerInfo;
+
+/* The properties of @peer and of its link.  Never NULL.  Any thread. */
+const Ivshmem2PeerInfo *ivshmem2_peer_info(const Ivshmem2Peer *peer);
+
+/*
+ * Is the server (host) or the device (guest) still there, as far as the
+ * functions below have found out?  Without a server, memory and the doorbells
+ * of peers that are known go on working, and state changes interrupt those
+ * peers only.  Does not wait.
  */
 bool ivshmem2_peer_connected(const Ivshmem2Peer *peer);
 
+/* Memory ("Shared Memory Region Layout") */
+
 /*
- * R/W section ("Shared Memory Region Layout"), NULL if there is none.  The
- * other peers change it at any time: read what they write with atomic
- * accesses or after an interrupt or a state that says it is there.
+ * The R/W section, of Ivshmem2PeerInfo.rw_size bytes, or NULL if the link has
+ * none.  Other peers change it at any time: read what they write with atomic
+ * accesses, or after an interrupt or a state that says that it is complete.
+ * Any thread.
  */
 void *ivshmem2_peer_rw(const Ivshmem2Peer *peer);
 
 /*
- * Output section of peer @id, NULL if there is none.  Only the own one may be
- * written: elsewhere the host sends SIGSEGV, and in a guest writes vanish.
+ * The output section of peer @id, of Ivshmem2PeerInfo.output_size bytes, or
+ * NULL if there is none.  Only the own one may be written: on the host,
+ * writing to another one raises SIGSEGV; in a guest, the write has no effect.
+ * Any thread.
  */
 void *ivshmem2_peer_output(const Ivshmem2Peer *peer, uint32_t id);
 
-/* The whole State Table: little-endian entries, never to be written */
+/*
+ * The State Table ("State Table"), of Ivshmem2PeerInfo.state_table_size
+ * bytes: little-endian entries of 32 bits, never to be written.  Never NULL.
+ * Any thread.
+ */
 const void *ivshmem2_peer_state_table(const Ivshmem2Peer *peer);
 
-/* State Table entry of peer @id; 0 if there is no such ID. */
+/*
+ * The State Table entry of peer @id; 0 if the link has no such ID.  What that
+ * peer wrote to memory before it set this state is visible afterwards.  Any
+ * thread.
+ */
 uint32_t ivshmem2_peer_state(const Ivshmem2Peer *peer, uint32_t id);
 
+/* States and interrupts */
+
 /*
- * State register: set the own state and, if it differs from the previous
- * one, interrupt the other peers with vector 0.
+ * Set the own state and, if it differs from the previous one, interrupt the
+ * other peers with vector 0 ("State Register").  Does not wait.
+ *
+ * Returns true; or false with @error set, which no transport does today.
  */
 bool ivshmem2_peer_set_state(Ivshmem2Peer *peer, uint32_t state,
                              GError **error);
 
 /*
- * Doorbell register: interrupt @vector of peer @target.  Ringing a target
- * that is not there is no error; one that cannot exist on this link is.
+ * Interrupt peer @target with @vector ("Doorbell Register").  What was written
+ * to memory before is visible to that peer when it is interrupted.  Does not
+ * wait.  It is no error if nobody uses the ID @target at the moment.
+ *
+ * Returns true; or false with @error set: ARGUMENT (the link has no such ID or
+ * vector), CLOSED (host: the server is gone, and only the server has the
+ * eventfd).
  */
 bool ivshmem2_peer_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
                         GError **error);
 
 /*
- * Wait until one of our vectors was interrupted, for @timeout_ms at most (-1:
- * for ever, 0: only look).  *@vector: the only one to look at, or -1 for any.
- * Returns 1 and the vector in *@vector, which is not interrupted any more;
- * 0 after the time; -1 with @error set if the link is gone.  Interrupts of
- * one vector that come before they are waited for become one.
+ * Wait until this peer is interrupted ("Interrupt Control Register").  Several
+ * interrupts of one vector before this call count as one.
  *
- * A host peer without a server waits on: the others can still ring it.
+ * @only: the vector to wait for, below Ivshmem2PeerInfo.enabled_vectors;
+ *     others remain to be waited for.  -1: any vector.
+ * @vector: where to put the vector that was interrupted, or NULL
+ * @timeout_ms: milliseconds; 0: do not wait, -1: no limit
+ *
+ * This is also what keeps a host peer's conversation with its server going.
+ * Without a server it waits on, because other peers can still ring.
+ *
+ * Returns 1 if there was an interrupt, which is taken with that; 0 if the time
+ * is over; -1 with @error set: ARGUMENT (@only is out of range), IO, CLOSED
+ * (guest: the device is being removed).
  */
-int ivshmem2_peer_wait(Ivshmem2Peer *peer, int *vector, int timeout_ms,
-                       GError **error);
+int ivshmem2_peer_wait(Ivshmem2Peer *peer, int only, int *vector,
+                       int timeout_ms, GError **error);
 
 /*
- * For programs with a main loop of their own: a descriptor, owned by @peer,
- * that is readable when ivshmem2_peer_wait() has something to do.
+ * For programs with a main loop of their own: a descriptor that is readable
+ * (POLLIN) while ivshmem2_peer_wait() with @only -1 has something to do.
+ * Owned by @peer: do nothing but wait for it.  Any thread.
  */
 int ivshmem2_peer_fd(const Ivshmem2Peer *peer);
+
+G_END_DECLS
 
 #endif /* LIBIVSHMEM2_H */

@@ -15,19 +15,29 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
-#include "libivshmem2-transport.h"
 #include "libivshmem2-peer.h"
+#include "libivshmem2-transport.h"
+#include "libivshmem2-util.h"
 
-/* How long closing may take if the server does not read */
-#define CLOSE_TIMEOUT_MS    1000
-/* Messages of the server handled before looking at the time again */
+/* The time that closing may take if the server does not read */
+#define CLOSE_TIMEOUT_US    (1000 * 1000)
+/* Messages of the server that are handled between two looks at the time */
 #define RECEIVE_BATCH       64
+
+/* The public header does not include the header of the protocol. */
+_Static_assert(IVSHMEM2_PEER_ID_ANY == IVSHMEM2_ID_ANY,
+               "a program's wish is passed on to the server");
+
+/* No padding at the end that could hide an appended field. */
+_Static_assert(sizeof(Ivshmem2SocketOptions) ==
+               offsetof(Ivshmem2SocketOptions, timeout_ms) + sizeof(int32_t),
+               "a field that is appended changes the size");
 
 typedef struct SocketPeer {
     Ivshmem2Peer parent;
     Ivshmem2Session *session;
     Ivshmem2Transport conn;
-    uint32_t state;             /* others can write the State Table as well */
+    uint32_t state;             /* others can write the State Table, too */
 } SocketPeer;
 
 static bool socket_connected(const Ivshmem2Peer *peer)
@@ -42,7 +52,8 @@ static bool send_all(SocketPeer *p, GError **error)
     Ivshmem2Msg msg;
     int ret = ivshmem2_transport_flush(&p->conn, error);
 
-    while (ret > 0 && ivshmem2_session_next(p->session, &msg)) {
+    /* clients send no descriptors, so it is never BUSY */
+    while (ret == 1 && ivshmem2_session_next(p->session, &msg)) {
         ret = ivshmem2_transport_send(&p->conn, &msg, NULL, error);
     }
     return ret >= 0;
@@ -69,7 +80,7 @@ static bool converse(SocketPeer *p, GError **error)
     g_autoptr(GError) send_error = NULL;
     bool sent = send_all(p, &send_error);
 
-    /* A server that closed may have said why: that is the better error. */
+    /* A server that closed may have sent the reason: a better error. */
     if (!receive_some(p, error)) {
         return false;
     }
@@ -87,15 +98,15 @@ static bool is_talking(const SocketPeer *p)
 }
 
 /*
- * Converse until there is nothing left to say or, for the handshake, until
- * the session is ready.
+ * Converse until nothing is left to send or, for the handshake, until the
+ * session is ready.
  */
-static bool converse_until(SocketPeer *p, bool handshake, gint64 deadline,
+static bool converse_until(SocketPeer *p, bool handshake, int64_t deadline,
                            GError **error)
 {
     for (;;) {
         struct pollfd pfd = { .fd = p->conn.fd, .events = POLLIN };
-        gint64 left = deadline - g_get_monotonic_time();
+        int left_ms = ivshmem2_deadline_ms(deadline);
 
         if (!converse(p, error)) {
             return false;
@@ -103,18 +114,16 @@ static bool converse_until(SocketPeer *p, bool handshake, gint64 deadline,
         if (handshake ? ivshmem2_session_ready(p->session) : !is_talking(p)) {
             return true;
         }
-        if (left <= 0) {
-            g_set_error_literal(error, IVSHMEM2_ERROR,
-                                IVSHMEM2_ERROR_TIMEOUT,
-                                "the server does not answer in time");
-            return false;
+        if (!left_ms) {
+            return ivshmem2_fail(error, IVSHMEM2_ERROR_TIMEOUT,
+                                 "the server does not answer in time");
         }
         pfd.events |= ivshmem2_transport_is_sending(&p->conn) ? POLLOUT : 0;
-        poll(&pfd, 1, (left + 999) / 1000);
+        poll(&pfd, 1, left_ms);
     }
 }
 
-/* Memory and doorbells go on. */
+/* Memory and doorbells go on working without a server. */
 static void lose_server(SocketPeer *p)
 {
     if (p->parent.epoll_fd >= 0) {
@@ -125,7 +134,7 @@ static void lose_server(SocketPeer *p)
     ivshmem2_session_disconnected(p->session);
 }
 
-/* Say what there is to say without waiting. */
+/* Send and receive what is possible without waiting. */
 static void talk(SocketPeer *p)
 {
     if (p->conn.fd >= 0 && !converse(p, NULL)) {
@@ -172,16 +181,15 @@ static bool socket_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
 
     /* what was written to memory before is visible before the interrupt */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (ivshmem2_session_ring(p->session, target, vector) !=
+    if (ivshmem2_session_ring(p->session, target, vector, NULL) !=
         IVSHMEM2_RING_REQUESTED) {
         return true;
     }
     talk(p);
     if (p->conn.fd < 0) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_CLOSED,
-                    "the server is gone, and only it knew how to ring "
-                    "vector %u of peer %u", vector, target);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_CLOSED,
+                             "the server is gone, and only it knew how to "
+                             "ring vector %u of peer %u", vector, target);
     }
     return true;
 }
@@ -189,13 +197,13 @@ static bool socket_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
 static void socket_close(Ivshmem2Peer *peer)
 {
     SocketPeer *p = (SocketPeer *)peer;
-    gint64 deadline = g_get_monotonic_time() + CLOSE_TIMEOUT_MS * 1000;
+    int64_t deadline = ivshmem2_deadline(CLOSE_TIMEOUT_US);
 
     if (peer->memory) {
         store_state(p, 0);
     }
     if (ivshmem2_session_ready(p->session)) {
-        /* GOODBYE comes last: what still waits for the server goes first */
+        /* requests that still wait for the server go first, GOODBYE last */
         if (!converse_until(p, false, deadline, NULL)) {
             lose_server(p);
         } else {
@@ -218,25 +226,41 @@ static const Ivshmem2PeerOps socket_ops = {
 
 /* Joining */
 
-static int connect_to(const char *path, unsigned timeout_ms, GError **error)
+static void fail_connect(const char *path, GError **error)
+{
+    const char *hint = errno == ECONNREFUSED || errno == ENOENT ?
+                       ", is ivshmem2-server running?" : "";
+
+    if (errno == EAGAIN) {
+        ivshmem2_fail(error, IVSHMEM2_ERROR_TIMEOUT,
+                      "the server at '%s' does not answer in time", path);
+    } else {
+        ivshmem2_fail(error, IVSHMEM2_ERROR_IO, "cannot connect to '%s': %s%s",
+                      path, g_strerror(errno), hint);
+    }
+}
+
+static int connect_to(const char *path, int64_t deadline, GError **error)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    int left_ms = ivshmem2_deadline_ms(deadline);
+    /* SO_SNDTIMEO 0 means no limit */
     struct timeval timeout = {
-        .tv_sec = timeout_ms / 1000,
-        .tv_usec = timeout_ms % 1000 * 1000,
+        .tv_sec = MAX(left_ms, 0) / 1000,
+        .tv_usec = left_ms ? MAX(left_ms, 0) % 1000 * 1000 : 1,
     };
     int fd, ret;
 
     if (strlen(path) >= sizeof(addr.sun_path)) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT,
-                    "socket path '%s' is longer than the %zu bytes that the "
-                    "system allows", path, sizeof(addr.sun_path) - 1);
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "socket path '%s' is longer than the %zu bytes that the "
+                      "system allows", path, sizeof(addr.sun_path) - 1);
         return -1;
     }
     strcpy(addr.sun_path, path);
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd >= 0) {
-        /* connect() waits for a server that does not accept, this long */
+        /* connect() waits at most this long for a server to accept */
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
         do {
             ret = connect(fd, (struct sockaddr *)&addr, sizeof(addr));
@@ -245,15 +269,7 @@ static int connect_to(const char *path, unsigned timeout_ms, GError **error)
             return fd;
         }
     }
-    if (errno == EAGAIN) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_TIMEOUT,
-                    "the server at '%s' does not answer in time", path);
-    } else {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
-                    "cannot connect to '%s': %s%s", path, g_strerror(errno),
-                    errno == ECONNREFUSED || errno == ENOENT ?
-                    ", is ivshmem2-server running?" : "");
-    }
+    fail_connect(path, error);
     ivshmem2_close(&fd);
     return -1;
 }
@@ -262,7 +278,7 @@ static void set_info(SocketPeer *p)
 {
     const Ivshmem2Welcome *w = ivshmem2_session_info(p->session);
 
-    p->parent.info = (Ivshmem2Info) {
+    p->parent.info = (Ivshmem2PeerInfo) {
         .id = w->id,
         .max_peers = w->max_peers,
         .vectors = w->vectors,
@@ -275,7 +291,7 @@ static void set_info(SocketPeer *p)
     };
 }
 
-static bool join(SocketPeer *p, gint64 deadline, GError **error)
+static bool join(SocketPeer *p, int64_t deadline, GError **error)
 {
     Ivshmem2Peer *peer = &p->parent;
 
@@ -294,27 +310,49 @@ static bool join(SocketPeer *p, gint64 deadline, GError **error)
     return peer->memory && ivshmem2_peer_complete(peer, error);
 }
 
+/* All options.  Those that the program does not know have their defaults. */
+static bool take_options(Ivshmem2SocketOptions *o,
+                         const Ivshmem2SocketOptions *given, GError **error)
+{
+    *o = (Ivshmem2SocketOptions) IVSHMEM2_SOCKET_OPTIONS_INIT;
+    if (!given) {
+        return true;
+    }
+    if (given->size != sizeof(*o)) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "options of %zu bytes: they are not initialized "
+                             "with IVSHMEM2_SOCKET_OPTIONS_INIT, or the "
+                             "program needs a newer libivshmem2", given->size);
+    }
+    *o = *given;
+    return true;
+}
+
 Ivshmem2Peer *ivshmem2_peer_open_socket(const char *path,
                                         const Ivshmem2SocketOptions *options,
                                         GError **error)
 {
-    static const Ivshmem2SocketOptions defaults = IVSHMEM2_SOCKET_OPTIONS_INIT;
-    const Ivshmem2SocketOptions *o = options ? options : &defaults;
-    gint64 deadline = g_get_monotonic_time() + (gint64)o->timeout_ms * 1000;
+    Ivshmem2SocketOptions o;
     Ivshmem2Hello hello = {
         .features = IVSHMEM2_F_MSIX | IVSHMEM2_F_INTX,
         .vectors = IVSHMEM2_MAX_VECTORS,
-        .id = o->id,
     };
-    int fd = connect_to(path, o->timeout_ms, error);
+    int64_t deadline;
     SocketPeer *p;
+    int fd;
 
+    if (!take_options(&o, options, error)) {
+        return NULL;
+    }
+    deadline = ivshmem2_deadline((int64_t)o.timeout_ms * 1000);
+    fd = connect_to(path, deadline, error);
     if (fd < 0) {
         return NULL;
     }
     p = (SocketPeer *)ivshmem2_peer_new(sizeof(*p), &socket_ops);
     ivshmem2_transport_init_consume(&p->conn, fd, IVSHMEM2_SERVER);
-    ivshmem2_set_text(hello.name, sizeof(hello.name), o->name ? o->name : "");
+    hello.id = o.id;
+    ivshmem2_set_text(hello.name, sizeof(hello.name), o.name ? o.name : "");
     p->session = ivshmem2_session_new(&hello);
     if (!join(p, deadline, error)) {
         ivshmem2_peer_close(&p->parent);

@@ -18,10 +18,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include "hw/misc/ivshmem2-regs.h"
+#include "libivshmem2-core.h"
 #include "libivshmem2-peer.h"
 #include "libivshmem2-util.h"
 
-/* Capabilities are dwords in the upper 192 bytes: a list has no more. */
+/* Capabilities are dwords in 192 bytes, so a list cannot have more. */
 #define MAX_CAPABILITIES    48
 
 typedef struct VfioPeer {
@@ -33,14 +34,11 @@ typedef struct VfioPeer {
     uint64_t config_offset;     /* of configuration space in @device */
     uint32_t *regs;             /* BAR 0 */
     size_t regs_size;
-    int request_fd;             /* the kernel wants the device back */
+    int request_fd;             /* readable: the kernel wants the device */
     bool removed;
     int *eventfds;
     uint32_t n_eventfds;
 } VfioPeer;
-
-#define fail(error, ...) \
-    ivshmem2_fail(error, IVSHMEM2_ERROR_IO, __VA_ARGS__)
 
 /* Registers: aligned 32-bit accesses only */
 
@@ -52,7 +50,7 @@ static uint32_t reg_read(VfioPeer *p, unsigned reg)
 
 static void reg_write(VfioPeer *p, unsigned reg, uint32_t value)
 {
-    /* what was written to memory before is visible before this */
+    /* what was written to memory before is visible before this write */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     __atomic_store_n(&p->regs[reg / 4], GUINT32_TO_LE(value),
                      __ATOMIC_RELEASE);
@@ -87,10 +85,9 @@ static bool set_irqs(VfioPeer *p, uint32_t index, uint32_t flags,
     if (fds) {
         memcpy(set->data, fds, n * sizeof(int));
     }
-    /* more than 0 is how many would have been possible */
+    /* more than 0: the number of interrupts that would be possible */
     if (ioctl(p->device, VFIO_DEVICE_SET_IRQS, set) != 0) {
-        return fail(error, "cannot set up %u interrupts: %s", n,
-                    g_strerror(errno));
+        return ivshmem2_fail_errno(error, "cannot set up %u interrupts", n);
     }
     return true;
 }
@@ -101,8 +98,9 @@ static void vfio_taken(Ivshmem2Peer *peer, uint32_t vector)
 
     if (!peer->info.msix) {
         /*
-         * The kernel masks INTx on each interrupt.  Pulses are lost until
-         * here, which is no harm: the caller is going to look at the memory.
+         * The kernel masks INTx on each interrupt, and loses pulses until
+         * now.  That does no harm, because the caller looks at the memory
+         * after this.
          */
         set_irqs(p, VFIO_PCI_INTX_IRQ_INDEX,
                  VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK,
@@ -115,9 +113,8 @@ static bool vfio_service(Ivshmem2Peer *peer, GError **error)
     VfioPeer *p = (VfioPeer *)peer;
 
     p->removed = true;
-    g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_CLOSED,
-                "%s is being removed", p->address);
-    return false;
+    return ivshmem2_fail(error, IVSHMEM2_ERROR_CLOSED, "%s is being removed",
+                         p->address);
 }
 
 static bool vfio_connected(const Ivshmem2Peer *peer)
@@ -133,8 +130,8 @@ static bool make_eventfds(VfioPeer *p, uint32_t n, GError **error)
         int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 
         if (fd < 0) {
-            return fail(error, "cannot make an eventfd for each of %u "
-                        "vectors: %s", n, g_strerror(errno));
+            return ivshmem2_fail_errno(error, "cannot make an eventfd for "
+                                       "each of %u vectors", n);
         }
         p->eventfds[p->n_eventfds++] = fd;
     }
@@ -145,7 +142,7 @@ static bool enable_interrupts(VfioPeer *p, GError **error)
 {
     const uint32_t flags = VFIO_IRQ_SET_DATA_EVENTFD |
                            VFIO_IRQ_SET_ACTION_TRIGGER;
-    Ivshmem2Info *info = &p->parent.info;
+    Ivshmem2PeerInfo *info = &p->parent.info;
     uint32_t index = info->msix ? VFIO_PCI_MSIX_IRQ_INDEX
                                 : VFIO_PCI_INTX_IRQ_INDEX;
     uint32_t n = info->vectors;
@@ -158,7 +155,7 @@ static bool enable_interrupts(VfioPeer *p, GError **error)
         set_irqs(p, VFIO_PCI_REQ_IRQ_INDEX, flags, &p->request_fd, 1, NULL)) {
         p->parent.service_fd = p->request_fd;
     }
-    /* a processor has about 200 vectors for all its devices */
+    /* a processor has about 200 interrupts for all of its devices */
     while (n > 1 && !set_irqs(p, index, flags, p->eventfds, n, NULL)) {
         n /= 2;
     }
@@ -176,9 +173,10 @@ static bool config_access(VfioPeer *p, bool write, unsigned offset,
                         : pread(p->device, buf, len, at);
 
     if (ret != (ssize_t)len) {
-        return fail(error, "cannot %s configuration space at 0x%x: %s",
-                    write ? "write" : "read", offset,
-                    ret < 0 ? g_strerror(errno) : "too short");
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                             "cannot %s configuration space at 0x%x: %s",
+                             write ? "write" : "read", offset,
+                             ret < 0 ? g_strerror(errno) : "too short");
     }
     return true;
 }
@@ -196,7 +194,7 @@ static bool config_read(VfioPeer *p, unsigned offset, uint32_t *value,
 /* The dwords of the vendor capability */
 static bool read_capability(VfioPeer *p, unsigned at, GError **error)
 {
-    Ivshmem2Info *info = &p->parent.info;
+    Ivshmem2PeerInfo *info = &p->parent.info;
     uint32_t value[IVSHMEM2_CAP_SIZE / 4];
     uint8_t control = 0;
 
@@ -206,15 +204,16 @@ static bool read_capability(VfioPeer *p, unsigned at, GError **error)
         }
     }
     if ((value[0] >> 16 & 0xff) < IVSHMEM2_CAP_SIZE) {
-        return fail(error, "the vendor capability has %u bytes instead of %u",
-                    value[0] >> 16 & 0xff, IVSHMEM2_CAP_SIZE);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "the vendor capability has %u bytes instead of "
+                             "%u", value[0] >> 16 & 0xff, IVSHMEM2_CAP_SIZE);
     }
     info->state_table_size = value[IVSHMEM2_CAP_STATE_TABLE_SIZE / 4];
     info->rw_size = value[IVSHMEM2_CAP_RW_SIZE / 4] |
                     (uint64_t)value[IVSHMEM2_CAP_RW_SIZE / 4 + 1] << 32;
     info->output_size = value[IVSHMEM2_CAP_OUTPUT_SIZE / 4] |
                     (uint64_t)value[IVSHMEM2_CAP_OUTPUT_SIZE / 4 + 1] << 32;
-    /* whatever the previous driver left behind: no one-shot mode */
+    /* the previous driver may have left one-shot mode on */
     return config_access(p, true, at + IVSHMEM2_CAP_PRIV_CONTROL, &control,
                          sizeof(control), error);
 }
@@ -239,7 +238,8 @@ static bool read_config(VfioPeer *p, GError **error)
             return read_capability(p, at, error);
         }
     }
-    return fail(error, "the device has no vendor capability");
+    return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                         "the device has no vendor capability");
 }
 
 static bool enable_memory_and_master(VfioPeer *p, GError **error)
@@ -264,8 +264,7 @@ static bool region_info(VfioPeer *p, uint32_t index,
     region->argsz = sizeof(*region);
     region->index = index;
     if (ioctl(p->device, VFIO_DEVICE_GET_REGION_INFO, region) < 0) {
-        return fail(error, "cannot ask for region %u: %s", index,
-                    g_strerror(errno));
+        return ivshmem2_fail_errno(error, "cannot ask for region %u", index);
     }
     return true;
 }
@@ -282,23 +281,25 @@ static void *map_bar(VfioPeer *p, unsigned bar, uint64_t size, size_t *mapped,
     }
     if (!region.size || region.size < size ||
         !(region.flags & VFIO_REGION_INFO_FLAG_MMAP)) {
-        fail(error, "BAR %u of %llu bytes cannot be mapped (%llu needed); the "
-             "kernel's log may know why", bar,
-             (unsigned long long)region.size, (unsigned long long)size);
+        ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                      "BAR %u of %llu bytes cannot be mapped (%llu needed); "
+                      "the kernel's log may say why", bar,
+                      (unsigned long long)region.size,
+                      (unsigned long long)size);
         return NULL;
     }
     *mapped = size ? size : region.size;
     map = mmap(NULL, *mapped, PROT_READ | PROT_WRITE, MAP_SHARED, p->device,
                region.offset);
     if (map == MAP_FAILED) {
-        fail(error, "cannot map BAR %u: %s", bar, g_strerror(errno));
+        ivshmem2_fail_errno(error, "cannot map BAR %u", bar);
         return NULL;
     }
     return map;
 }
 
-/* The size of all sections, or 0 if it cannot be */
-static uint64_t sections_size(const Ivshmem2Info *info)
+/* The size of all sections, or 0 if it is impossible */
+static uint64_t sections_size(const Ivshmem2PeerInfo *info)
 {
     if (info->max_peers < IVSHMEM2_MIN_PEERS ||
         info->max_peers > IVSHMEM2_MAX_PEERS || info->id >= info->max_peers ||
@@ -319,8 +320,7 @@ static bool count_vectors(VfioPeer *p, GError **error)
     };
 
     if (ioctl(p->device, VFIO_DEVICE_GET_IRQ_INFO, &irq) < 0) {
-        return fail(error, "cannot ask for interrupts: %s",
-                    g_strerror(errno));
+        return ivshmem2_fail_errno(error, "cannot ask for interrupts");
     }
     p->parent.info.msix = irq.count > 0;
     if (p->parent.info.msix) {
@@ -329,15 +329,16 @@ static bool count_vectors(VfioPeer *p, GError **error)
     }
     irq.index = VFIO_PCI_INTX_IRQ_INDEX;
     if (ioctl(p->device, VFIO_DEVICE_GET_IRQ_INFO, &irq) < 0 || !irq.count) {
-        return fail(error, "the device has neither MSI-X nor INTx");
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "the device has neither MSI-X nor INTx");
     }
     p->parent.info.vectors = 1;
     return true;
 }
 
 /*
- * vfio-pci asks the status bit whether an INTx interrupt is its own, and the
- * device never sets it.
+ * vfio-pci reads the Interrupt Status bit to find out whether an INTx
+ * interrupt came from its device.  This device never sets that bit.
  */
 static bool check_intx(VfioPeer *p, GError **error)
 {
@@ -346,15 +347,16 @@ static bool check_intx(VfioPeer *p, GError **error)
     if (!p->parent.info.msix &&
         g_file_get_contents("/sys/module/vfio_pci/parameters/nointxmask",
                             &value, NULL, NULL) && value[0] != 'Y') {
-        return fail(error, "the device uses INTx, and vfio-pci would not see "
-                    "its interrupts; load the module anew with\n"
-                    "  modprobe -r vfio-pci\n"
-                    "  modprobe vfio-pci nointxmask=1");
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                             "the device uses INTx, and vfio-pci would not "
+                             "see its interrupts; load the module again with\n"
+                             "  modprobe -r vfio-pci\n"
+                             "  modprobe vfio-pci nointxmask=1");
     }
     return true;
 }
 
-/* The way to the device */
+/* Finding and opening the device */
 
 static char *sysfs(VfioPeer *p, const char *attribute)
 {
@@ -366,14 +368,17 @@ static unsigned sysfs_number(VfioPeer *p, const char *attribute)
 {
     g_autofree char *path = sysfs(p, attribute);
     g_autofree char *text = NULL;
+    const char *end;
+    uint64_t number;
 
-    if (!g_file_get_contents(path, &text, NULL, NULL)) {
+    if (!g_file_get_contents(path, &text, NULL, NULL) ||
+        !ivshmem2_scan_number(text, 0, &number, &end)) {
         return 0;
     }
-    return g_ascii_strtoull(text, NULL, 0);
+    return number;
 }
 
-/* Before anybody is told to take it from its driver */
+/* Must come before a message that says to unbind the device's driver. */
 static bool check_identity(VfioPeer *p, GError **error)
 {
     unsigned vendor = sysfs_number(p, "vendor");
@@ -381,23 +386,25 @@ static bool check_identity(VfioPeer *p, GError **error)
 
     if (vendor != IVSHMEM2_PCI_VENDOR_ID ||
         device != IVSHMEM2_PCI_DEVICE_ID) {
-        return fail(error, "this is a device %04x:%04x, not %04x:%04x",
-                    vendor, device, IVSHMEM2_PCI_VENDOR_ID,
-                    IVSHMEM2_PCI_DEVICE_ID);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "this is a device %04x:%04x, not %04x:%04x",
+                             vendor, device, IVSHMEM2_PCI_VENDOR_ID,
+                             IVSHMEM2_PCI_DEVICE_ID);
     }
     return true;
 }
 
-static bool not_bound(VfioPeer *p, const char *why, GError **error)
+static bool fail_not_bound(VfioPeer *p, GError **error)
 {
     const char *a = p->address;
 
-    return fail(error, "%s; give it to vfio-pci with\n"
-                "  modprobe vfio-pci\n"
-                "  echo %s > /sys/bus/pci/devices/%s/driver/unbind"
-                "  # if it has a driver\n"
-                "  echo vfio-pci > /sys/bus/pci/devices/%s/driver_override\n"
-                "  echo %s > /sys/bus/pci/drivers_probe", why, a, a, a, a);
+    return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+        "the device is not bound to vfio-pci; bind it with\n"
+        "  modprobe vfio-pci\n"
+        "  echo %s > /sys/bus/pci/devices/%s/driver/unbind"
+        "  # if it has a driver\n"
+        "  echo vfio-pci > /sys/bus/pci/devices/%s/driver_override\n"
+        "  echo %s > /sys/bus/pci/drivers_probe", a, a, a, a);
 }
 
 static bool open_group(VfioPeer *p, GError **error)
@@ -410,21 +417,24 @@ static bool open_group(VfioPeer *p, GError **error)
     g_autofree char *path = NULL;
 
     if (!driver || !g_str_has_suffix(driver, "/vfio-pci")) {
-        return not_bound(p, "the device is not bound to vfio-pci", error);
+        return fail_not_bound(p, error);
     }
     if (!group) {
-        return fail(error, "the device is in no IOMMU group; the virtual "
-                    "machine needs an IOMMU that its kernel uses, e.g. QEMU "
-                    "with\n"
-                    "  -machine q35 -device intel-iommu,intremap=on\n"
-                    "and intel_iommu=on on the kernel's command line");
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                             "the device is in no IOMMU group; the virtual "
+                             "machine needs an IOMMU that its kernel uses, "
+                             "e.g. QEMU with\n"
+                             "  -machine q35 -device intel-iommu,intremap=on\n"
+                             "and intel_iommu=on on the kernel's command "
+                             "line");
     }
     number = g_path_get_basename(group);
     path = g_strdup_printf("/dev/vfio/%s", number);
     p->group = open(path, O_RDWR | O_CLOEXEC);
     if (p->group < 0) {
-        return fail(error, "cannot open %s: %s%s", path, g_strerror(errno),
-                    errno == EBUSY ? ", another program uses the device" : "");
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_IO, "cannot open %s: %s%s",
+                             path, g_strerror(errno), errno == EBUSY ?
+                             ", another program uses the device" : "");
     }
     return true;
 }
@@ -438,26 +448,27 @@ static bool open_device(VfioPeer *p, GError **error)
     }
     if (ioctl(p->group, VFIO_GROUP_GET_STATUS, &status) < 0 ||
         !(status.flags & VFIO_GROUP_FLAGS_VIABLE)) {
-        return fail(error, "not all devices of the IOMMU group are bound to "
-                    "vfio-pci, see /sys/bus/pci/devices/%s/iommu_group/"
-                    "devices", p->address);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                             "not all devices of the IOMMU group are bound to "
+                             "vfio-pci, see /sys/bus/pci/devices/%s/"
+                             "iommu_group/devices", p->address);
     }
     p->container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
     if (p->container < 0) {
-        return fail(error, "cannot open /dev/vfio/vfio: %s",
-                    g_strerror(errno));
+        return ivshmem2_fail_errno(error, "cannot open /dev/vfio/vfio");
     }
     if (ioctl(p->group, VFIO_GROUP_SET_CONTAINER, &p->container) < 0 ||
         ioctl(p->container, VFIO_SET_IOMMU, VFIO_TYPE1_IOMMU) < 0) {
-        return fail(error, "cannot use the IOMMU: %s; is the module "
-                    "vfio_iommu_type1 loaded, and does the IOMMU remap "
-                    "interrupts (intel-iommu,intremap=on)?",
-                    g_strerror(errno));
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                             "cannot use the IOMMU: %s; is the module "
+                             "vfio_iommu_type1 loaded, and does the IOMMU "
+                             "remap interrupts (intel-iommu,intremap=on)?",
+                             g_strerror(errno));
     }
     p->device = ioctl(p->group, VFIO_GROUP_GET_DEVICE_FD, p->address);
     if (p->device < 0) {
-        return fail(error, "cannot get the device from its IOMMU group: %s",
-                    g_strerror(errno));
+        return ivshmem2_fail_errno(error, "cannot get the device from its "
+                                   "IOMMU group");
     }
     return true;
 }
@@ -480,15 +491,17 @@ static bool open_peer(VfioPeer *p, GError **error)
     if (!p->regs) {
         return false;
     }
-    /* a driver before us may have been killed */
+    /* the previous driver may have been killed */
     reg_write(p, IVSHMEM2_REG_INT_CONTROL, 0);
     reg_write(p, IVSHMEM2_REG_STATE, 0);
     peer->info.id = reg_read(p, IVSHMEM2_REG_ID);
     peer->info.max_peers = reg_read(p, IVSHMEM2_REG_MAX_PEERS);
     if (!sections_size(&peer->info)) {
-        return fail(error, "registers and capability contradict each other: "
-                    "ID %u of %u, State Table of %u bytes", peer->info.id,
-                    peer->info.max_peers, peer->info.state_table_size);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "registers and capability contradict each other: "
+                             "ID %u of %u, State Table of %u bytes",
+                             peer->info.id, peer->info.max_peers,
+                             peer->info.state_table_size);
     }
     peer->memory = map_bar(p, IVSHMEM2_BAR_MEMORY, sections_size(&peer->info),
                            &peer->memory_size, error);
@@ -509,7 +522,7 @@ static void vfio_close(Ivshmem2Peer *peer)
         vfio_set_state(peer, 0, NULL);
         munmap(p->regs, p->regs_size);
     }
-    /* the kernel takes the interrupts away when the device is closed */
+    /* closing the device disables its interrupts */
     ivshmem2_close(&p->device);
     ivshmem2_close(&p->group);
     ivshmem2_close(&p->container);
@@ -530,7 +543,7 @@ static const Ivshmem2PeerOps vfio_ops = {
     .close = vfio_close,
 };
 
-/* "0000:00:04.0" in the kernel's own spelling, or NULL */
+/* @address as the kernel spells it ("0000:00:04.0"), or NULL if invalid */
 static char *parse_address(const char *address)
 {
     unsigned domain = 0, bus, slot, function;
@@ -559,10 +572,11 @@ Ivshmem2Peer *ivshmem2_peer_open_pci(const char *address, GError **error)
 
     path = full ? g_strdup_printf("/sys/bus/pci/devices/%s", full) : NULL;
     if (!full || !g_file_test(path, G_FILE_TEST_EXISTS)) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT,
-                    "%s '%s', 'lspci -d %04x:%04x' lists those that fit",
-                    full ? "there is no PCI device" : "invalid PCI address",
-                    address, IVSHMEM2_PCI_VENDOR_ID, IVSHMEM2_PCI_DEVICE_ID);
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "%s '%s', 'lspci -d %04x:%04x' lists the devices of "
+                      "this kind",
+                      full ? "there is no PCI device" : "invalid PCI address",
+                      address, IVSHMEM2_PCI_VENDOR_ID, IVSHMEM2_PCI_DEVICE_ID);
         return NULL;
     }
     p = (VfioPeer *)ivshmem2_peer_new(sizeof(*p), &vfio_ops);

@@ -1,5 +1,5 @@
 /*
- * libivshmem2: what is the same for a peer on the host and in a guest
+ * libivshmem2: the part of a peer that is the same on host and guest
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -12,9 +12,11 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include "libivshmem2-core.h"
 #include "libivshmem2-peer.h"
+#include "libivshmem2-util.h"
 
-/* Stands for service_fd where eventfds are known by their vector */
+/* Event data of service_fd, where eventfds have their vector */
 #define SERVICE     UINT32_MAX
 
 Ivshmem2Peer *ivshmem2_peer_new(size_t size, const Ivshmem2PeerOps *ops)
@@ -32,9 +34,7 @@ static bool watch_fd(Ivshmem2Peer *peer, int fd, uint32_t what, GError **error)
     struct epoll_event event = { .events = EPOLLIN, .data.u32 = what };
 
     if (epoll_ctl(peer->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
-                    "cannot wait for interrupts: %s", g_strerror(errno));
-        return false;
+        return ivshmem2_fail_errno(error, "cannot wait for interrupts");
     }
     return true;
 }
@@ -43,9 +43,7 @@ bool ivshmem2_peer_complete(Ivshmem2Peer *peer, GError **error)
 {
     peer->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (peer->epoll_fd < 0) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
-                    "cannot wait for interrupts: %s", g_strerror(errno));
-        return false;
+        return ivshmem2_fail_errno(error, "cannot wait for interrupts");
     }
     for (uint32_t i = 0; i < peer->info.enabled_vectors; i++) {
         if (!watch_fd(peer, peer->eventfds[i], i, error)) {
@@ -76,7 +74,7 @@ void ivshmem2_peer_close(Ivshmem2Peer *peer)
     }
 }
 
-const Ivshmem2Info *ivshmem2_peer_info(const Ivshmem2Peer *peer)
+const Ivshmem2PeerInfo *ivshmem2_peer_info(const Ivshmem2Peer *peer)
 {
     return &peer->info;
 }
@@ -94,7 +92,7 @@ void *ivshmem2_peer_rw(const Ivshmem2Peer *peer)
 
 void *ivshmem2_peer_output(const Ivshmem2Peer *peer, uint32_t id)
 {
-    const Ivshmem2Info *info = &peer->info;
+    const Ivshmem2PeerInfo *info = &peer->info;
 
     if (!info->output_size || id >= info->max_peers) {
         return NULL;
@@ -115,7 +113,7 @@ uint32_t ivshmem2_peer_state(const Ivshmem2Peer *peer, uint32_t id)
     if (id >= peer->info.max_peers) {
         return 0;
     }
-    /* what the peer wrote before it set this state is visible after this */
+    /* what the peer wrote before it set this state is visible afterwards */
     return GUINT32_FROM_LE(__atomic_load_n(&table[id], __ATOMIC_ACQUIRE));
 }
 
@@ -128,70 +126,60 @@ bool ivshmem2_peer_set_state(Ivshmem2Peer *peer, uint32_t state,
 bool ivshmem2_peer_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
                         GError **error)
 {
-    const Ivshmem2Info *info = &peer->info;
+    const Ivshmem2PeerInfo *info = &peer->info;
 
     if (target >= info->max_peers || vector >= info->vectors) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT,
-                    "there is no vector %u at peer %u: the link has IDs 0 to "
-                    "%u with vectors 0 to %u", vector, target,
-                    info->max_peers - 1, info->vectors - 1);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "there is no vector %u at peer %u: the link has "
+                             "IDs 0 to %u with vectors 0 to %u", vector,
+                             target, info->max_peers - 1, info->vectors - 1);
     }
     return peer->ops->ring(peer, target, vector, error);
 }
 
 /*
- * Wait for the eventfd of *@vector (-1: all) and for service_fd.  Returns
- * like poll(), with the vector or SERVICE in @what.
+ * Wait for the eventfd of @only (-1: of any vector) and for service_fd.
+ * Returns like poll(), with the vector or SERVICE in @what.
  */
-static int wait_once(Ivshmem2Peer *peer, int vector, int timeout_ms,
+static int wait_once(Ivshmem2Peer *peer, int only, int timeout_ms,
                      uint32_t *what)
 {
     struct epoll_event event;
     int ret;
 
-    if (vector < 0) {
+    if (only < 0) {
         ret = epoll_wait(peer->epoll_fd, &event, 1, timeout_ms);
         *what = ret > 0 ? event.data.u32 : 0;
     } else {
         bool service = ivshmem2_peer_connected(peer);
         struct pollfd pfds[2] = {
-            { .fd = peer->eventfds[vector], .events = POLLIN },
+            { .fd = peer->eventfds[only], .events = POLLIN },
             { .fd = service ? peer->service_fd : -1, .events = POLLIN },
         };
 
         ret = poll(pfds, 2, timeout_ms);
-        *what = ret > 0 && pfds[1].revents ? SERVICE : (uint32_t)vector;
+        *what = ret > 0 && pfds[1].revents ? SERVICE : (uint32_t)only;
     }
     return ret;
 }
 
-static int remaining_ms(gint64 deadline)
+int ivshmem2_peer_wait(Ivshmem2Peer *peer, int only, int *vector,
+                       int timeout_ms, GError **error)
 {
-    gint64 left = (deadline - g_get_monotonic_time() + 999) / 1000;
-
-    return MAX(left, 0);
-}
-
-int ivshmem2_peer_wait(Ivshmem2Peer *peer, int *vector, int timeout_ms,
-                       GError **error)
-{
-    gint64 deadline = g_get_monotonic_time() + (gint64)timeout_ms * 1000;
+    int64_t deadline = ivshmem2_deadline((int64_t)timeout_ms * 1000);
     uint32_t what;
     int ret;
 
-    if (*vector < -1 || *vector >= (int)peer->info.enabled_vectors) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT,
-                    "there is no vector %d that interrupts this peer, it has "
-                    "0 to %u", *vector, peer->info.enabled_vectors - 1);
+    if (only < -1 || only >= (int)peer->info.enabled_vectors) {
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "there is no vector %d that interrupts this peer, it "
+                      "has 0 to %u", only, peer->info.enabled_vectors - 1);
         return -1;
     }
     do {
-        ret = wait_once(peer, *vector,
-                        timeout_ms < 0 ? -1 : remaining_ms(deadline), &what);
+        ret = wait_once(peer, only, ivshmem2_deadline_ms(deadline), &what);
         if (ret < 0 && errno != EINTR) {
-            g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
-                        "cannot wait for interrupts: %s", g_strerror(errno));
+            ivshmem2_fail_errno(error, "cannot wait for interrupts");
             return -1;
         }
         if (ret > 0 && what == SERVICE) {
@@ -202,11 +190,13 @@ int ivshmem2_peer_wait(Ivshmem2Peer *peer, int *vector, int timeout_ms,
             if (peer->ops->taken) {
                 peer->ops->taken(peer, what);
             }
-            *vector = what;
+            if (vector) {
+                *vector = what;
+            }
             return 1;
         }
-        /* an eventfd that was empty and a busy server cost time, too */
-    } while (ret && (timeout_ms < 0 || remaining_ms(deadline)));
+        /* empty eventfds and a busy server must not extend the wait */
+    } while (ret && ivshmem2_deadline_ms(deadline));
     return 0;
 }
 

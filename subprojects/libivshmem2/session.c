@@ -1,5 +1,5 @@
 /*
- * libivshmem2: a client's side of the conversation, without the I/O
+ * libivshmem2: the client's side of the protocol, without the I/O
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -18,16 +18,16 @@
 
 /* Requests that the server has not answered yet, at most */
 #define MAX_IN_FLIGHT       64
-/* Eventfds of others that are kept, at most; the oldest one gives way */
+/* Eventfds of others that are kept, at most; then the oldest is closed */
 #define MAX_EVENTFDS        1024
 
 typedef enum Phase {
     PHASE_OFF,                  /* no connection */
     PHASE_HELLO,                /* HELLO is to be sent */
-    PHASE_WELCOME,              /* these wait for the message of that name */
+    PHASE_WELCOME,              /* these expect the message of that name */
     PHASE_OUTPUTS,
     PHASE_EVENTFDS,
-    PHASE_READY,                /* all said */
+    PHASE_READY,                /* the handshake is complete */
 } Phase;
 
 struct Ivshmem2Session {
@@ -36,7 +36,7 @@ struct Ivshmem2Session {
     Phase phase;
     bool established;           /* the first handshake is complete */
     bool say_state;
-    bool state_rung;            /* those at hand know it */
+    bool state_rung;            /* peers whose eventfds we hold know it */
     bool say_goodbye;
 
     /* owned until mapped */
@@ -50,15 +50,12 @@ struct Ivshmem2Session {
     GHashTable *eventfds;       /* doorbell value of the target -> fd */
     GQueue eventfd_keys;        /* oldest first */
 
-    Ivshmem2Bits waiting;       /* rings that the server is to be asked for */
-    size_t last_asked;          /* of them */
+    Ivshmem2Bits waiting;       /* rings to be requested from the server */
+    size_t last_asked;          /* the last one that was requested */
     uint32_t in_flight[MAX_IN_FLIGHT];  /* doorbell values, oldest first */
     unsigned in_flight_start;
     unsigned n_in_flight;
 };
-
-#define broken(error, ...) \
-    ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL, __VA_ARGS__)
 
 /* Layout */
 
@@ -68,44 +65,54 @@ bool ivshmem2_welcome_check(const Ivshmem2Welcome *w, GError **error)
     uint64_t page = w->page_size;
 
     if (n < IVSHMEM2_MIN_PEERS || n > IVSHMEM2_MAX_PEERS) {
-        return broken(error, "the link has %u peers at most, but %u to %u are "
-                      "possible", w->max_peers, IVSHMEM2_MIN_PEERS,
-                      IVSHMEM2_MAX_PEERS);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "the link has %u peers at most, but %u to %u are "
+                             "possible", w->max_peers, IVSHMEM2_MIN_PEERS,
+                             IVSHMEM2_MAX_PEERS);
     }
     if (w->id >= n) {
-        return broken(error, "ID %u is out of range, the link has %u peers at "
-                      "most", w->id, w->max_peers);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "ID %u is out of range, the link has %u peers at "
+                             "most", w->id, w->max_peers);
     }
     if (w->features != IVSHMEM2_F_MSIX && w->features != IVSHMEM2_F_INTX) {
-        return broken(error, "interrupt features 0x%x are not exactly one of "
-                      "MSI-X and INTx", w->features);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "interrupt features 0x%x are not exactly one of "
+                             "MSI-X and INTx", w->features);
     }
     if (w->vectors < 1 || w->vectors > (w->features == IVSHMEM2_F_INTX ?
                                         1 : IVSHMEM2_MAX_VECTORS)) {
-        return broken(error, "%u vectors are not possible", w->vectors);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "%u vectors are not possible", w->vectors);
     }
     if (page < IVSHMEM2_MIN_PAGE_SIZE || page > IVSHMEM2_MAX_PAGE_SIZE ||
         page & (page - 1)) {
-        return broken(error, "page size %u is not possible", w->page_size);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "page size %u is not possible", w->page_size);
     }
     if (w->state_table_size % page || w->rw_size % page ||
         w->output_size % page) {
-        return broken(error, "section sizes are not multiples of the link's "
-                      "page size %u", w->page_size);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "section sizes are not multiples of the link's "
+                             "page size %u", w->page_size);
     }
     if (w->state_table_size < n * sizeof(uint32_t)) {
-        return broken(error, "a State Table of %u bytes is too small for %u "
-                      "peers", w->state_table_size, w->max_peers);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "a State Table of %u bytes is too small for %u "
+                             "peers", w->state_table_size, w->max_peers);
     }
     if (w->output_size && n > IVSHMEM2_MAX_OUTPUTS) {
-        return broken(error, "output sections for %u peers, %u are possible",
-                      w->max_peers, IVSHMEM2_MAX_OUTPUTS);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "output sections for %u peers, %u are possible",
+                             w->max_peers, IVSHMEM2_MAX_OUTPUTS);
     }
     if (w->rw_size > IVSHMEM2_MAX_SIZE ||
         w->output_size > IVSHMEM2_MAX_SIZE / n ||
         ivshmem2_total_size(w) > IVSHMEM2_MAX_SIZE) {
-        return broken(error, "the sections are larger than %llu bytes "
-                      "together", (unsigned long long)IVSHMEM2_MAX_SIZE);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "the sections are larger than %llu bytes "
+                             "together",
+                             (unsigned long long)IVSHMEM2_MAX_SIZE);
     }
     return true;
 }
@@ -132,7 +139,7 @@ static size_t bit_of(const Ivshmem2Session *s, uint32_t id, uint32_t vector)
     return (size_t)id * s->info.vectors + vector;
 }
 
-/* As in the Doorbell register; all (ID, vector) of a link fit. */
+/* As in the Doorbell register, which has room for every (ID, vector) */
 static uint32_t key_of(uint32_t id, uint32_t vector)
 {
     return id << 16 | vector;
@@ -212,8 +219,8 @@ void ivshmem2_session_connected(Ivshmem2Session *s)
 }
 
 /*
- * Without a server, interrupt those whose eventfds we hold ourselves.  The
- * server is told all the same once there is one, it may know more peers.
+ * Without a server, interrupt the peers whose eventfds we hold.  The next
+ * server is told all the same, because it may know more peers.
  */
 static void ring_known_peers(Ivshmem2Session *s)
 {
@@ -236,7 +243,7 @@ void ivshmem2_session_disconnected(Ivshmem2Session *s)
         memset(&s->info, 0, sizeof(s->info));
     }
     ring_known_peers(s);
-    /* Whether these were heard is unknown.  Twice is better than never. */
+    /* The server may have rung these or not.  Twice is better than never. */
     while (s->n_in_flight) {
         uint32_t key = s->in_flight[s->in_flight_start];
 
@@ -257,7 +264,58 @@ const Ivshmem2Welcome *ivshmem2_session_info(const Ivshmem2Session *s)
     return &s->info;
 }
 
-/* What the server says */
+/* Messages of the server */
+
+/* Does a new session's @w fit what we asked for, and this host? */
+static bool check_new_session(const Ivshmem2Session *s,
+                              const Ivshmem2Welcome *w, GError **error)
+{
+    long page_size = sysconf(_SC_PAGE_SIZE);
+
+    if (s->hello.id != IVSHMEM2_ID_ANY && s->hello.id != w->id) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "the server gave us ID %u instead of %u", w->id,
+                             s->hello.id);
+    }
+    if (!(w->features & s->hello.features) ||
+        (w->features == IVSHMEM2_F_MSIX && w->vectors > s->hello.vectors)) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "the server requires %u vectors of %s, which we "
+                             "did not offer", w->vectors,
+                             w->features == IVSHMEM2_F_MSIX ? "MSI-X"
+                                                            : "INTx");
+    }
+    if (w->page_size % page_size) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "the link's page size %u is smaller than this "
+                             "host's page size %ld", w->page_size, page_size);
+    }
+    return true;
+}
+
+/* Take the memory that came with WELCOME. */
+static bool take_memory(Ivshmem2Session *s, Ivshmem2Decoder *d,
+                        GError **error)
+{
+    const Ivshmem2Welcome *w = &d->msg.welcome;
+
+    if (d->n_fds != (w->rw_size ? 2 : 1)) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "WELCOME came with %u descriptors instead of %u",
+                             d->n_fds, w->rw_size ? 2 : 1);
+    }
+    if (!ivshmem2_check_memfd(d->fds[0], w->state_table_size, true,
+                              "State Table", error) ||
+        (w->rw_size && !ivshmem2_check_memfd(d->fds[1], w->rw_size, true,
+                                             "R/W section", error))) {
+        return false;
+    }
+    s->state_fd = ivshmem2_decoder_steal_fd(d, 0);
+    if (w->rw_size) {
+        s->rw_fd = ivshmem2_decoder_steal_fd(d, 1);
+    }
+    return true;
+}
 
 static bool handle_welcome(Ivshmem2Session *s, Ivshmem2Decoder *d,
                            GError **error)
@@ -266,57 +324,32 @@ static bool handle_welcome(Ivshmem2Session *s, Ivshmem2Decoder *d,
 
     if (w->version < s->hello.version_min ||
         w->version > s->hello.version_max) {
-        return broken(error, "the server wants to speak version %u, "
-                      "we offered %u to %u", w->version,
-                      s->hello.version_min, s->hello.version_max);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "the server wants to speak version %u, we "
+                             "offered %u to %u", w->version,
+                             s->hello.version_min, s->hello.version_max);
     }
     if (!ivshmem2_welcome_check(w, error)) {
         g_prefix_error(error, "WELCOME makes no sense: ");
         return false;
     }
     if (s->established) {
-        /* All is in our hands already, and must be what it was. */
+        /* We hold all resources already, and they must be the same. */
         if (memcmp(w, &s->info, sizeof(*w))) {
-            return broken(error, "the resumed session is not what it was");
+            return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                                 "the resumed session is not what it was");
         }
-        s->phase = w->output_size ? PHASE_OUTPUTS : PHASE_EVENTFDS;
-        return true;
+    } else {
+        if (!check_new_session(s, w, error) || !take_memory(s, d, error)) {
+            return false;
+        }
+        s->info = *w;
+        s->own_fds = g_new(int, w->vectors);
+        if (w->output_size) {
+            s->output_fds = g_new(int, w->max_peers);
+        }
+        ivshmem2_bits_init(&s->waiting, (size_t)w->max_peers * w->vectors);
     }
-    if (s->hello.id != IVSHMEM2_ID_ANY && s->hello.id != w->id) {
-        return broken(error, "the server gave us ID %u instead of %u",
-                      w->id, s->hello.id);
-    }
-    if (!(w->features & s->hello.features) ||
-        (w->features == IVSHMEM2_F_MSIX && w->vectors > s->hello.vectors)) {
-        return broken(error, "the server requires %u vectors of %s, which we "
-                      "did not offer", w->vectors,
-                      w->features == IVSHMEM2_F_MSIX ? "MSI-X" : "INTx");
-    }
-    if (w->page_size % sysconf(_SC_PAGE_SIZE)) {
-        return broken(error, "the link's page size %u is smaller than this "
-                      "host's page size %ld", w->page_size,
-                      sysconf(_SC_PAGE_SIZE));
-    }
-    if (d->n_fds != (w->rw_size ? 2 : 1)) {
-        return broken(error, "WELCOME came with %u descriptors instead of %u",
-                      d->n_fds, w->rw_size ? 2 : 1);
-    }
-    if (!ivshmem2_check_memfd(d->fds[0], w->state_table_size, true,
-                              "State Table", error) ||
-        (w->rw_size && !ivshmem2_check_memfd(d->fds[1], w->rw_size, true,
-                                             "R/W section", error))) {
-        return false;
-    }
-    s->info = *w;
-    s->state_fd = ivshmem2_decoder_steal_fd(d, 0);
-    if (w->rw_size) {
-        s->rw_fd = ivshmem2_decoder_steal_fd(d, 1);
-    }
-    s->own_fds = g_new(int, w->vectors);
-    if (w->output_size) {
-        s->output_fds = g_new(int, w->max_peers);
-    }
-    ivshmem2_bits_init(&s->waiting, (size_t)w->max_peers * w->vectors);
     s->phase = w->output_size ? PHASE_OUTPUTS : PHASE_EVENTFDS;
     return true;
 }
@@ -330,10 +363,11 @@ static bool handle_outputs(Ivshmem2Session *s, Ivshmem2Decoder *d,
         return true;
     }
     if (first != s->n_outputs || d->n_fds > s->info.max_peers - first) {
-        return broken(error, "OUTPUTS is about sections %u to %u, "
-                      "but %u to %u are still missing", first,
-                      first + d->n_fds - 1, s->n_outputs,
-                      s->info.max_peers - 1);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "OUTPUTS is about sections %u to %u, but %u to "
+                             "%u are still missing", first,
+                             first + d->n_fds - 1, s->n_outputs,
+                             s->info.max_peers - 1);
     }
     for (unsigned i = 0; i < d->n_fds; i++) {
         g_autofree char *what = g_strdup_printf("output section %u",
@@ -373,9 +407,10 @@ static bool check_eventfds(Ivshmem2Session *s, Ivshmem2Decoder *d,
 
     if (e->id >= s->info.max_peers || e->first >= s->info.vectors ||
         d->n_fds > s->info.vectors - e->first) {
-        return broken(error, "EVENTFDS is about peer %u, vectors from %u, but "
-                      "the link has %u peers with %u vectors", e->id, e->first,
-                      s->info.max_peers, s->info.vectors);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "EVENTFDS is about peer %u, vectors from %u, but "
+                             "the link has %u peers with %u vectors", e->id,
+                             e->first, s->info.max_peers, s->info.vectors);
     }
     for (unsigned i = 0; i < d->n_fds; i++) {
         if (!ivshmem2_check_eventfd(d->fds[i], error)) {
@@ -399,9 +434,10 @@ static bool handle_pushed_eventfds(Ivshmem2Session *s, Ivshmem2Decoder *d,
     }
     if (s->n_own < s->info.vectors &&
         (e->id != s->info.id || e->first != s->n_own || !d->n_fds)) {
-        return broken(error, "EVENTFDS is about peer %u, vectors from %u, but "
-                      "our own are missing from %u on", e->id, e->first,
-                      s->n_own);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "EVENTFDS is about peer %u, vectors from %u, but "
+                             "our own are missing from %u on", e->id, e->first,
+                             s->n_own);
     }
     for (unsigned i = 0; i < d->n_fds; i++) {
         if (s->n_own < s->info.vectors) {
@@ -425,8 +461,9 @@ static bool handle_answer(Ivshmem2Session *s, Ivshmem2Decoder *d,
     }
     if (!s->n_in_flight || d->n_fds > 1 ||
         s->in_flight[s->in_flight_start] != key_of(e->id, e->first)) {
-        return broken(error, "EVENTFDS for vector %u of peer %u answers "
-                      "nothing that we asked", e->first, e->id);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "EVENTFDS for vector %u of peer %u answers "
+                             "nothing that we asked", e->first, e->id);
     }
     s->in_flight_start = (s->in_flight_start + 1) % MAX_IN_FLIGHT;
     s->n_in_flight--;
@@ -434,7 +471,7 @@ static bool handle_answer(Ivshmem2Session *s, Ivshmem2Decoder *d,
         keep_eventfd(s, key_of(e->id, e->first),
                      ivshmem2_decoder_steal_fd(d, 0));
         if (ivshmem2_bits_remove(&s->waiting, bit_of(s, e->id, e->first))) {
-            ivshmem2_session_ring(s, e->id, e->first);
+            ivshmem2_session_ring(s, e->id, e->first, NULL);
         }
     }
     return true;
@@ -443,18 +480,51 @@ static bool handle_answer(Ivshmem2Session *s, Ivshmem2Decoder *d,
 static bool handle_ready(Ivshmem2Session *s, GError **error)
 {
     if (!s->established && s->n_own < s->info.vectors) {
-        return broken(error, "READY came before all %u eventfds of our own",
-                      s->info.vectors);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "READY came before all %u eventfds of our own",
+                             s->info.vectors);
     }
     s->established = true;
     s->phase = PHASE_READY;
     return true;
 }
 
+/* Every code of the server has a code of ours, because programs act on it. */
+static Ivshmem2Error refusal_error(uint32_t code)
+{
+    switch (code) {
+    case IVSHMEM2_REFUSAL_PROTOCOL:
+        return IVSHMEM2_ERROR_PROTOCOL;
+    case IVSHMEM2_REFUSAL_VERSION:
+        return IVSHMEM2_ERROR_VERSION;
+    case IVSHMEM2_REFUSAL_FULL:
+        return IVSHMEM2_ERROR_FULL;
+    case IVSHMEM2_REFUSAL_ID_TAKEN:
+        return IVSHMEM2_ERROR_ID_TAKEN;
+    case IVSHMEM2_REFUSAL_ID_RANGE:
+        return IVSHMEM2_ERROR_ID_RANGE;
+    case IVSHMEM2_REFUSAL_INTERRUPTS:
+        return IVSHMEM2_ERROR_INTERRUPTS;
+    case IVSHMEM2_REFUSAL_PERMISSION:
+        return IVSHMEM2_ERROR_PERMISSION;
+    case IVSHMEM2_REFUSAL_SESSION:
+        return IVSHMEM2_ERROR_SESSION;
+    case IVSHMEM2_REFUSAL_LIMIT:
+        return IVSHMEM2_ERROR_LIMIT;
+    case IVSHMEM2_REFUSAL_TIMEOUT:
+        return IVSHMEM2_ERROR_TIMEOUT;
+    case IVSHMEM2_REFUSAL_SHUTDOWN:
+        return IVSHMEM2_ERROR_SHUTDOWN;
+    default:
+        return IVSHMEM2_ERROR_REFUSED;
+    }
+}
+
 static bool out_of_order(const Ivshmem2Decoder *d, GError **error)
 {
-    return broken(error, "%s came out of order",
-                  ivshmem2_type_name(d->msg.hdr.type));
+    return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                         "%s came out of order",
+                         ivshmem2_type_name(d->msg.hdr.type));
 }
 
 static bool receive(Ivshmem2Session *s, Ivshmem2Decoder *d, GError **error)
@@ -470,7 +540,7 @@ static bool receive(Ivshmem2Session *s, Ivshmem2Decoder *d, GError **error)
         if (s->phase == PHASE_READY) {
             return handle_answer(s, d, error);
         }
-        /* a resumed session does not count the sections once more */
+        /* a resumed session ignores the sections */
         if (s->phase == PHASE_OUTPUTS && s->established) {
             s->phase = PHASE_EVENTFDS;
         }
@@ -480,9 +550,8 @@ static bool receive(Ivshmem2Session *s, Ivshmem2Decoder *d, GError **error)
         return s->phase == PHASE_EVENTFDS ? handle_ready(s, error)
                                           : out_of_order(d, error);
     case IVSHMEM2_MSG_REFUSED:
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_REFUSED,
-                    "the server says: %s", d->msg.refusal.text);
-        return false;
+        return ivshmem2_fail(error, refusal_error(d->msg.refusal.code),
+                             "the server says: %s", d->msg.refusal.text);
     }
     return out_of_order(d, error);
 }
@@ -496,7 +565,7 @@ bool ivshmem2_session_receive(Ivshmem2Session *s, Ivshmem2Decoder *d,
     return ok;
 }
 
-/* What we say */
+/* Messages to the server */
 
 bool ivshmem2_session_has_next(const Ivshmem2Session *s)
 {
@@ -507,7 +576,7 @@ bool ivshmem2_session_has_next(const Ivshmem2Session *s)
                               s->waiting.n_set)));
 }
 
-/* All have their turn, however often others are added meanwhile. */
+/* Round robin: a pair that is added again and again delays no other one. */
 static size_t take_next_waiting(Ivshmem2Session *s)
 {
     size_t bit = ivshmem2_bits_next(&s->waiting, s->last_asked + 1);
@@ -561,14 +630,11 @@ int ivshmem2_session_own_eventfd(const Ivshmem2Session *s, uint32_t vector)
     return vector < s->n_own ? s->own_fds[vector] : -1;
 }
 
-int ivshmem2_session_eventfd(const Ivshmem2Session *s, uint32_t id,
-                             uint32_t vector)
+/* The eventfd of @vector at @id if we hold it, else -1 */
+static int find_eventfd(const Ivshmem2Session *s, uint32_t id, uint32_t vector)
 {
     gpointer fd;
 
-    if (id >= s->info.max_peers || vector >= s->info.vectors) {
-        return -1;
-    }
     if (id == s->info.id) {
         return ivshmem2_session_own_eventfd(s, vector);
     }
@@ -581,21 +647,24 @@ int ivshmem2_session_eventfd(const Ivshmem2Session *s, uint32_t id,
 }
 
 Ivshmem2Ring ivshmem2_session_ring(Ivshmem2Session *s, uint32_t id,
-                                   uint32_t vector)
+                                   uint32_t vector, int *fd)
 {
-    int fd;
+    int event_fd;
 
     if (!s->established || id >= s->info.max_peers ||
         vector >= s->info.vectors) {
         return IVSHMEM2_RING_NOBODY;
     }
-    fd = ivshmem2_session_eventfd(s, id, vector);
-    if (fd >= 0) {
-        ivshmem2_eventfd_signal(fd);
-        return IVSHMEM2_RING_SIGNALLED;
+    event_fd = find_eventfd(s, id, vector);
+    if (event_fd < 0) {
+        ivshmem2_bits_add(&s->waiting, bit_of(s, id, vector));
+        return IVSHMEM2_RING_REQUESTED;
     }
-    ivshmem2_bits_add(&s->waiting, bit_of(s, id, vector));
-    return IVSHMEM2_RING_REQUESTED;
+    ivshmem2_eventfd_signal(event_fd);
+    if (fd) {
+        *fd = event_fd;
+    }
+    return IVSHMEM2_RING_SIGNALLED;
 }
 
 void ivshmem2_session_state_changed(Ivshmem2Session *s)
@@ -618,7 +687,7 @@ static size_t block_size(int fd)
 {
     struct stat st;
 
-    /* the page size of the file, e.g. of huge pages */
+    /* the page size of the file, e.g. a huge page */
     return fd >= 0 && fstat(fd, &st) == 0 ? st.st_blksize : 0;
 }
 
@@ -628,10 +697,8 @@ static bool map_section(void *base, uint64_t offset, uint64_t size, int fd,
     if (size && mmap((char *)base + offset, size,
                      PROT_READ | (writable ? PROT_WRITE : 0),
                      MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
-                    "cannot map the %s of %llu bytes: %s", what,
-                    (unsigned long long)size, g_strerror(errno));
-        return false;
+        return ivshmem2_fail_errno(error, "cannot map the %s of %llu bytes",
+                                   what, (unsigned long long)size);
     }
     return true;
 }
@@ -667,9 +734,8 @@ void *ivshmem2_session_map(Ivshmem2Session *s, GError **error)
     area = mmap(NULL, size + align, PROT_NONE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
-                    "cannot reserve %zu bytes of address space: %s", size,
-                    g_strerror(errno));
+        ivshmem2_fail_errno(error, "cannot reserve %zu bytes of address space",
+                            size);
         return NULL;
     }
     base = area + (align - (uintptr_t)area % align) % align;

@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "libivshmem2-transport.h"
+#include "libivshmem2-util.h"
 
 typedef union FdSpace {
     struct cmsghdr align;
@@ -36,7 +37,7 @@ void ivshmem2_transport_clear(Ivshmem2Transport *c)
     c->out_fds = NULL;
 }
 
-/* Move descriptors out of @mh; returns how many. */
+/* Move the descriptors out of @mh; returns their number. */
 static size_t take_fds(struct msghdr *mh, int *fds)
 {
     size_t n = 0;
@@ -45,7 +46,7 @@ static size_t take_fds(struct msghdr *mh, int *fds)
         if (cm->cmsg_level == SOL_SOCKET && cm->cmsg_type == SCM_RIGHTS) {
             size_t here = (cm->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 
-            /* the control buffer has room for no more than this */
+            /* the control buffer has room for no more */
             here = MIN(here, IVSHMEM2_MAX_FDS - n);
             memcpy(fds + n, CMSG_DATA(cm), here * sizeof(int));
             n += here;
@@ -79,8 +80,7 @@ static int receive_some(Ivshmem2Transport *c, GError **error)
         return 0;
     }
     if (len < 0) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
-                    "cannot receive: %s", g_strerror(errno));
+        ivshmem2_fail_errno(error, "cannot receive");
         return -1;
     }
     n_fds = take_fds(&mh, fds);
@@ -88,17 +88,16 @@ static int receive_some(Ivshmem2Transport *c, GError **error)
         for (size_t i = 0; i < n_fds; i++) {
             ivshmem2_close(&fds[i]);
         }
-        g_set_error_literal(error, IVSHMEM2_ERROR,
-                            IVSHMEM2_ERROR_PROTOCOL,
-                            "descriptors were lost: more than fit a message, "
-                            "or more than this process may have open");
+        ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                      "descriptors were lost: more than fit a message, or "
+                      "more than this process may have open");
         return -1;
     }
     if (len == 0) {
-        g_set_error(error, IVSHMEM2_ERROR, c->in.have ?
-                    IVSHMEM2_ERROR_PROTOCOL : IVSHMEM2_ERROR_CLOSED,
-                    "the other side closed the connection%s",
-                    c->in.have ? " in the middle of a message" : "");
+        ivshmem2_fail(error, c->in.have ? IVSHMEM2_ERROR_PROTOCOL
+                                        : IVSHMEM2_ERROR_CLOSED,
+                      "the other side closed the connection%s",
+                      c->in.have ? " in the middle of a message" : "");
         return -1;
     }
     if (ivshmem2_decoder_push_consume(&c->in, buf, len, fds, n_fds,
@@ -124,7 +123,7 @@ bool ivshmem2_transport_is_sending(const Ivshmem2Transport *c)
 }
 
 int ivshmem2_transport_send(Ivshmem2Transport *c, const Ivshmem2Msg *msg,
-                       const int *fds, GError **error)
+                            const int *fds, GError **error)
 {
     c->out = *msg;
     c->out_fds = msg->hdr.fds ? fds : NULL;
@@ -162,10 +161,11 @@ int ivshmem2_transport_flush(Ivshmem2Transport *c, GError **error)
         if (len < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
             return 0;
         }
+        if (len < 0 && errno == ETOOMANYREFS) {
+            return IVSHMEM2_TRANSPORT_BUSY;
+        }
         if (len < 0) {
-            g_set_error(error, IVSHMEM2_ERROR, errno == ETOOMANYREFS ?
-                        IVSHMEM2_ERROR_BUSY : IVSHMEM2_ERROR_IO,
-                        "cannot send: %s", g_strerror(errno));
+            ivshmem2_fail_errno(error, "cannot send");
             return -1;
         }
         c->out_fds = NULL;

@@ -1,8 +1,8 @@
 /*
  * Fuzzing ivshmem2: any bytes, in any pieces, with any number of descriptors
  *
- * Input: whose messages they are and how the descriptors come, how they are
- * cut, and the bytes.
+ * Input: the side that sends, how its descriptors and bytes are divided, and
+ * the bytes.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -16,11 +16,11 @@ enum {
     STEAL_FDS       = 1 << 3,
 };
 
-/* What came out of a stream */
+/* The result of decoding a stream */
 typedef struct Outcome {
     unsigned messages;
-    uint32_t hash;              /* of all of them */
-    uint64_t bytes;             /* that they had */
+    uint32_t hash;              /* of all messages */
+    uint64_t bytes;             /* of all messages */
     char *error;
 } Outcome;
 
@@ -30,7 +30,7 @@ static uint32_t next_random(uint32_t *seed)
     return *seed >> 16;
 }
 
-/* Text is made printable, all else must survive. */
+/* Text is made printable, everything else must stay as it is. */
 static void make_printable(Ivshmem2Msg *wire, uint16_t type)
 {
     char text[IVSHMEM2_TEXT_SIZE + 1] = { 0 };
@@ -44,7 +44,7 @@ static void make_printable(Ivshmem2Msg *wire, uint16_t type)
     }
 }
 
-/* @wire: the bytes that became the message in @d */
+/* @wire: the bytes of the message in @d */
 static void check_message(const Ivshmem2Decoder *d, const uint8_t *wire,
                           Outcome *o)
 {
@@ -87,7 +87,7 @@ static size_t choose_n_fds(const FuzzInput *in, uint8_t mode, bool first,
     return 0;
 }
 
-/* @cut: or in pieces that are as large as possible */
+/* @cut: in random pieces, else in pieces that are as large as possible */
 static Outcome decode(FuzzInput in, uint8_t mode, bool cut, uint32_t seed)
 {
     uint32_t fd_seed = seed;
@@ -147,7 +147,7 @@ void fuzz_codec(FuzzInput *in)
     Outcome pieces = decode(*in, mode, true, seed);
 
     g_assert_cmpuint(whole.bytes, <=, in->size);
-    /* how the bytes come makes no difference */
+    /* the sizes of the pieces make no difference */
     if (!(mode & FDS_ANYWHERE)) {
         g_assert_cmpuint(pieces.messages, ==, whole.messages);
         g_assert_cmpuint(pieces.hash, ==, whole.hash);

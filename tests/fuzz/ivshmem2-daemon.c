@@ -1,9 +1,9 @@
 /*
  * Fuzzing ivshmem2: the whole server, through its socket
  *
- * Its clients are real connections.  Time and the processes at their other
- * ends are made up: what the server asks the system about them is answered
- * here.
+ * Its clients are real connections.  Time and the clients' processes are
+ * simulated: this file replaces the functions by which the server asks the
+ * system about them.
  *
  * Input: the link and its limits, and then the steps.
  *
@@ -26,16 +26,16 @@
 
 #define N_CLIENTS       6
 #define N_PROCESSES     6
-/* Who behaves, and takes the first slot; its process does not end. */
+/* A client without lies in the first slot; its process does not end */
 #define HONEST          0
 /* Connections that wait to be accepted */
 #define BACKLOG         16
-/* Not more than this until the server is done with all that came */
+/* The server handles everything that it has received in fewer turns */
 #define MANY_TURNS      1000
 
 typedef enum Op {
     OP_CONNECT,
-    OP_JOIN,                    /* connect and HELLO, without a lie */
+    OP_JOIN,                    /* connect, and a correct HELLO */
     OP_HELLO,
     OP_STATE_CHANGED,
     OP_RING,
@@ -58,25 +58,25 @@ typedef enum Op {
 #define TURN_LATER      0x80
 
 typedef enum Kind {
-    KIND_NORMAL,                /* the system knows all about it */
-    KIND_NO_PIDFD,              /* none is to be had */
-    KIND_OLD_LINUX,             /* which has to be asked differently */
+    KIND_NORMAL,                /* the system tells everything about it */
+    KIND_NO_PIDFD,              /* the system refuses a pidfd */
+    KIND_OLD_LINUX,             /* the system lacks SO_PEERPIDFD */
     KIND_INVISIBLE,             /* in a pid namespace of its own */
 } Kind;
 
 typedef struct Process {
     bool alive;
-    int exit_fd;                /* stands for its pidfd */
+    int exit_fd;                /* in place of its pidfd */
 } Process;
 
 typedef struct Player {
     FuzzEnd end;
-    Ivshmem2Transport conn;          /* the same, for listening */
+    Ivshmem2Transport conn;     /* the same socket, to receive */
     unsigned process;
-    uint32_t id;                /* as the server said in WELCOME */
-    bool ready;                 /* READY came */
-    bool over;                  /* after ERROR */
-    bool deaf;                  /* does not want to hear more */
+    uint32_t id;                /* from WELCOME */
+    bool ready;                 /* READY was received */
+    bool over;                  /* after REFUSED */
+    bool deaf;                  /* does not receive any more */
     unsigned answers;
 } Player;
 
@@ -105,26 +105,26 @@ static const Ivshmem2LinkConfig links[] = {
 static Game *game;
 static int64_t now;
 
-/* What the system would say */
+/* In place of the system */
 
 gint64 g_get_monotonic_time(void)
 {
     return now;
 }
 
-/* No such process can exist; kill() knows that, too. */
+/* Such a process cannot exist, so kill() fails, too. */
 static pid_t pid_of(unsigned process)
 {
     return kinds[process] == KIND_INVISIBLE ? 0 : 0x40000000 + process;
 }
 
-/* Some processes are of the same user, but not the first ones. */
+/* Some processes have the same user, but not the first ones. */
 static uid_t uid_of(unsigned process)
 {
     return process == HONEST ? getuid() : 1000 + process % 4;
 }
 
-/* Clients have addresses that end in their process. */
+/* The last byte of a client's address is its process. */
 static unsigned process_of(int fd)
 {
     struct sockaddr_un addr;
@@ -231,7 +231,7 @@ static void connect_it(Game *g, Player *p, unsigned process)
     ivshmem2_transport_init_consume(&p->conn, p->end.fd, IVSHMEM2_SERVER);
 }
 
-/* What the server says makes sense, to whomever it is. */
+/* Messages of the server are consistent, also to clients that lie. */
 static void check_said(Player *p)
 {
     const Ivshmem2Decoder *d = &p->conn.in;
@@ -386,7 +386,7 @@ static void step(Game *g, FuzzInput *in, Op op)
     }
 }
 
-/* A client that behaves, and what it gets */
+/* A client without lies must be served. */
 
 static void join(Game *g, Player *p, unsigned process, uint8_t id)
 {
@@ -447,7 +447,7 @@ static void check_ids(const Game *g)
     }
 }
 
-/* After a while, whoever is not a peer is sent away, and must not stay. */
+/* After a while, the server closes connections that are not peers'. */
 static void check_time(Game *g)
 {
     /* even if they are accepted one by one */
@@ -459,7 +459,7 @@ static void check_time(Game *g)
         Player *p = &g->players[i];
         bool gone = p->conn.fd < 0 || p->deaf || has_hung_up(p->conn.fd);
 
-        /* to be a peer may mean that READY does not fit the socket yet */
+        /* it can be a peer, but the socket had no room for READY */
         listen_to_it(p, UINT_MAX);
         ivshmem2_daemon_turn(g->daemon, false);
         listen_to_it(p, UINT_MAX);
@@ -468,7 +468,7 @@ static void check_time(Game *g)
     check_ids(g);
 }
 
-/* All of them that are not the link's */
+/* Descriptors that are not eventfds of the link */
 static unsigned count_other_fds(const Game *g)
 {
     unsigned n = fuzz_count_fds();
@@ -479,7 +479,7 @@ static unsigned count_other_fds(const Game *g)
     return n;
 }
 
-/* When all others have gone, everything is as before, and can be had again. */
+/* When all others have left, all resources are free and can be used again. */
 static void check_empty(Game *g, unsigned n_fds)
 {
     for (unsigned i = 0; i < N_CLIENTS; i++) {
@@ -513,7 +513,7 @@ static int listen_socket(Game *g)
     g_assert_cmpint(fd, >=, 0);
     g->addr.sun_family = AF_UNIX;
     g->addr_len = sizeof(g->addr);
-    /* the system chooses a name that is no file's */
+    /* the system chooses an abstract address */
     g_assert_cmpint(bind(fd, (struct sockaddr *)&g->addr,
                          sizeof(g->addr.sun_family)), ==, 0);
     g_assert_cmpint(getsockname(fd, (struct sockaddr *)&g->addr,

@@ -1,5 +1,5 @@
 /*
- * Fuzzing ivshmem2: what the targets have in common
+ * Fuzzing ivshmem2: shared by the targets
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -9,7 +9,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
-/* More than a session keeps: the limit on its eventfds comes first. */
+/* More than a session keeps, so that its own limit is reached first */
 #define MAX_FILES   2048
 
 /* One more than the receiver has room for */
@@ -25,7 +25,7 @@ const FuzzTarget fuzz_targets[] = {
 
 static int all_fds[FUZZ_N_FDS];
 
-/* Peers that misbehave are what this is all about: their number is legion. */
+/* Messages about peers with errors would be too many. */
 static void log_handler(const char *domain, GLogLevelFlags level,
                         const char *message, gpointer opaque)
 {
@@ -46,7 +46,7 @@ void fuzz_init(void)
     limit.rlim_cur = MIN(limit.rlim_max, MAX_FILES);
     g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &limit), ==, 0);
 
-    /* What was inherited could be anywhere, see fuzz_count_fds(). */
+    /* Inherited ones could have any number, see fuzz_count_fds(). */
     for (int fd = STDERR_FILENO + 1; fd < MAX_FILES; fd++) {
         close(fd);
     }
@@ -124,8 +124,8 @@ unsigned fuzz_count_fds(void)
     int first = 0;
 
     /*
-     * The system gives the lowest number that is free, so as many unused ones
-     * are the end.
+     * The system uses the lowest free number, so there are no more open ones
+     * after so many that are free.
      */
     do {
         struct pollfd some[64];
@@ -166,11 +166,11 @@ static void send_now(FuzzEnd *end, const void *buf, size_t len,
         CMSG_FIRSTHDR(&mh)->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
         memcpy(CMSG_DATA(CMSG_FIRSTHDR(&mh)), fds, n_fds * sizeof(int));
     }
-    /* Whether all of it, a part or nothing is taken: that is life. */
+    /* The socket may take all of it, a part or nothing. */
     sendmsg(end->fd, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-/* In the byte that comes first: what is to be different */
+/* Bits of the first byte: what to change */
 enum {
     LIE_BYTE    = 1 << 0,
     LIE_FDS     = 1 << 1,

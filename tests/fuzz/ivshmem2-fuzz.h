@@ -1,8 +1,9 @@
 /*
- * Fuzzing ivshmem2: what the targets have in common
+ * Fuzzing ivshmem2: shared by the targets
  *
- * A target takes bytes for a program of what somebody hostile does, runs it,
- * and aborts where a promise is broken.  It depends on nothing but the bytes.
+ * A target interprets bytes as actions of a hostile client or server, carries
+ * them out, and aborts if a guarantee is broken.  It depends on nothing but the
+ * bytes.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -15,18 +16,18 @@
 /* Longer inputs are not tried. */
 #define FUZZ_MAX_INPUT      4096
 
-/* The bytes that are left; what is read beyond them is 0. */
+/* The remaining bytes; reading beyond their end returns 0. */
 typedef struct FuzzInput {
     const uint8_t *data;
     size_t size;
 } FuzzInput;
 
 typedef struct FuzzTarget {
-    const char *name;           /* also of the folder with its corpus */
+    const char *name;           /* also the name of its corpus's folder */
     void (*run)(FuzzInput *in);
 } FuzzTarget;
 
-/* Ends with one without a name */
+/* The last one has no name. */
 extern const FuzzTarget fuzz_targets[];
 
 void fuzz_codec(FuzzInput *in);
@@ -39,24 +40,24 @@ void fuzz_init(void);
 
 const FuzzTarget *fuzz_find_target(const char *name);
 
-/* Run @target, and see that it leaves no descriptor behind. */
+/* Run @target and check that it leaves no descriptor open. */
 void fuzz_run(const FuzzTarget *target, const uint8_t *data, size_t size);
 
 uint8_t fuzz_u8(FuzzInput *in);
 uint32_t fuzz_u32(FuzzInput *in);
 
-/* Up to @size bytes; returns how many. */
+/* Take up to @size bytes; returns their number. */
 size_t fuzz_bytes(FuzzInput *in, void *buf, size_t size);
 
-/* As count_fds(), but fast. */
+/* The same as count_fds(), but faster */
 unsigned fuzz_count_fds(void);
 
-/* What a hostile peer may send where something else is expected */
+/* Descriptors that a hostile peer may send in place of others */
 typedef enum FuzzFd {
     FUZZ_FD_EVENTFD,
     FUZZ_FD_MEMORY,             /* sealed, FUZZ_MEMORY_SIZE bytes */
     FUZZ_FD_READ_ONLY,          /* the same, open for reading only */
-    FUZZ_FD_HUGE,               /* sealed, more bytes than any link has */
+    FUZZ_FD_HUGE,               /* sealed, larger than any link */
     FUZZ_FD_UNSEALED,
     FUZZ_FD_SOCKET,
     FUZZ_FD_PIPE,
@@ -68,7 +69,7 @@ typedef enum FuzzFd {
 
 int fuzz_fd(FuzzFd kind);
 
-/* One end of a connection whose other end is tested */
+/* One end of a connection; the other end is under test */
 typedef struct FuzzEnd {
     int fd;                     /* non-blocking; -1: not open */
     uint8_t rest[sizeof(Ivshmem2Msg)];  /* of a message that was cut */
@@ -76,27 +77,26 @@ typedef struct FuzzEnd {
 } FuzzEnd;
 
 /*
- * Send @msg (host byte order) with descriptors @fds as far as the socket takes
- * it and @in does not want it otherwise: other bytes, other descriptors, a part
- * of it.
+ * Send @msg (host byte order) with descriptors @fds, as much as the socket
+ * takes.  @in may change bytes and descriptors, and cut the message.
  */
 void fuzz_send(FuzzInput *in, FuzzEnd *end, const Ivshmem2Msg *msg,
                const int *fds);
 
 /*
- * A HELLO as it should be.  @how: bit 0 set: the ID is of @in's choice, bit 1
- * set: it resumes a session on the link of @welcome.
+ * A correct HELLO.  @how: bit 0: @in chooses the ID, bit 1: resume the session
+ * of @welcome.
  */
 Ivshmem2Msg fuzz_hello(FuzzInput *in, uint8_t how,
                        const Ivshmem2Welcome *welcome);
 
-/* What was left of a message that was cut */
+/* Send the rest of a message that was cut. */
 void fuzz_send_rest(FuzzEnd *end);
 
-/* Bytes of @in's choice */
+/* Send bytes of @in. */
 void fuzz_send_bytes(FuzzInput *in, FuzzEnd *end);
 
-/* What libFuzzer calls */
+/* Called by libFuzzer */
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -1,8 +1,8 @@
 /*
  * Fuzzing ivshmem2: the server's bookkeeping, without sockets
  *
- * Slots, holds and broadcasts: many clients of a few processes that live and
- * die.  After every step, all slots are looked at.
+ * Slots, holds and broadcasts, with many clients of a few processes that start
+ * and end.  All slots are checked after every step.
  *
  * Input: the link, how it ends, and then the steps.
  *
@@ -16,18 +16,18 @@
 #define N_CLIENTS       8
 #define N_PROCESSES     4
 #define MAX_PEERS       5
-/* Who behaves, and sits on the first slot; its process does not end. */
+/* A client without lies in the first slot; its process does not end */
 #define HONEST          0
 
 typedef enum Op {
     OP_CONNECT,
     OP_HELLO,
-    OP_JOIN,                    /* a HELLO without a lie, and all answers */
+    OP_JOIN,                    /* a correct HELLO, and all answers */
     OP_STATE_CHANGED,
     OP_RING,
     OP_RING_FAR,                /* an ID that no link has */
     OP_GOODBYE,
-    OP_SAY,                     /* any message there is */
+    OP_SAY,                     /* any type of message */
     OP_LISTEN,
     OP_CLOSE,
     OP_REFUSE,
@@ -41,8 +41,8 @@ typedef struct Player {
     Ivshmem2Client c;           /* first */
     bool open;
     unsigned process;
-    uint32_t id;                /* where it may write its state */
-    bool welcome;               /* was told so */
+    uint32_t id;                /* of the State Table entry that it may write */
+    bool welcome;               /* received WELCOME */
 } Player;
 
 typedef struct Game {
@@ -58,7 +58,7 @@ typedef struct Game {
     bool owed[MAX_PEERS];       /* an interrupt by the broadcast */
 } Game;
 
-/* Only one game is played at a time, and the server's calls have no room. */
+/* The only game at a time: the server's callbacks have no argument for it. */
 static Game *game;
 
 static const Ivshmem2LinkConfig links[] = {
@@ -69,7 +69,7 @@ static const Ivshmem2LinkConfig links[] = {
       .protocol = IVSHMEM2_PROTOCOL_VIRTIO, .backend_id = 1 },
 };
 
-/* The processes; the last one cannot be seen. */
+/* The processes; the pid of the last one is unknown. */
 
 static pid_t pid_of(unsigned process)
 {
@@ -128,7 +128,7 @@ static bool was_interrupted(Game *g, uint32_t id)
            ivshmem2_eventfd_drain(g->link->eventfds[id][0]);
 }
 
-/* Whatever was signalled before is no answer to this. */
+/* Earlier signals do not count. */
 static void owe_to_all_but(Game *g, uint32_t source)
 {
     for (uint32_t id = 0; id < g->max_peers; id++) {
@@ -242,7 +242,7 @@ static void say_anything(Game *g, Player *p, FuzzInput *in)
     };
 
     fuzz_bytes(in, &msg.hello, sizeof(msg.hello));
-    msg.hello.name[sizeof(msg.hello.name) - 1] = 0;     /* by the codec */
+    msg.hello.name[sizeof(msg.hello.name) - 1] = 0;     /* as by the codec */
     tell(g, p, &msg);
 }
 
@@ -258,7 +258,7 @@ static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
     }
     tell(g, p, &msg);
     if (msg.target.id < MAX_PEERS && !msg.target.vector) {
-        g->owed[msg.target.id] = false;     /* cannot be told apart */
+        g->owed[msg.target.id] = false;     /* the same eventfd */
     }
 }
 
@@ -271,8 +271,8 @@ static void close_it(Game *g, Player *p)
 }
 
 /*
- * A process can write the entry of its slot as long as it lives and nobody
- * else has the slot.
+ * A process can write the entry of its slot until it ends or another client
+ * takes the slot.
  */
 static void write_state(Game *g, Player *p, uint32_t state)
 {
@@ -300,7 +300,7 @@ static const Player *find_occupant(const Game *g, uint32_t id)
     return found;
 }
 
-/* What holds whatever the clients do */
+/* True after all actions of clients */
 static void check(Game *g)
 {
     const Player *honest = &g->players[HONEST];
@@ -325,7 +325,7 @@ static void check(Game *g)
     g_assert_true(ivshmem2_client_is_ready(&honest->c));
 }
 
-/* The honest one rings itself. */
+/* The client without lies rings itself. */
 static void check_honest(Game *g)
 {
     Player *honest = &g->players[HONEST];
@@ -352,7 +352,7 @@ static void join(Game *g, Player *p)
 
 static void step(Game *g, FuzzInput *in, Op op)
 {
-    /* not the honest one, and not its process */
+    /* neither the client without lies nor its process */
     Player *p = &g->players[1 + fuzz_u8(in) % (N_CLIENTS - 1)];
 
     switch (op) {
@@ -406,7 +406,7 @@ static void step(Game *g, FuzzInput *in, Op op)
     }
 }
 
-/* When all have gone, everything is free and 0, and can be had again. */
+/* When all have left, all slots are free, 0, and can be used again. */
 static void check_empty(Game *g)
 {
     for (unsigned i = HONEST + 1; i < N_CLIENTS; i++) {

@@ -1,8 +1,8 @@
 /*
- * Fuzzing ivshmem2: a client or device whose server lies
+ * Fuzzing ivshmem2: a client or device whose server breaks the protocol
  *
- * Input: the link, what the client offers, and then what both of them do, the
- * client reading what there is after each step unless the input says otherwise.
+ * Input: the link, the client's HELLO, and then the steps of both sides.  The
+ * client receives after each step unless the input says otherwise.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -11,7 +11,7 @@
 #include <sys/socket.h>
 #include "libivshmem2-transport.h"
 
-/* As session.c keeps them */
+/* The same as in session.c */
 #define MAX_EVENTFDS    1024
 #define MAX_ASKED       64
 
@@ -21,7 +21,7 @@
 typedef enum Op {
     OP_CONNECT,
     OP_DISCONNECT,
-    OP_HANDSHAKE,               /* all of it, without a lie */
+    OP_HANDSHAKE,               /* all of it, and correct */
     OP_WELCOME,
     OP_OUTPUTS,
     OP_EVENTFDS,
@@ -44,7 +44,7 @@ typedef enum Op {
 typedef struct Game {
     unsigned n_fds;             /* before */
     Ivshmem2Session *s;
-    Ivshmem2Transport conn;          /* the client's end */
+    Ivshmem2Transport conn;     /* the client's end */
     FuzzEnd server;
     Ivshmem2Decoder said;       /* by the client */
     Ivshmem2Target asked[MAX_ASKED];
@@ -53,7 +53,7 @@ typedef struct Game {
     uint32_t next_output;
     uint32_t next_own;
 
-    bool established;           /* and then nothing changes any more: */
+    bool established;           /* from then on, these are constant: */
     Ivshmem2Welcome info;
     int *own_fds;
     void *memory;
@@ -70,7 +70,7 @@ static const Ivshmem2Welcome truths[] = {
       .max_peers = 65536, .state_table_size = 262144, .rw_size = 4096 },
 };
 
-/* What holds whatever the server says */
+/* True after all messages of the server */
 static void check(Game *g)
 {
     const Ivshmem2Welcome *info = ivshmem2_session_info(g->s);
@@ -106,7 +106,7 @@ static bool say(Game *g, GError **error)
     Ivshmem2Msg msg;
     int ret = ivshmem2_transport_flush(&g->conn, error);
 
-    while (ret > 0 && ivshmem2_session_next(g->s, &msg)) {
+    while (ret == 1 && ivshmem2_session_next(g->s, &msg)) {
         ret = ivshmem2_transport_send(&g->conn, &msg, NULL, error);
     }
     return ret >= 0;
@@ -120,7 +120,7 @@ static bool is_sealed(int fd)
     return has >= 0 && (has & seals) == seals;
 }
 
-/* What is believed, if it is */
+/* May the session accept the message that is in g->conn.in? */
 static bool is_believable(const Game *g)
 {
     const Ivshmem2Decoder *d = &g->conn.in;
@@ -165,7 +165,7 @@ static void disconnect(Game *g)
     g_assert_false(ivshmem2_session_ready(g->s));
 }
 
-/* The client says nothing that a server would not take. */
+/* A server accepts all messages of the client. */
 static void hear(Game *g)
 {
     g_autoptr(GError) error = NULL;
@@ -359,7 +359,7 @@ static void handshake(Game *g)
     tell(g, &none, IVSHMEM2_MSG_READY);
 }
 
-/* More than the client keeps, if the input has it often enough */
+/* More than the client keeps, if the input does it often enough */
 static void tell_many_eventfds(Game *g, FuzzInput *in)
 {
     FuzzInput none = { .size = 0 };
@@ -384,7 +384,7 @@ static void answer(Game *g, FuzzInput *in)
     }
 }
 
-/* No more than what a link of this size needs, and the eventfds of others */
+/* No more than a link of this size needs, plus the eventfds of others */
 static void check_fds(Game *g)
 {
     const Ivshmem2Welcome *info = ivshmem2_session_info(g->s);
@@ -403,16 +403,20 @@ static void client_rings(Game *g, FuzzInput *in)
 {
     uint32_t id = fuzz_u8(in) ? fuzz_u32(in) : g->info.id;
     uint32_t vector = fuzz_u8(in);
-    int fd = ivshmem2_session_eventfd(g->s, id, vector);
-    Ivshmem2Ring ret = ivshmem2_session_ring(g->s, id, vector);
+    int fd = -1;
+    Ivshmem2Ring ret = ivshmem2_session_ring(g->s, id, vector, &fd);
 
     g_assert_true(fd == -1 || fcntl(fd, F_GETFD) == FD_CLOEXEC);
     if (!g->established || id >= g->info.max_peers ||
         vector >= g->info.vectors) {
         g_assert_cmpint(ret, ==, IVSHMEM2_RING_NOBODY);
+        g_assert_cmpint(fd, ==, -1);
     } else {
         g_assert_cmpint(ret, ==, fd >= 0 ? IVSHMEM2_RING_SIGNALLED
                                          : IVSHMEM2_RING_REQUESTED);
+        if (id == g->info.id) {
+            g_assert_cmpint(fd, ==, g->own_fds[vector]);
+        }
     }
 }
 

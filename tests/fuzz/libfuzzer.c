@@ -3,8 +3,8 @@
  *
  * ivshmem2-fuzz --fuzz-target=TARGET [OPTION | FOLDER | INPUT]...
  *
- * As with QEMU's fuzzers, libFuzzer ignores the first option, and hands it on
- * to the processes that it starts for some of its own.
+ * As with QEMU's fuzzers, libFuzzer ignores the first option and passes it on
+ * to the processes that it starts.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

@@ -1,5 +1,5 @@
 /*
- * What the unit tests of ivshmem2 have in common
+ * Shared by the unit tests of ivshmem2
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -63,9 +63,9 @@ static inline int make_eventfd(void)
     return fd;
 }
 
-/* @error is of domain IVSHMEM2_ERROR with @code and says @text. */
+/* @error has the domain IVSHMEM2_ERROR, code @want, and contains @text. */
 #define assert_error(error, want, text) do {                            \
-        g_assert_error(error, IVSHMEM2_ERROR, want);                \
+        g_assert_error(error, IVSHMEM2_ERROR, want);                    \
         if (!strstr((error)->message, text)) {                          \
             g_test_message("%s", (error)->message);                     \
         }                                                               \

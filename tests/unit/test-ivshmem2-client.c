@@ -19,10 +19,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "libivshmem2.h"
+#include "libivshmem2-core.h"
 
-/* For what should happen at once, on a machine with other things to do */
+/* For events that are expected at once, on a busy machine */
 #define SOON_MS     10000
-/* For what should not happen */
+/* For events that must not happen */
 #define NEVER_MS    100
 
 /* Fixture: a server and what it needs */
@@ -46,7 +47,7 @@ static unsigned count_fds(void)
     return n;
 }
 
-/* Whatever becomes of the test, its children do not outlive it. */
+/* Children end when the test ends, even if it crashes. */
 static void end_with_parent(gpointer opaque)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -103,7 +104,7 @@ static void link_end(Link *l)
     g_assert_cmpint(g_rmdir(l->dir), ==, 0);
     g_free(l->socket);
     g_free(l->dir);
-    /* nothing that a test opened is still open */
+    /* the test has closed all that it opened */
     g_assert_cmpuint(count_fds(), ==, l->n_fds);
 }
 
@@ -122,7 +123,7 @@ static Ivshmem2Peer *join(Link *l, uint32_t id)
     return peer;
 }
 
-/* Joining fails, and the text says @what. */
+/* Joining fails with @code, and the message contains @what. */
 static void assert_refused(Link *l, uint32_t id, int code, const char *what)
 {
     Ivshmem2SocketOptions o = IVSHMEM2_SOCKET_OPTIONS_INIT;
@@ -139,8 +140,8 @@ static void assert_refused(Link *l, uint32_t id, int code, const char *what)
 static void assert_interrupt(Ivshmem2Peer *peer, int only, int expected)
 {
     g_autoptr(GError) error = NULL;
-    int vector = only;
-    int ret = ivshmem2_peer_wait(peer, &vector, SOON_MS, &error);
+    int vector = -1;
+    int ret = ivshmem2_peer_wait(peer, only, &vector, SOON_MS, &error);
 
     g_assert_no_error(error);
     g_assert_cmpint(ret, ==, 1);
@@ -151,7 +152,9 @@ static void assert_silence(Ivshmem2Peer *peer)
 {
     int vector = -1;
 
-    g_assert_cmpint(ivshmem2_peer_wait(peer, &vector, NEVER_MS, NULL), ==, 0);
+    g_assert_cmpint(ivshmem2_peer_wait(peer, -1, &vector, NEVER_MS, NULL), ==,
+                    0);
+    g_assert_cmpint(vector, ==, -1);
 }
 
 static void ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector)
@@ -175,13 +178,13 @@ static void set_state(Ivshmem2Peer *peer, uint32_t state)
 static void test_info(void)
 {
     Link l;
-    const Ivshmem2Info *info;
+    const Ivshmem2PeerInfo *info;
     Ivshmem2Peer *a, *b;
 
     link_start(&l, "--max-peers 5 --vectors 3 --rw-size 10000 "
                "--output-size 64K --protocol 0x4711");
     a = join(&l, 3);
-    b = join(&l, IVSHMEM2_ID_ANY);
+    b = join(&l, IVSHMEM2_PEER_ID_ANY);
     info = ivshmem2_peer_info(a);
     g_assert_cmpuint(info->id, ==, 3);
     g_assert_cmpuint(info->max_peers, ==, 5);
@@ -202,7 +205,7 @@ static void test_info(void)
     link_end(&l);
 
     link_start(&l, "--max-peers 2 --intx --rw-size 0 --output-size 0");
-    a = join(&l, IVSHMEM2_ID_ANY);
+    a = join(&l, IVSHMEM2_PEER_ID_ANY);
     info = ivshmem2_peer_info(a);
     g_assert_false(info->msix);
     g_assert_cmpuint(info->vectors, ==, 1);
@@ -232,7 +235,7 @@ static void test_sections(void)
     g_assert_cmpstr(ivshmem2_peer_output(a, 2), ==, "");
     ivshmem2_peer_close(a);
 
-    /* what a slot's last occupant wrote is still there */
+    /* the data of a slot's last occupant is still there */
     a = join(&l, 0);
     g_assert_cmpstr(ivshmem2_peer_output(a, 0), ==, "output a");
     ivshmem2_peer_close(a);
@@ -240,7 +243,7 @@ static void test_sections(void)
     link_end(&l);
 }
 
-/* More than 32 bits, which costs nothing until it is used */
+/* Sizes of more than 32 bits; memory that is not used costs nothing */
 static void test_large_sections(void)
 {
     const uint64_t size = UINT64_C(6) << 30;
@@ -274,7 +277,7 @@ static void test_read_only(void)
     a = join(&l, 1);
     child = fork();
     if (child == 0) {
-        /* no core file, no message of a sanitizer: this is what we expect */
+        /* expected, so without a core file and a sanitizer's report */
         signal(SIGSEGV, SIG_DFL);
         prctl(PR_SET_DUMPABLE, 0);
         __atomic_store_n((char *)ivshmem2_peer_output(a, 2), 1,
@@ -293,7 +296,6 @@ static void test_ring(void)
     Link l;
     Ivshmem2Peer *a, *b;
     g_autoptr(GError) error = NULL;
-    int vector = 3;
 
     link_start(&l, "--max-peers 4 --vectors 3 --rw-size 4K");
     a = join(&l, 0);
@@ -307,7 +309,7 @@ static void test_ring(void)
     assert_silence(a);
     assert_silence(b);
 
-    /* twice before anybody looks is once; each vector by itself */
+    /* two interrupts of a vector before a wait are one; others are apart */
     ring(a, 2, 1);
     ring(a, 2, 1);
     ring(a, 2, 2);
@@ -315,7 +317,7 @@ static void test_ring(void)
     assert_interrupt(b, -1, 1);
     assert_silence(b);
 
-    /* oneself, and nobody */
+    /* to this peer itself, and to an ID that is not taken */
     ring(a, 0, 1);
     assert_interrupt(a, -1, 1);
     ring(a, 3, 0);
@@ -325,7 +327,10 @@ static void test_ring(void)
     g_assert_false(ivshmem2_peer_ring(a, 2, 3, &error));
     g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
     g_clear_error(&error);
-    g_assert_cmpint(ivshmem2_peer_wait(a, &vector, 0, &error), ==, -1);
+    g_assert_cmpint(ivshmem2_peer_wait(a, 3, NULL, 0, &error), ==, -1);
+    g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
+    g_clear_error(&error);
+    g_assert_cmpint(ivshmem2_peer_wait(a, -2, NULL, 0, &error), ==, -1);
     g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
     assert_silence(a);
     assert_silence(b);
@@ -334,7 +339,7 @@ static void test_ring(void)
     link_end(&l);
 }
 
-/* Too many eventfds for the handshake: the server rings until it told us. */
+/* Too many eventfds for the handshake: the server rings at first. */
 static void test_ring_large(void)
 {
     Link l;
@@ -351,7 +356,7 @@ static void test_ring_large(void)
         ring(a, 0, v);
         assert_interrupt(b, -1, v);
     }
-    /* more than the server is asked for at once, and all arrive */
+    /* more requests than may be unanswered at a time, and all arrive */
     for (uint32_t id = 1; id < 1000; id++) {
         ring(a, id, 0);
     }
@@ -445,15 +450,14 @@ static void test_server_killed(void)
 {
     Link l;
     Ivshmem2Peer *a, *b;
-    int vector = -1;
 
     link_start(&l, "--max-peers 4 --vectors 2 --rw-size 4K --output-size 4K");
     a = join(&l, 0);
     b = join(&l, 1);
     link_kill(&l);
 
-    /* waiting notices, and waits on */
-    g_assert_cmpint(ivshmem2_peer_wait(a, &vector, NEVER_MS, NULL), ==, 0);
+    /* a wait notices it, and goes on waiting */
+    g_assert_cmpint(ivshmem2_peer_wait(a, -1, NULL, NEVER_MS, NULL), ==, 0);
     g_assert_false(ivshmem2_peer_connected(a));
     for (int i = 0; i < 10; i++) {
         ((char *)ivshmem2_peer_output(a, 0))[0] = i;
@@ -466,7 +470,7 @@ static void test_server_killed(void)
     set_state(a, 5);
     assert_interrupt(b, -1, 0);
     g_assert_cmpuint(ivshmem2_peer_state(b, 0), ==, 5);
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_IO,
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_IO,
                    "is ivshmem2-server running?");
     ivshmem2_peer_close(a);
     assert_interrupt(b, -1, 0);
@@ -475,7 +479,7 @@ static void test_server_killed(void)
     link_end(&l);
 }
 
-/* A server that does nothing delays nobody but those who leave. */
+/* A server that is stopped delays only peers that leave. */
 static void test_server_stopped(void)
 {
     Link l;
@@ -498,14 +502,11 @@ static void test_server_stopped(void)
     assert_interrupt(b, -1, 1);
     assert_silence(b);
 
-    /* what could not be sent is sent now */
+    /* the waiting message is sent now */
     kill(l.server, SIGCONT);
     for (int i = 0; i < SOON_MS / 10 && !interrupted; i++) {
-        int vector = -1;
-
-        ivshmem2_peer_wait(a, &vector, 5, NULL);
-        vector = 0;
-        interrupted = ivshmem2_peer_wait(b, &vector, 5, NULL) == 1;
+        ivshmem2_peer_wait(a, -1, NULL, 5, NULL);
+        interrupted = ivshmem2_peer_wait(b, 0, NULL, 5, NULL) == 1;
     }
     g_assert_true(interrupted);
     kill(l.server, SIGSTOP);
@@ -519,7 +520,7 @@ static void test_server_stopped(void)
     link_end(&l);
 }
 
-/* A thread for each peer: they have nothing in common in this process. */
+/* One thread for each peer: peers share nothing in this process. */
 
 #define N_THREADS   4
 #define N_ROUNDS    100
@@ -538,7 +539,7 @@ static void wait_for_all(Ivshmem2Peer *peer)
     }
 }
 
-/* Rings go round. */
+/* Peers ring each other in a circle. */
 static gpointer run_relay(gpointer opaque)
 {
     const Runner *r = opaque;
@@ -583,16 +584,43 @@ static void test_refusals(void)
 
     link_start(&l, "--max-peers 2");
     a = join(&l, 1);
-    assert_refused(&l, 1, IVSHMEM2_ERROR_REFUSED, "ID 1");
-    assert_refused(&l, 2, IVSHMEM2_ERROR_REFUSED, "ID 2");
+    assert_refused(&l, 1, IVSHMEM2_ERROR_ID_TAKEN, "ID 1");
+    assert_refused(&l, 2, IVSHMEM2_ERROR_ID_RANGE, "ID 2");
     b = join(&l, 0);
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_REFUSED,
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_FULL,
                    "the server says: ");
     ivshmem2_peer_close(b);
-    b = join(&l, IVSHMEM2_ID_ANY);
+    b = join(&l, IVSHMEM2_PEER_ID_ANY);
     g_assert_cmpuint(ivshmem2_peer_info(b)->id, ==, 0);
     ivshmem2_peer_close(a);
     ivshmem2_peer_close(b);
+    link_end(&l);
+}
+
+static void assert_options_refused(Link *l, const Ivshmem2SocketOptions *o)
+{
+    g_autoptr(GError) error = NULL;
+
+    g_assert_null(ivshmem2_peer_open_socket(l->socket, o, &error));
+    g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
+    g_assert_nonnull(strstr(error->message, "IVSHMEM2_SOCKET_OPTIONS_INIT"));
+}
+
+/* Options that are not initialized, or of a program that is too new */
+static void test_bad_options(void)
+{
+    Ivshmem2SocketOptions none = { .id = IVSHMEM2_PEER_ID_ANY };
+    Ivshmem2SocketOptions newer = IVSHMEM2_SOCKET_OPTIONS_INIT;
+    Ivshmem2Peer *a;
+    Link l;
+
+    link_start(&l, "--max-peers 2");
+    newer.size += 8;
+    assert_options_refused(&l, &none);
+    assert_options_refused(&l, &newer);
+    a = ivshmem2_peer_open_socket(l.socket, NULL, NULL);
+    g_assert_nonnull(a);
+    ivshmem2_peer_close(a);
     link_end(&l);
 }
 
@@ -603,14 +631,14 @@ static void test_bad_paths(void)
     char *socket;
 
     link_init(&l);
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_IO,
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_IO,
                    "No such file or directory");
     g_assert_true(g_file_set_contents(l.socket, "", -1, NULL));
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_IO,
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_IO,
                    "Connection refused");
     socket = l.socket;
     l.socket = longest;
-    assert_refused(&l, IVSHMEM2_ID_ANY, IVSHMEM2_ERROR_ARGUMENT,
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_ARGUMENT,
                    "longer than the 107 bytes");
     l.socket = socket;
     link_end(&l);
@@ -627,7 +655,7 @@ static int listen_at(const char *path, int backlog)
     return fd;
 }
 
-/* A server that accepts and is silent, and one that does not accept */
+/* A server that never answers, and one that does not accept */
 static void test_connect_timeout(void)
 {
     Ivshmem2SocketOptions o = IVSHMEM2_SOCKET_OPTIONS_INIT;
@@ -636,14 +664,15 @@ static void test_connect_timeout(void)
     int fd;
     Link l;
 
-    link_init(&l);
     o.timeout_ms = 200;
+    link_init(&l);
     fd = listen_at(l.socket, 0);
     g_assert_null(ivshmem2_peer_open_socket(l.socket, &o, &error));
     g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_TIMEOUT);
     g_clear_error(&error);
     /* now its queue is full */
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
+        o.timeout_ms = i ? 200 : 0;
         g_assert_null(ivshmem2_peer_open_socket(l.socket, &o, &error));
         g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_TIMEOUT);
         g_clear_error(&error);
@@ -654,7 +683,7 @@ static void test_connect_timeout(void)
     link_end(&l);
 }
 
-/* What a server says that is none, or a bad one */
+/* Answers of programs that are no server, or one with errors */
 static void serve_bytes(const void *bytes, size_t len, int code,
                         const char *what)
 {
@@ -677,7 +706,7 @@ static void serve_bytes(const void *bytes, size_t len, int code,
         close(conn);
         _exit(0);
     }
-    assert_refused(&l, IVSHMEM2_ID_ANY, code, what);
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, code, what);
     waitpid(child, NULL, 0);
     close(fd);
     link_end(&l);
@@ -696,8 +725,7 @@ static void test_bad_servers(void)
     len = ivshmem2_msg_encode(&msg);
     serve_bytes(&msg, len - 1, IVSHMEM2_ERROR_PROTOCOL,
                 "in the middle of a message");
-    serve_bytes(&msg, len, IVSHMEM2_ERROR_REFUSED,
-                "the server says: full?[2J");
+    serve_bytes(&msg, len, IVSHMEM2_ERROR_FULL, "the server says: full?[2J");
     memset(&msg, 0, sizeof(msg));
     msg.hdr.type = IVSHMEM2_MSG_READY;
     len = ivshmem2_msg_encode(&msg);
@@ -724,7 +752,7 @@ static void run_clear(Run *r)
 
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Run, run_clear)
 
-/* @args: a shell's words */
+/* @args: quoted as for a shell */
 static GPid start_client(const char *args, int *in, int *out, int *err)
 {
     g_autofree char *line = g_strdup_printf("%s %s",
@@ -793,10 +821,12 @@ static void test_cli_usage(void)
         { "--pci 0:4.0 --socket x info", "one of --socket and --pci" },
         { "--pci 0:4.0 --id 3 info", "--id and --name go with --socket" },
         { "--socket x --id 65536 info",
-          "--id '65536' is not a number from 0 to 65535" },
-        { "--socket x --id -- info", "--id '--' is not a number" },
+          "--id '65536' is not valid, it must be a number from 0 to 65535" },
+        { "--socket x --id -- info",
+          "--id '--' is not valid, it must be a number" },
         { "--socket x --state 4294967296 info",
-          "--state '4294967296' is not a number from 0 to 4294967295" },
+          "--state '4294967296' is not valid, it must be a number from 0 to "
+          "4294967295" },
         { "--socket x --vector 2048 wait", "from 0 to 2047" },
         { "--socket x --timeout soon wait", "--timeout 'soon'" },
         { "--socket x --count 0 wait", "--count '0'" },
@@ -847,11 +877,13 @@ static void test_cli_commands(void)
     assert_run(&l, "--id 2 --state 0x10 state", 0, "state 16\n", "");
     assert_run(&l, "--id 1 info", 1, "", "the server says: ");
 
-    ivshmem2_peer_wait(a, &(int) { -1 }, 0, NULL);
+    ivshmem2_peer_wait(a, -1, NULL, 0, NULL);
     assert_run(&l, "ring 1 1", 0, "rang vector 1 of peer 1\n", "");
     assert_interrupt(a, 1, 1);
-    assert_run(&l, "ring 4", 2, "", "ID '4' is not a number from 0 to 3");
-    assert_run(&l, "ring 1 2", 2, "", "VECTOR '2' is not a number from 0 to");
+    assert_run(&l, "ring 4", 2, "",
+               "ID '4' is not valid, it must be a number from 0 to 3");
+    assert_run(&l, "ring 1 2", 2, "",
+               "VECTOR '2' is not valid, it must be a number from 0 to");
     assert_run(&l, "--vector 2 wait", 2, "", "--vector '2'");
     assert_run(&l, "--timeout 0.1 wait", 3, "", "");
     assert_run(&l, "--timeout 0.1 watch", 0, "peer 1: state 9, was 0\n", "");
@@ -868,8 +900,9 @@ static void test_cli_commands(void)
     assert_run(&l, "write state 0 1", 1, "", "may only read it");
     assert_run(&l, "write rw 4096 x", 1, "", "do not fit");
     assert_run(&l, "write rw 4097 x", 2, "", "OFFSET '4097'");
-    assert_run(&l, "read rw 1 4096", 2, "", "LENGTH '4096' is not a number "
-               "from 0 to 4095");
+    assert_run(&l, "read rw 1 4096", 2, "",
+               "LENGTH '4096' is not valid, it must be a number from 0 to "
+               "4095");
     assert_run(&l, "read output:4 0 1", 2, "", "ID in SECTION '4'");
     assert_run(&l, "read other 0 1", 2, "", "SECTION 'other'");
     ivshmem2_peer_close(a);
@@ -903,10 +936,7 @@ static void test_cli_stdin(void)
     link_end(&l);
 }
 
-/*
- * A checker for one JSON object without nesting, which is all that the
- * program prints
- */
+/* A checker for one JSON object without nesting, as the program prints it */
 static const char *skip_string(const char *p)
 {
     g_assert_cmpint(*p++, ==, '"');
@@ -958,7 +988,7 @@ static void assert_json(const char *text)
     g_assert_cmpint(p[1], ==, 0);
 }
 
-/* All commands as one peer, and each line of it as JSON */
+/* All commands as one peer, with each line of output checked as JSON */
 static void test_cli_shell(void)
 {
     static const char script[] =
@@ -972,7 +1002,8 @@ static void test_cli_shell(void)
         "\"id\": 0, \"max_peers\": 4", "\"ok\"",
         "\"self\": true", "\"ok\"",
         "\"target\": 0, \"vector\": 1", "\"ok\"",
-        "\"error\", \"text\": \"ID '9' is not a number from 0 to 3\"",
+        "\"error\", \"text\": \"ID '9' is not valid, it must be a number "
+        "from 0 to 3\"",
         "{\"id\": 0, \"state\": 5}", "\"ok\"",
         "{\"id\": 0, \"state\": 5}", "\"ok\"",
         "{\"event\": \"interrupt\", \"vector\": 1}", "\"ok\"",
@@ -1004,7 +1035,7 @@ static void test_cli_shell(void)
             g_error("line %zu is '%s'", i, lines[i]);
         }
     }
-    /* the last line did not end and is no command */
+    /* the last line has no newline and is no command */
     g_assert_cmpuint(g_strv_length(lines), ==, G_N_ELEMENTS(expected) + 1);
     link_end(&l);
 }
@@ -1056,7 +1087,7 @@ static void test_cli_ping(void)
               "\"interrupts\": 500, \"min_us\": ");
 }
 
-/* SIGTERM ends a waiting client as a peer that leaves should. */
+/* On SIGTERM a waiting client leaves the link in order. */
 static void test_cli_signal(void)
 {
     Link l;
@@ -1085,14 +1116,12 @@ static void test_cli_signal(void)
 static void await_state(Ivshmem2Peer *peer, uint32_t id, uint32_t state)
 {
     while (ivshmem2_peer_state(peer, id) != state) {
-        int vector = -1;
-
-        g_assert_cmpint(ivshmem2_peer_wait(peer, &vector, SOON_MS, NULL), ==,
+        g_assert_cmpint(ivshmem2_peer_wait(peer, -1, NULL, SOON_MS, NULL), ==,
                         1);
     }
 }
 
-/* Start a client that says by its state when it is peer 1. */
+/* Start a client; return when its state says that it has joined as peer 1. */
 static GPid start_peer(Link *l, Ivshmem2Peer *other, const char *args,
                        int *in, int *out, int *err)
 {
@@ -1118,7 +1147,7 @@ static void assert_end(GPid pid, int fd, int expected, const char *words)
     }
 }
 
-/* Whatever a client waits for, a signal ends it. */
+/* A signal ends a client in every command that waits. */
 static void test_cli_interrupted(void)
 {
     static const struct {
@@ -1151,7 +1180,7 @@ static void test_cli_interrupted(void)
     link_end(&l);
 }
 
-/* What arrives is printed, and counted. */
+/* Interrupts and states are printed, and counted. */
 static void test_cli_events(void)
 {
     Link l;
@@ -1174,7 +1203,7 @@ static void test_cli_events(void)
     link_end(&l);
 }
 
-/* Without the server, what only it can do is an error. */
+/* Commands that need the server fail when it is gone. */
 static void test_cli_server_gone(void)
 {
     static const char commands[] =
@@ -1195,9 +1224,10 @@ static void test_cli_server_gone(void)
         g_autofree char *text = read_all(out);
         static const char *const said[] = {
             "(gone)\n", "ok\n", "error: the server is gone, and only it knew",
-            "state 4\nok\n", "error: VALUE 'x' is not a number",
+            "state 4\nok\n",
+            "error: VALUE 'x' is not valid, it must be a number",
             "error: Text ended before matching quote",
-            "error: --vector 'x' is not a number",
+            "error: --vector 'x' is not valid, it must be a number",
         };
 
         for (size_t i = 0; i < G_N_ELEMENTS(said); i++) {
@@ -1234,7 +1264,7 @@ static void test_cli_protocols(void)
     }
 }
 
-/* Arguments and files that are no good for the sections' commands */
+/* Invalid arguments and files */
 static void test_cli_bad_arguments(void)
 {
     Link l;
@@ -1267,7 +1297,7 @@ static const struct {
     const char *path;
     GTestFunc run;
 } tests[] = {
-    /* first, when nothing has been initialized yet */
+    /* first, because nothing is initialized yet then */
     { "/ivshmem2/client/threads", test_threads },
     { "/ivshmem2/client/info", test_info },
     { "/ivshmem2/client/sections", test_sections },
@@ -1281,6 +1311,7 @@ static const struct {
     { "/ivshmem2/client/server-killed", test_server_killed },
     { "/ivshmem2/client/server-stopped", test_server_stopped },
     { "/ivshmem2/client/refusals", test_refusals },
+    { "/ivshmem2/client/bad-options", test_bad_options },
     { "/ivshmem2/client/bad-paths", test_bad_paths },
     { "/ivshmem2/client/connect-timeout", test_connect_timeout },
     { "/ivshmem2/client/bad-servers", test_bad_servers },

@@ -1,12 +1,12 @@
 /*
- * ivshmem2 codec: messages to bytes and back, and every lie in between
+ * ivshmem2 codec: encoding, decoding, and messages that break the protocol
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "ivshmem2-util.h"
 
-/* Golden bytes: one message of each type, as the documentation has it */
+/* The expected bytes of one message of each type, as documented */
 
 typedef struct Golden {
     Ivshmem2Msg msg;            /* host byte order */
@@ -141,7 +141,7 @@ static void make_fds(int *fds, size_t n)
     }
 }
 
-/* Both sides' first push, with as many descriptors as the message announces */
+/* The first push, with as many descriptors as the message announces */
 static int push_golden(Ivshmem2Decoder *d, const Golden *g, size_t len,
                        GError **error)
 {
@@ -178,7 +178,7 @@ static void assert_is_golden(Ivshmem2Decoder *d, const Golden *g)
     g_assert_cmpuint(d->n_fds, ==, g->msg.hdr.fds);
 }
 
-/* In two pieces, as far as the decoder wants */
+/* In two pieces, of the sizes that the decoder wants */
 static void test_round_trip(void)
 {
     unsigned before = count_fds();
@@ -384,7 +384,7 @@ static void test_fds_too_many(void)
     g_assert_cmpuint(count_fds(), ==, before);
 }
 
-/* A caller's fault, not one of the other side */
+/* An error of the caller, not of the other side */
 static void test_surplus_bytes(void)
 {
     g_autoptr(GError) error = NULL;
@@ -414,7 +414,7 @@ static void test_set_text(void)
     g_assert_cmpstr(text, ==, "");
 }
 
-/* Names and texts of others are fit to be printed, and end. */
+/* Names and texts of the other side are printable and terminated. */
 static void test_sanitize(void)
 {
     struct {
@@ -452,7 +452,7 @@ static void test_sanitize(void)
     }
 }
 
-/* What came from somebody else */
+/* Descriptors from the other side */
 
 static void test_check_memory(void)
 {
@@ -525,7 +525,7 @@ static void test_check_eventfd(void)
     ivshmem2_close(&pipes[1]);
 }
 
-/* Neither waits, whatever others did to the file. */
+/* Neither waits, even if another process made the file blocking. */
 static void test_eventfd(void)
 {
     const uint64_t full = UINT64_MAX - 1;
@@ -540,7 +540,7 @@ static void test_eventfd(void)
     g_assert_cmpint(fcntl(fd, F_SETFL, 0), ==, 0);
     g_assert_cmpuint(ivshmem2_eventfd_drain(fd), ==, 0);
     g_assert_cmpint(write(fd, &full, sizeof(full)), ==, sizeof(full));
-    /* as often as one likes: there is always something to be drained */
+    /* any number of signals: the counter stays readable */
     for (int i = 0; i < 100; i++) {
         ivshmem2_eventfd_signal(fd);
     }
@@ -552,7 +552,7 @@ static void test_eventfd(void)
     g_assert_cmpuint(ivshmem2_eventfd_drain(fd), ==, 0);
 }
 
-/* Each of them once, whatever is between them */
+/* Each of them once, even with descriptors between them that fail */
 static void test_eventfds(void)
 {
     int fds[100];

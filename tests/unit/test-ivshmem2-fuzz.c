@@ -1,22 +1,22 @@
 /*
  * ivshmem2: the fuzz targets, without a fuzzer
  *
- * Every input of their corpora, and then a number of inputs made of those,
- * always the same ones.
+ * Runs every input of the corpora, and then inputs that are derived from them,
+ * which are the same in each run.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "../fuzz/ivshmem2-fuzz.h"
 
-/* For each target: as many as are done in a moment */
+/* Derived inputs for each target: as many as take a moment */
 #define N_MUTATIONS 5000
 #define MAX_EDITS   4
 
 typedef struct Corpus {
     const FuzzTarget *target;
     GPtrArray *inputs;          /* of GByteArray */
-    char *last_path;            /* has the input that runs */
+    char *last_path;            /* file with the input that runs */
     int last_fd;
 } Corpus;
 
@@ -53,7 +53,7 @@ static void load(Corpus *c)
     g_assert_cmpuint(c->inputs->len, >, 0);
 }
 
-/* The test may end with this input: keep it. */
+/* Keep the input, because the test may crash with it. */
 static void run(Corpus *c, const GByteArray *input)
 {
     g_assert_cmpint(ftruncate(c->last_fd, 0), ==, 0);
@@ -126,12 +126,12 @@ static void edit(GByteArray *b, const GByteArray *other, GRand *rand)
         g_byte_array_append(b, &byte, 1);
         break;
     case 4:
-        /* go on like another one */
+        /* the end of another input */
         g_byte_array_set_size(b, at);
         g_byte_array_append(b, other->data + from, other->len - from);
         break;
     case 5:
-        /* something of another one in between */
+        /* a piece of another input in the middle */
         tail = g_byte_array_new();
         g_byte_array_append(tail, b->data + at, b->len - at);
         g_byte_array_set_size(b, at);

@@ -1,8 +1,9 @@
 /*
  * ivshmem2-server and ivshmem2-client on a kernel that refuses, or is old
  *
- * Single system calls fail, by a seccomp filter.  What needs them says so and
- * leaves nothing behind; what there is a second way for works.
+ * A seccomp filter makes single system calls fail.  If the program needs the
+ * call, it says so and leaves nothing behind; if there is another way, the
+ * program works.
  *
  * The programs are those of IVSHMEM2_SERVER and IVSHMEM2_CLIENT.
  *
@@ -40,7 +41,7 @@
 #define SERVER  "IVSHMEM2_SERVER"
 #define CLIENT  "IVSHMEM2_CLIENT"
 
-/* For what should happen at once, on a machine with other things to do */
+/* For events that are expected at once, on a busy machine */
 #define SOON_MS         30000
 
 /* A system call that fails, perhaps only with this value of an argument */
@@ -60,7 +61,7 @@ typedef struct Refusal {
 
 typedef struct Case {
     const char *options;        /* of the program */
-    const char *words;          /* what it says then */
+    const char *words;          /* in its error message */
     Refusal refusals[2];
 } Case;
 
@@ -89,7 +90,7 @@ static bool install(const Refusal *r)
             prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
 }
 
-/* In a child.  Whatever becomes of the test, it does not outlive it. */
+/* In a child, which ends when the test ends, even if the test crashes */
 static void prepare(gpointer refusals)
 {
     const Refusal *r = refusals;
@@ -100,14 +101,14 @@ static void prepare(gpointer refusals)
     }
 }
 
-/* The same for a program that is to end by itself */
+/* The same for a program that must end by itself */
 static void prepare_to_end(gpointer refusals)
 {
     alarm(SOON_MS / 1000);
     prepare(refusals);
 }
 
-/* Not in every container */
+/* Some containers do not allow seccomp filters. */
 static bool can_refuse(void)
 {
     static const Refusal harmless = REFUSE(getppid, EPERM);
@@ -181,7 +182,7 @@ static void link_end(Link *l)
     g_free(l->dir);
 }
 
-/* Run it to its end; it says @words. */
+/* Run it to its end; its errors contain @words. */
 static void assert_says(char **argv, const Case *c)
 {
     g_autofree char *out = NULL;
@@ -198,9 +199,9 @@ static void assert_says(char **argv, const Case *c)
     }
 }
 
-/* The server: what it cannot do without */
+/* System calls that the server needs */
 
-/* A socket that nobody listens at any more */
+/* A socket of a server that has ended */
 static void leave_socket(Link *l)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
@@ -328,7 +329,7 @@ static void test_client(void)
     link_end(&l);
 }
 
-/* What both can do without: how older kernels answer */
+/* System calls that both can replace: errors of older kernels */
 
 static const struct {
     const char *name;
@@ -384,7 +385,7 @@ static void test_old(gconstpointer opaque)
         g_assert_cmpint(tries--, >, 0);
     }
 
-    /* The ID of a killed peer is free soon, for another process as well. */
+    /* The ID of a killed peer is free soon, also for another process. */
     kill(pong, SIGKILL);
     waitpid(pong, NULL, 0);
     g_spawn_close_pid(pong);

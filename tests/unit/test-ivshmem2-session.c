@@ -1,5 +1,5 @@
 /*
- * ivshmem2 client session: what it says, and what it believes of a server
+ * ivshmem2 client session: its messages, and its checks of the server's
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -147,7 +147,7 @@ static void assert_says_nothing(Fixture *f)
     g_assert_false(ivshmem2_session_next(f->s, &msg));
 }
 
-/* Up to one of these and not further */
+/* How far a handshake goes */
 typedef enum Stage {
     AFTER_HELLO,
     AFTER_WELCOME,
@@ -188,6 +188,30 @@ static void go_to(Fixture *f, Stage stage)
     }
 }
 
+/* The session holds the eventfd of @vector at @id: @fd, or any if it is -1. */
+static void assert_held(Fixture *f, uint32_t id, uint32_t vector, int fd)
+{
+    int held = -1;
+
+    g_assert_cmpint(ivshmem2_session_ring(f->s, id, vector, &held), ==,
+                    IVSHMEM2_RING_SIGNALLED);
+    g_assert_cmpint(held, >=, 0);
+    if (fd >= 0) {
+        g_assert_cmpint(held, ==, fd);
+    }
+    g_assert_cmpuint(ivshmem2_eventfd_drain(held), >, 0);
+}
+
+/* The session does not hold it, and asks the server to ring. */
+static void assert_not_held(Fixture *f, uint32_t id, uint32_t vector)
+{
+    int held = -1;
+
+    g_assert_cmpint(ivshmem2_session_ring(f->s, id, vector, &held), ==,
+                    IVSHMEM2_RING_REQUESTED);
+    g_assert_cmpint(held, ==, -1);
+}
+
 /* The good case */
 
 static void test_handshake(Fixture *f, gconstpointer opaque)
@@ -212,12 +236,12 @@ static void test_handshake(Fixture *f, gconstpointer opaque)
                     &f->welcome, sizeof(f->welcome));
     for (uint32_t i = 0; i < N_VECTORS; i++) {
         g_assert_cmpint(ivshmem2_session_own_eventfd(f->s, i), >=, 0);
-        g_assert_cmpint(ivshmem2_session_eventfd(f->s, OWN_ID, i), ==,
-                        ivshmem2_session_own_eventfd(f->s, i));
+        assert_held(f, OWN_ID, i, ivshmem2_session_own_eventfd(f->s, i));
     }
     g_assert_cmpint(ivshmem2_session_own_eventfd(f->s, N_VECTORS), ==, -1);
-    g_assert_cmpint(ivshmem2_session_eventfd(f->s, 0, 0), ==, -1);
-    g_assert_cmpint(ivshmem2_session_eventfd(f->s, N_PEERS, 0), ==, -1);
+    assert_not_held(f, 0, 0);
+    g_assert_cmpint(ivshmem2_session_ring(f->s, N_PEERS, 0, NULL), ==,
+                    IVSHMEM2_RING_NOBODY);
     memory = ivshmem2_session_map(f->s, NULL);
     g_assert_nonnull(memory);
     munmap(memory, ivshmem2_total_size(&f->welcome));
@@ -242,13 +266,13 @@ static void test_map(Fixture *f, gconstpointer opaque)
     g_assert_cmpuint(own, ==, 4096 + 8192 + 4096);
     g_assert_cmpuint(ivshmem2_total_size(&f->welcome), ==,
                      4096 + 8192 + N_PEERS * 4096);
-    /* one file is behind all of them here */
+    /* here, one file is behind all sections */
     memory[rw + 5] = 'x';
     g_assert_cmpint(memory[5], ==, 'x');
     g_assert_cmpint(memory[other + 5], ==, 'x');
     memory[own + 5] = 'y';
     g_assert_cmpint(memory[other + 5], ==, 'y');
-    /* the kernel refuses what would write to read-only memory */
+    /* the kernel refuses to write to read-only memory */
     g_assert_cmpint(pread(f->memory, memory + other, 1, 0), ==, -1);
     g_assert_cmpint(pread(f->memory, memory + own, 1, 0), ==, 1);
     munmap(memory, ivshmem2_total_size(&f->welcome));
@@ -335,7 +359,7 @@ static void test_bad_welcome(Fixture *f, gconstpointer opaque)
     msg.welcome = f->welcome;
     g_assert_false(tell(f, msg, fds, &error));
     assert_error(error, IVSHMEM2_ERROR_PROTOCOL, bad->text);
-    /* and nothing of it is believed */
+    /* and the session takes nothing from it */
     g_assert_cmpuint(ivshmem2_session_info(f->s)->max_peers, ==, 0);
 }
 
@@ -365,7 +389,7 @@ static void test_too_many_outputs(Fixture *f, gconstpointer opaque)
                  "output sections for 4097 peers");
 }
 
-/* Descriptors that are not what they should be */
+/* Descriptors of the wrong kind */
 
 static void test_bad_memory(Fixture *f, gconstpointer opaque)
 {
@@ -446,7 +470,7 @@ static void test_bad_eventfd(Fixture *f, gconstpointer opaque)
     assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "not an eventfd");
 }
 
-/* Each message where it must not be */
+/* Each message at each stage: only the expected ones are accepted */
 static void test_order(Fixture *f, gconstpointer opaque)
 {
     static const struct {
@@ -507,7 +531,7 @@ static void test_order(Fixture *f, gconstpointer opaque)
     }
 }
 
-/* Sections and eventfds are about what is missing next, and no more. */
+/* Sections and eventfds must come in order, and no more than are missing. */
 static void test_counting(Fixture *f, gconstpointer opaque)
 {
     g_autoptr(GError) error = NULL;
@@ -537,23 +561,52 @@ static void test_counting(Fixture *f, gconstpointer opaque)
     g_assert_true(tell_eventfds(f, OWN_ID, 16, 2, &error));
     g_assert_true(tell_eventfds(f, 0, 0, 16, &error));
     g_assert_true(tell_ready(f, &error));
-    g_assert_cmpint(ivshmem2_session_eventfd(f->s, 0, 15), >=, 0);
-    g_assert_cmpint(ivshmem2_session_eventfd(f->s, 0, 16), ==, -1);
+    assert_held(f, 0, 15, -1);
+    assert_not_held(f, 0, 16);
 }
 
 static void test_refusal(Fixture *f, gconstpointer opaque)
 {
+    static const struct {
+        uint32_t code;
+        int error;
+    } codes[] = {
+        { IVSHMEM2_REFUSAL_PROTOCOL, IVSHMEM2_ERROR_PROTOCOL },
+        { IVSHMEM2_REFUSAL_VERSION, IVSHMEM2_ERROR_VERSION },
+        { IVSHMEM2_REFUSAL_FULL, IVSHMEM2_ERROR_FULL },
+        { IVSHMEM2_REFUSAL_ID_TAKEN, IVSHMEM2_ERROR_ID_TAKEN },
+        { IVSHMEM2_REFUSAL_ID_RANGE, IVSHMEM2_ERROR_ID_RANGE },
+        { IVSHMEM2_REFUSAL_INTERRUPTS, IVSHMEM2_ERROR_INTERRUPTS },
+        { IVSHMEM2_REFUSAL_PERMISSION, IVSHMEM2_ERROR_PERMISSION },
+        { IVSHMEM2_REFUSAL_SESSION, IVSHMEM2_ERROR_SESSION },
+        { IVSHMEM2_REFUSAL_LIMIT, IVSHMEM2_ERROR_LIMIT },
+        { IVSHMEM2_REFUSAL_TIMEOUT, IVSHMEM2_ERROR_TIMEOUT },
+        { IVSHMEM2_REFUSAL_SHUTDOWN, IVSHMEM2_ERROR_SHUTDOWN },
+        { 0, IVSHMEM2_ERROR_REFUSED },
+        { IVSHMEM2_REFUSAL_SHUTDOWN + 1, IVSHMEM2_ERROR_REFUSED },
+        { UINT32_MAX, IVSHMEM2_ERROR_REFUSED },
+    };
     Ivshmem2Msg msg = {
         .hdr = { .type = IVSHMEM2_MSG_REFUSED },
         .refusal = { .code = IVSHMEM2_REFUSAL_FULL, .text = "no room" },
     };
 
+    for (size_t i = 0; i < G_N_ELEMENTS(codes); i++) {
+        g_autoptr(GError) error = NULL;
+
+        go_to(f, AFTER_HELLO);
+        msg.refusal.code = codes[i].code;
+        g_assert_false(tell(f, msg, NULL, &error));
+        assert_error(error, codes[i].error, "the server says: no room");
+        ivshmem2_session_disconnected(f->s);
+    }
+    msg.refusal.code = IVSHMEM2_REFUSAL_FULL;
     for (Stage stage = AFTER_HELLO; stage <= AFTER_READY; stage++) {
         g_autoptr(GError) error = NULL;
 
         go_to(f, stage);
         g_assert_false(tell(f, msg, NULL, &error));
-        assert_error(error, IVSHMEM2_ERROR_REFUSED, "no room");
+        assert_error(error, IVSHMEM2_ERROR_FULL, "no room");
         ivshmem2_session_disconnected(f->s);
     }
 }
@@ -573,50 +626,50 @@ static void test_ring(Fixture *f, gconstpointer opaque)
 {
     g_autoptr(GError) error = NULL;
 
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 0, 0), ==,
+    g_assert_cmpint(ivshmem2_session_ring(f->s, 0, 0, NULL), ==,
                     IVSHMEM2_RING_NOBODY);
     go_to(f, AFTER_READY);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, N_PEERS, 0), ==,
+    g_assert_cmpint(ivshmem2_session_ring(f->s, N_PEERS, 0, NULL), ==,
                     IVSHMEM2_RING_NOBODY);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 0, N_VECTORS), ==,
+    g_assert_cmpint(ivshmem2_session_ring(f->s, 0, N_VECTORS, NULL), ==,
                     IVSHMEM2_RING_NOBODY);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, UINT32_MAX, UINT32_MAX), ==,
-                    IVSHMEM2_RING_NOBODY);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, OWN_ID, 0), ==,
+    g_assert_cmpint(ivshmem2_session_ring(f->s, UINT32_MAX, UINT32_MAX, NULL),
+                    ==, IVSHMEM2_RING_NOBODY);
+    g_assert_cmpint(ivshmem2_session_ring(f->s, OWN_ID, 0, NULL), ==,
                     IVSHMEM2_RING_SIGNALLED);
     g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 1);
     assert_says_nothing(f);
 
-    /* those that wait coalesce */
+    /* waiting requests coalesce */
     for (int i = 0; i < 1000; i++) {
-        g_assert_cmpint(ivshmem2_session_ring(f->s, 5, 3), ==,
+        g_assert_cmpint(ivshmem2_session_ring(f->s, 5, 3, NULL), ==,
                         IVSHMEM2_RING_REQUESTED);
     }
     assert_rings(f, 5, 3);
     assert_says_nothing(f);
-    /* what comes while the answer is on its way is not lost */
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 5, 3), ==,
+    /* a ring while the answer is on its way is not lost */
+    g_assert_cmpint(ivshmem2_session_ring(f->s, 5, 3, NULL), ==,
                     IVSHMEM2_RING_REQUESTED);
     g_assert_true(tell_eventfds(f, 5, 3, 1, &error));
     g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 1);
     assert_says_nothing(f);
-    /* and now there is a direct way */
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 5, 3), ==,
+    /* and now the session holds the eventfd */
+    g_assert_cmpint(ivshmem2_session_ring(f->s, 5, 3, NULL), ==,
                     IVSHMEM2_RING_SIGNALLED);
     g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 1);
 
-    /* nobody there */
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 6, 0), ==,
+    /* a target that does not exist */
+    g_assert_cmpint(ivshmem2_session_ring(f->s, 6, 0, NULL), ==,
                     IVSHMEM2_RING_REQUESTED);
     assert_rings(f, 6, 0);
     g_assert_true(tell_eventfds(f, 6, 0, 0, &error));
     assert_says_nothing(f);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 6, 0), ==,
+    g_assert_cmpint(ivshmem2_session_ring(f->s, 6, 0, NULL), ==,
                     IVSHMEM2_RING_REQUESTED);
     assert_rings(f, 6, 0);
 }
 
-/* However fast a guest rings, the server is not asked more than this. */
+/* The number of unanswered requests is limited, however fast a guest rings. */
 static void test_in_flight(Fixture *f, gconstpointer opaque)
 {
     g_autoptr(GError) error = NULL;
@@ -626,14 +679,14 @@ static void test_in_flight(Fixture *f, gconstpointer opaque)
     go_to(f, AFTER_READY);
     for (uint32_t id = 2; id < N_PEERS; id++) {
         for (uint32_t vector = 0; vector < N_VECTORS; vector++) {
-            ivshmem2_session_ring(f->s, id, vector);
+            ivshmem2_session_ring(f->s, id, vector, NULL);
         }
     }
     while (ivshmem2_session_next(f->s, &msg)) {
         n++;
     }
     g_assert_cmpuint(n, ==, 64);
-    /* other things still go out */
+    /* other messages are still sent */
     ivshmem2_session_state_changed(f->s);
     assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
     assert_says_nothing(f);
@@ -650,7 +703,7 @@ static void test_in_flight(Fixture *f, gconstpointer opaque)
     }
 }
 
-/* Those who are rung all the time do not keep others waiting. */
+/* Targets that are rung all the time do not delay others. */
 static void test_turns(Fixture *f, gconstpointer opaque)
 {
     g_autoptr(GError) error = NULL;
@@ -660,15 +713,15 @@ static void test_turns(Fixture *f, gconstpointer opaque)
 
     go_to(f, AFTER_READY);
     do {
-        /* nobody is there, so the server is asked each time */
+        /* no target exists, so the server is asked each time */
         for (uint32_t id = 2; id < last; id++) {
             for (uint32_t vector = 0; vector < N_VECTORS; vector++) {
-                ivshmem2_session_ring(f->s, id, vector);
+                ivshmem2_session_ring(f->s, id, vector, NULL);
             }
         }
         if (turns == 100) {
-            ivshmem2_session_ring(f->s, last, 0);
-            ivshmem2_session_ring(f->s, 0, 0);
+            ivshmem2_session_ring(f->s, last, 0, NULL);
+            ivshmem2_session_ring(f->s, 0, 0, NULL);
         }
         if (turns >= 64) {
             g_assert_true(tell_eventfds(f, old[turns % 64].target.id,
@@ -679,7 +732,7 @@ static void test_turns(Fixture *f, gconstpointer opaque)
         old[turns++ % 64] = msg;
         g_assert_cmpuint(turns, <, 2 * N_PEERS * N_VECTORS);
     } while (msg.target.id);
-    /* the other one had its turn before */
+    /* the other late target had its turn before */
     for (int i = 0; i < 64 && msg.target.id != last; i++) {
         msg = old[i];
     }
@@ -693,8 +746,8 @@ static void test_bad_answers(Fixture *f, gconstpointer opaque)
     go_to(f, AFTER_READY);
     g_assert_false(tell_eventfds(f, 5, 0, 1, &error));
     assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "answers nothing");
-    ivshmem2_session_ring(f->s, 5, 0);
-    ivshmem2_session_ring(f->s, 6, 1);
+    ivshmem2_session_ring(f->s, 5, 0, NULL);
+    ivshmem2_session_ring(f->s, 6, 1, NULL);
     assert_rings(f, 5, 0);
     assert_rings(f, 6, 1);
     g_assert_false(tell_eventfds(f, 6, 1, 1, &error));
@@ -707,7 +760,7 @@ static void test_bad_answers(Fixture *f, gconstpointer opaque)
     g_assert_true(tell_eventfds(f, 6, 1, 0, &error));
 }
 
-/* A bounded number of descriptors of others; the oldest one goes first */
+/* The number of eventfds of others is limited; the oldest is closed first */
 static void test_eviction(Fixture *f, gconstpointer opaque)
 {
     g_autoptr(GError) error = NULL;
@@ -725,20 +778,19 @@ static void test_eviction(Fixture *f, gconstpointer opaque)
     g_assert_true(tell_ready(f, &error));
     before = count_fds();
     for (uint32_t id = 2; id < 2000; id++) {
-        ivshmem2_session_ring(f->s, id, 0);
+        ivshmem2_session_ring(f->s, id, 0, NULL);
         assert_rings(f, id, 0);
         g_assert_true(tell_eventfds(f, id, 0, 1, &error));
     }
     g_assert_cmpuint(count_fds(), ==, before + 1024);
     for (uint32_t id = 2; id < 2000; id++) {
-        kept += ivshmem2_session_eventfd(f->s, id, 0) >= 0;
+        kept += ivshmem2_session_ring(f->s, id, 0, NULL) ==
+                IVSHMEM2_RING_SIGNALLED;
     }
     g_assert_cmpuint(kept, ==, 1024);
-    g_assert_cmpint(ivshmem2_session_eventfd(f->s, 2, 0), ==, -1);
-    g_assert_cmpint(ivshmem2_session_eventfd(f->s, 1999, 0), >=, 0);
-    /* its turn comes again */
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 2, 0), ==,
-                    IVSHMEM2_RING_REQUESTED);
+    /* an evicted one is requested from the server again */
+    assert_not_held(f, 2, 0);
+    assert_held(f, 1999, 0, -1);
 }
 
 static void test_goodbye(Fixture *f, gconstpointer opaque)
@@ -785,18 +837,18 @@ static void test_resume(Fixture *f, gconstpointer opaque)
     go_to(f, AFTER_READY);
     own = ivshmem2_session_own_eventfd(f->s, 0);
     fds = count_fds();
-    ivshmem2_session_ring(f->s, 5, 0);
-    ivshmem2_session_ring(f->s, 6, 0);
+    ivshmem2_session_ring(f->s, 5, 0, NULL);
+    ivshmem2_session_ring(f->s, 6, 0, NULL);
     assert_rings(f, 5, 0);
     ivshmem2_session_state_changed(f->s);
     ivshmem2_session_disconnected(f->s);
 
-    /* life goes on */
+    /* rings go on without a connection */
     g_assert_false(ivshmem2_session_ready(f->s));
     assert_says_nothing(f);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, OWN_ID, 0), ==,
+    g_assert_cmpint(ivshmem2_session_ring(f->s, OWN_ID, 0, NULL), ==,
                     IVSHMEM2_RING_SIGNALLED);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 7, 0), ==,
+    g_assert_cmpint(ivshmem2_session_ring(f->s, 7, 0, NULL), ==,
                     IVSHMEM2_RING_REQUESTED);
 
     ivshmem2_session_connected(f->s);
@@ -811,10 +863,10 @@ static void test_resume(Fixture *f, gconstpointer opaque)
     tell_eventfds(f, OWN_ID, 16, 2, &error);
     tell_ready(f, &error);
     g_assert_no_error(error);
-    /* what was in use stays in use */
+    /* the descriptors are the same as before */
     g_assert_cmpint(ivshmem2_session_own_eventfd(f->s, 0), ==, own);
     g_assert_cmpuint(count_fds(), ==, fds);
-    /* what was not answered is asked again, and nothing is lost */
+    /* unanswered requests are sent again, and none is lost */
     assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
     assert_rings(f, 6, 0);
     assert_rings(f, 7, 0);

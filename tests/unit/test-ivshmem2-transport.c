@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 #include "libivshmem2-transport.h"
 
-/* One end speaks by hand, the other one is the transport's. */
+/* The test writes to one end; the transport has the other one. */
 typedef struct Fixture {
     unsigned before;
     int fd;
@@ -34,7 +34,7 @@ static void teardown(Fixture *f, gconstpointer peer)
     g_assert_cmpuint(count_fds(), ==, f->before);
 }
 
-/* By hand, with any number of descriptors */
+/* With any number of descriptors */
 static void send_bytes(int fd, const void *buf, size_t len, const int *fds,
                        size_t n_fds)
 {
@@ -72,7 +72,7 @@ static Ivshmem2Msg make_ring(uint32_t id)
     };
 }
 
-/* Send @msg by hand, with the same descriptor again and again. */
+/* Send @msg with the same descriptor as often as it announces. */
 static void send_message(int fd, Ivshmem2Msg msg, int event_fd)
 {
     int fds[IVSHMEM2_MAX_FDS];
@@ -119,8 +119,8 @@ static void assert_broken(Ivshmem2Transport *c, int code, const char *text)
 }
 
 /*
- * Messages without descriptors stick to those that follow, and one read could
- * take both.
+ * A message without descriptors can arrive together with the next one, and one
+ * read could take both.
  */
 static void test_glued(Fixture *f, gconstpointer peer)
 {
@@ -170,7 +170,7 @@ static void test_fds_in_the_middle(Fixture *f, gconstpointer peer)
     ivshmem2_close(&event_fd);
 }
 
-/* More than one message may have */
+/* More descriptors than one message may have */
 static void test_truncated(Fixture *f, gconstpointer peer)
 {
     Ivshmem2Msg msg = make_eventfds(7, 16);
@@ -187,7 +187,7 @@ static void test_truncated(Fixture *f, gconstpointer peer)
     ivshmem2_close(&event_fd);
 }
 
-/* The kernel hands over only what the process may open. */
+/* The kernel passes no more descriptors than the process may have open. */
 static void test_no_room_for_fds(Fixture *f, gconstpointer peer)
 {
     int event_fd = make_eventfd();
@@ -224,7 +224,7 @@ static void test_closed_in_the_middle(Fixture *f, gconstpointer peer)
                   "in the middle of a message");
 }
 
-/* Descriptors of a message that was never complete are closed by clear(). */
+/* clear() closes the descriptors of an incomplete message. */
 static void test_fds_of_half_a_message(Fixture *f, gconstpointer peer)
 {
     Ivshmem2Msg msg = make_eventfds(1, 2);
@@ -245,8 +245,8 @@ static void test_garbage(Fixture *f, gconstpointer peer)
 }
 
 /*
- * Into a socket that takes little, against a reader that takes one byte at a
- * time: everything arrives, in order, with its descriptors.
+ * With a small socket buffer and a reader that only reads when the buffer is
+ * full, all messages arrive in order, with their descriptors.
  */
 static void test_slow_reader(Fixture *f, gconstpointer peer)
 {
@@ -303,7 +303,7 @@ static void test_partial_send(Fixture *f, gconstpointer peer)
     uint8_t first[100];
     int ret = 1;
 
-    /* what would be on its way after sendmsg() took the first 100 bytes */
+    /* as if sendmsg() had taken the first 100 bytes */
     f->conn.out = msg;
     f->conn.out_size = ivshmem2_msg_encode(&f->conn.out);
     memcpy(first, &f->conn.out, sizeof(first));
@@ -320,7 +320,7 @@ static void test_partial_send(Fixture *f, gconstpointer peer)
                     sizeof(msg) - sizeof(first));
 }
 
-/* No signal, but an error */
+/* An error instead of SIGPIPE */
 static void test_send_to_nobody(Fixture *f, gconstpointer peer)
 {
     Ivshmem2Msg msg = make_ring(1);
@@ -357,7 +357,7 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
     for (size_t i = 0; i < G_N_ELEMENTS(tests); i++) {
-        g_autofree char *name = g_strdup_printf("/ivshmem2/conn/%s",
+        g_autofree char *name = g_strdup_printf("/ivshmem2/transport/%s",
                                                 tests[i].name);
 
         g_test_add(name, Fixture, GINT_TO_POINTER(tests[i].peer), setup,

@@ -1,5 +1,5 @@
 /*
- * ivshmem2-client: commands about the link, its peers and their interrupts
+ * ivshmem2-client: commands about peers: properties, states, interrupts
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -8,6 +8,7 @@
 #include <string.h>
 #include "hw/misc/ivshmem2-regs.h"
 #include "client.h"
+#include "libivshmem2-util.h"
 
 static const char *protocol_name(uint16_t protocol)
 {
@@ -26,7 +27,7 @@ static const char *protocol_name(uint16_t protocol)
 
 Status cmd_info(Client *c, char **args, GError **error)
 {
-    const Ivshmem2Info *i = c->info;
+    const Ivshmem2PeerInfo *i = c->info;
 
     if (c->json) {
         Json *json = json_new();
@@ -96,9 +97,11 @@ Status cmd_ring(Client *c, char **args, GError **error)
     uint64_t id, vector = 0;
     int64_t count = c->set.count < 0 ? 1 : c->set.count;
 
-    if (!parse_number("ID", args[0], 0, c->info->max_peers - 1, &id, error) ||
-        (args[1] && !parse_number("VECTOR", args[1], 0, c->info->vectors - 1,
-                                  &vector, error))) {
+    if (!ivshmem2_parse_number("ID", args[0], 0, c->info->max_peers - 1, &id,
+                               error) ||
+        (args[1] && !ivshmem2_parse_number("VECTOR", args[1], 0,
+                                           c->info->vectors - 1, &vector,
+                                           error))) {
         return STATUS_USAGE;
     }
     for (int64_t i = 0; i < count; i++) {
@@ -136,13 +139,13 @@ static void print_state(Client *c)
 
 Status cmd_state(Client *c, char **args, GError **error)
 {
-    gint64 deadline = deadline_of(c);
+    int64_t deadline = ivshmem2_deadline(c->set.timeout_us);
     uint64_t state;
     Event event;
-    int vector;
 
     if (args[0]) {
-        if (!parse_number("VALUE", args[0], 0, UINT32_MAX, &state, error)) {
+        if (!ivshmem2_parse_number("VALUE", args[0], 0, UINT32_MAX, &state,
+                                   error)) {
             return STATUS_USAGE;
         }
         if (!ivshmem2_peer_set_state(c->peer, state, error)) {
@@ -155,8 +158,7 @@ Status cmd_state(Client *c, char **args, GError **error)
     }
     /* leaving makes the state 0 again */
     do {
-        vector = -1;
-        event = next_event(c, deadline, &vector, error);
+        event = next_event(c, deadline, -1, NULL, error);
     } while (event == EVENT_INTERRUPT);
     return event == EVENT_ERROR ? STATUS_ERROR : STATUS_OK;
 }
@@ -176,7 +178,7 @@ static void print_interrupt(Client *c, int vector)
 
 Status cmd_wait(Client *c, char **args, GError **error)
 {
-    gint64 deadline = deadline_of(c);
+    int64_t deadline = ivshmem2_deadline(c->set.timeout_us);
     int64_t left = c->set.count < 0 ? 1 : c->set.count;
     int vector;
 
@@ -184,8 +186,7 @@ Status cmd_wait(Client *c, char **args, GError **error)
         return STATUS_USAGE;
     }
     while (left > 0) {
-        vector = c->set.vector;
-        switch (next_event(c, deadline, &vector, error)) {
+        switch (next_event(c, deadline, c->set.vector, &vector, error)) {
         case EVENT_INTERRUPT:
             print_interrupt(c, vector);
             left--;
@@ -193,7 +194,7 @@ Status cmd_wait(Client *c, char **args, GError **error)
         case EVENT_TIMEOUT:
             return STATUS_TIMEOUT;
         case EVENT_SIGNAL:
-            return failed(error, "interrupted");
+            return fail_interrupted(error);
         case EVENT_ERROR:
             return STATUS_ERROR;
         }
@@ -201,7 +202,7 @@ Status cmd_wait(Client *c, char **args, GError **error)
     return STATUS_OK;
 }
 
-/* Print in what the State Table differs from @seen, and update that. */
+/* Print the differences between the State Table and @seen; update @seen. */
 static void print_state_changes(Client *c, uint32_t *seen)
 {
     for (uint32_t id = 0; id < c->info->max_peers; id++) {
@@ -228,14 +229,13 @@ static void print_state_changes(Client *c, uint32_t *seen)
 Status cmd_watch(Client *c, char **args, GError **error)
 {
     g_autofree uint32_t *seen = g_new0(uint32_t, c->info->max_peers);
-    gint64 deadline = deadline_of(c);
+    int64_t deadline = ivshmem2_deadline(c->set.timeout_us);
     int64_t left = c->set.count;
     int vector;
 
     print_state_changes(c, seen);
     while (left) {
-        vector = -1;
-        switch (next_event(c, deadline, &vector, error)) {
+        switch (next_event(c, deadline, -1, &vector, error)) {
         case EVENT_INTERRUPT:
             print_interrupt(c, vector);
             print_state_changes(c, seen);
