@@ -15,28 +15,14 @@ typedef struct MsgType {
     uint8_t min_fds;
     uint8_t max_fds;
     uint16_t payload;
+    const char *widths;         /* of the integers that the payload has first */
 } MsgType;
 
-static const MsgType msg_types[] = {
-    { IVSHMEM2_MSG_HELLO, "HELLO",
-      IVSHMEM2_CLIENT, 0, 0, sizeof(Ivshmem2Hello) },
-    { IVSHMEM2_MSG_STATE_CHANGED, "STATE_CHANGED",
-      IVSHMEM2_CLIENT, 0, 0, 0 },
-    { IVSHMEM2_MSG_RING, "RING",
-      IVSHMEM2_CLIENT, 0, 0, sizeof(Ivshmem2Target) },
-    { IVSHMEM2_MSG_GOODBYE, "GOODBYE",
-      IVSHMEM2_CLIENT, 0, 0, 0 },
-    { IVSHMEM2_MSG_WELCOME, "WELCOME",
-      IVSHMEM2_SERVER, 1, 2, sizeof(Ivshmem2Welcome) },
-    { IVSHMEM2_MSG_OUTPUTS, "OUTPUTS",
-      IVSHMEM2_SERVER, 1, IVSHMEM2_MAX_FDS, sizeof(Ivshmem2Outputs) },
-    { IVSHMEM2_MSG_EVENTFDS, "EVENTFDS",
-      IVSHMEM2_SERVER, 0, IVSHMEM2_MAX_FDS, sizeof(Ivshmem2Eventfds) },
-    { IVSHMEM2_MSG_READY, "READY",
-      IVSHMEM2_SERVER, 0, 0, 0 },
-    { IVSHMEM2_MSG_REFUSED, "REFUSED",
-      IVSHMEM2_SERVER, 0, 0, sizeof(Ivshmem2Refusal) },
-};
+#define MSG_TYPE(name, from, min_fds, max_fds, payload, widths)    \
+    { IVSHMEM2_MSG_##name, #name, IVSHMEM2_##from, min_fds, max_fds, \
+      payload, widths },
+
+static const MsgType msg_types[] = { IVSHMEM2_MESSAGES(MSG_TYPE) };
 
 static const MsgType *find_type(uint16_t type)
 {
@@ -63,78 +49,49 @@ size_t ivshmem2_type_size(uint16_t type)
 }
 
 /* Swapping is the same in both directions. */
-static void swap16(uint16_t *v)
-{
-    *v = GUINT16_FROM_LE(*v);
-}
-
-static void swap32(uint32_t *v)
-{
-    *v = GUINT32_FROM_LE(*v);
-}
-
-static void swap64(uint64_t *v)
-{
-    *v = GUINT64_FROM_LE(*v);
-}
-
 static void swap_header(Ivshmem2Header *hdr)
 {
-    swap16(&hdr->type);
-    swap16(&hdr->fds);
-    swap32(&hdr->size);
+    hdr->type = GUINT16_FROM_LE(hdr->type);
+    hdr->fds = GUINT16_FROM_LE(hdr->fds);
+    hdr->size = GUINT32_FROM_LE(hdr->size);
 }
 
-static void swap_payload(Ivshmem2Msg *msg, uint16_t type)
+static void swap_payload(Ivshmem2Msg *msg, const MsgType *t)
 {
-    switch (type) {
-    case IVSHMEM2_MSG_HELLO:
-        swap32(&msg->hello.magic);
-        swap16(&msg->hello.version_min);
-        swap16(&msg->hello.version_max);
-        swap32(&msg->hello.features);
-        swap32(&msg->hello.vectors);
-        swap32(&msg->hello.id);
-        swap32(&msg->hello.role);
-        break;
-    case IVSHMEM2_MSG_WELCOME:
-        swap16(&msg->welcome.version);
-        swap16(&msg->welcome.protocol);
-        swap32(&msg->welcome.features);
-        swap32(&msg->welcome.vectors);
-        swap32(&msg->welcome.id);
-        swap32(&msg->welcome.max_peers);
-        swap32(&msg->welcome.page_size);
-        swap32(&msg->welcome.state_table_size);
-        swap32(&msg->welcome.reserved);
-        swap64(&msg->welcome.rw_size);
-        swap64(&msg->welcome.output_size);
-        break;
-    case IVSHMEM2_MSG_OUTPUTS:
-        swap32(&msg->outputs.first);
-        swap32(&msg->outputs.reserved);
-        break;
-    case IVSHMEM2_MSG_EVENTFDS:
-        swap32(&msg->eventfds.id);
-        swap32(&msg->eventfds.first);
-        break;
-    case IVSHMEM2_MSG_RING:
-        swap32(&msg->target.id);
-        swap32(&msg->target.vector);
-        break;
-    case IVSHMEM2_MSG_REFUSED:
-        swap32(&msg->refusal.code);
-        swap32(&msg->refusal.reserved);
-        break;
+    uint8_t *p = (uint8_t *)msg + sizeof(msg->hdr);
+
+    for (const char *width = t->widths; *width; p += *width++ - '0') {
+        uint16_t v16;
+        uint32_t v32;
+        uint64_t v64;
+
+        switch (*width) {
+        case '2':
+            memcpy(&v16, p, sizeof(v16));
+            v16 = GUINT16_FROM_LE(v16);
+            memcpy(p, &v16, sizeof(v16));
+            break;
+        case '4':
+            memcpy(&v32, p, sizeof(v32));
+            v32 = GUINT32_FROM_LE(v32);
+            memcpy(p, &v32, sizeof(v32));
+            break;
+        case '8':
+            memcpy(&v64, p, sizeof(v64));
+            v64 = GUINT64_FROM_LE(v64);
+            memcpy(p, &v64, sizeof(v64));
+            break;
+        }
     }
 }
 
 size_t ivshmem2_msg_encode(Ivshmem2Msg *msg)
 {
-    size_t size = ivshmem2_type_size(msg->hdr.type);
+    const MsgType *t = find_type(msg->hdr.type);
+    size_t size = sizeof(msg->hdr) + t->payload;
 
     msg->hdr.size = size;
-    swap_payload(msg, msg->hdr.type);
+    swap_payload(msg, t);
     swap_header(&msg->hdr);
     return size;
 }
@@ -209,14 +166,14 @@ static void sanitize_text(char *text, size_t size)
 static bool check_message(Ivshmem2Decoder *d, GError **error)
 {
     Ivshmem2Msg *msg = &d->msg;
-    const char *name = ivshmem2_type_name(msg->hdr.type);
+    const MsgType *t = find_type(msg->hdr.type);
 
     if (d->n_fds != msg->hdr.fds) {
         return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
                              "%s came with %u descriptors, but announced %u",
-                             name, d->n_fds, msg->hdr.fds);
+                             t->name, d->n_fds, msg->hdr.fds);
     }
-    swap_payload(msg, msg->hdr.type);
+    swap_payload(msg, t);
     switch (msg->hdr.type) {
     case IVSHMEM2_MSG_HELLO:
         if (msg->hello.magic != IVSHMEM2_MAGIC) {

@@ -49,19 +49,19 @@
 /* Ivshmem2Hello.id: the server chooses */
 #define IVSHMEM2_ID_ANY             UINT32_C(0xffffffff)
 
-/* Message types.  Sender; payload; number of descriptors. */
+/* Message types; IVSHMEM2_MESSAGES below says what they are like */
 enum Ivshmem2Type {
     /* client to server; 0x0004 is not used */
-    IVSHMEM2_MSG_HELLO          = 0x0001,   /* Ivshmem2Hello; 0 */
-    IVSHMEM2_MSG_STATE_CHANGED  = 0x0002,   /* none; 0 */
-    IVSHMEM2_MSG_RING           = 0x0003,   /* Ivshmem2Target; 0 */
-    IVSHMEM2_MSG_GOODBYE        = 0x0005,   /* none; 0 */
+    IVSHMEM2_MSG_HELLO          = 0x0001,
+    IVSHMEM2_MSG_STATE_CHANGED  = 0x0002,
+    IVSHMEM2_MSG_RING           = 0x0003,
+    IVSHMEM2_MSG_GOODBYE        = 0x0005,
     /* server to client */
-    IVSHMEM2_MSG_WELCOME        = 0x0101,   /* Ivshmem2Welcome; 1 or 2 */
-    IVSHMEM2_MSG_OUTPUTS        = 0x0102,   /* Ivshmem2Outputs; 1 to 16 */
-    IVSHMEM2_MSG_EVENTFDS       = 0x0103,   /* Ivshmem2Eventfds; 0 to 16 */
-    IVSHMEM2_MSG_READY          = 0x0104,   /* none; 0 */
-    IVSHMEM2_MSG_REFUSED        = 0x0105,   /* Ivshmem2Refusal; 0 */
+    IVSHMEM2_MSG_WELCOME        = 0x0101,
+    IVSHMEM2_MSG_OUTPUTS        = 0x0102,
+    IVSHMEM2_MSG_EVENTFDS       = 0x0103,
+    IVSHMEM2_MSG_READY          = 0x0104,
+    IVSHMEM2_MSG_REFUSED        = 0x0105,
 };
 
 typedef struct Ivshmem2Header {
@@ -158,6 +158,22 @@ typedef struct Ivshmem2Refusal {
     uint32_t reserved;          /* 0 */
     char text[IVSHMEM2_TEXT_SIZE];  /* for people; NUL-padded UTF-8 */
 } Ivshmem2Refusal;
+
+/*
+ * All that the codec knows of a message: name, sender, minimum and maximum
+ * number of descriptors, size of the payload, and the widths in bytes of the
+ * integers that the payload starts with.
+ */
+#define IVSHMEM2_MESSAGES(MSG)                                                \
+    MSG(HELLO, CLIENT, 0, 0, sizeof(Ivshmem2Hello), "4" "22" "4444")          \
+    MSG(STATE_CHANGED, CLIENT, 0, 0, 0, "")                                   \
+    MSG(RING, CLIENT, 0, 0, sizeof(Ivshmem2Target), "44")                     \
+    MSG(GOODBYE, CLIENT, 0, 0, 0, "")                                         \
+    MSG(WELCOME, SERVER, 1, 2, sizeof(Ivshmem2Welcome), "22" "4444444" "88")  \
+    MSG(OUTPUTS, SERVER, 1, IVSHMEM2_MAX_FDS, sizeof(Ivshmem2Outputs), "44")  \
+    MSG(EVENTFDS, SERVER, 0, IVSHMEM2_MAX_FDS, sizeof(Ivshmem2Eventfds), "44") \
+    MSG(READY, SERVER, 0, 0, 0, "")                                           \
+    MSG(REFUSED, SERVER, 0, 0, sizeof(Ivshmem2Refusal), "44")
 
 /* A message in memory.  In this order and without padding, as on the wire. */
 typedef struct Ivshmem2Msg {
