@@ -88,7 +88,8 @@ static const GOptionEntry entries[] = {
       &opt.handshake_timeout,
       "Time that a peer has to join (default 10)", "SECONDS" },
     { "log-level", 'l', 0, G_OPTION_ARG_STRING, &opt.log_level,
-      "error, warning, info or debug: log from here on (default info)", "LEVEL" },
+      "error, warning, info or debug: log from here on (default info)",
+      "LEVEL" },
     { "version", 0, 0, G_OPTION_ARG_NONE, &opt.version,
       "Print the protocol versions that the server speaks", NULL },
     { NULL }

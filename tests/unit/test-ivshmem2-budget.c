@@ -42,7 +42,7 @@ static unsigned take_all(Ivshmem2Budget *b, Ivshmem2Resource r, uid_t uid,
     return n;
 }
 
-/* The link's shape and what it needs for no peer, one more, and all of them */
+/* Descriptors without peers, for each peer, and with all of them */
 static void test_needs(void)
 {
     static const struct {
@@ -239,6 +239,10 @@ static void test_places(void)
         for (uid_t uid = 0; uid < 20; uid++) {
             give_all(b, IVSHMEM2_PLACE, uid);
         }
+        /* they are there again */
+        g_assert_cmpuint(take_all(b, IVSHMEM2_PLACE, USER, 2000), ==,
+                         (cases[i].places + 1) / 2);
+        give_all(b, IVSHMEM2_PLACE, USER);
         ivshmem2_budget_free(b);
     }
 }
