@@ -1,19 +1,24 @@
 /*
- * ivshmem2-server without the I/O: slots, broadcasts
+ * ivshmem2-server's modules: slots, broadcasts, turns, processes, rules
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "ivshmem2-util.h"
 #include <glib/gstdio.h>
+#include <limits.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include "access.h"
 #include "daemon.h"
 #include "libivshmem2-transport.h"
 #include "listen.h"
 #include "lobby.h"
 #include "loop.h"
+#include "process.h"
 #include "server.h"
 
 /* A server whose clients are not connected to anything */
@@ -504,6 +509,117 @@ static void test_timers(void)
     g_assert_cmpint(n_expired, ==, 3);
 }
 
+/* Processes */
+
+/* A process that connects and then does nothing; *@fd: this end */
+static pid_t start_process(int *fd)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    socklen_t len = sizeof(addr);
+    int listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    pid_t pid;
+
+    /* the system chooses an abstract name */
+    g_assert_cmpint(bind(listen_fd, (struct sockaddr *)&addr,
+                         sizeof(addr.sun_family)), ==, 0);
+    g_assert_cmpint(getsockname(listen_fd, (struct sockaddr *)&addr, &len),
+                    ==, 0);
+    g_assert_cmpint(listen(listen_fd, 1), ==, 0);
+    pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        connect(socket(AF_UNIX, SOCK_STREAM, 0), (struct sockaddr *)&addr,
+                len);
+        pause();
+        _exit(0);
+    }
+    *fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    g_assert_cmpint(*fd, >=, 0);
+    ivshmem2_close(&listen_fd);
+    return pid;
+}
+
+static void end_process(pid_t pid)
+{
+    g_assert_cmpint(kill(pid, SIGKILL), ==, 0);
+    g_assert_cmpint(waitpid(pid, NULL, 0), ==, pid);
+}
+
+static void count_gone(void *opaque)
+{
+    ++*(unsigned *)opaque;
+}
+
+static void test_process(void)
+{
+    unsigned before = count_fds();
+    Ivshmem2Timers timers = { .duration = 1000 };
+    Ivshmem2Loop loop;
+
+    g_assert_true(ivshmem2_loop_init(&loop, NULL));
+    for (int how = 0; how < 3; how++) {
+        Ivshmem2Process *p;
+        unsigned gone = 0;
+        int fd, no_socket = make_eventfd();
+        pid_t pid = start_process(&fd);
+
+        switch (how) {
+        case 0:
+            p = ivshmem2_process_open(fd, pid);
+            break;
+        case 1:
+            /* no pidfd, so it is the pid that counts */
+            p = ivshmem2_process_open(no_socket, pid);
+            break;
+        default:
+            /* no pid: it is the time that counts */
+            p = ivshmem2_process_open(fd, 0);
+        }
+        g_assert_nonnull(p);
+        ivshmem2_process_watch(p, &loop, &timers, count_gone, &gone);
+        g_usleep(5000);
+        ivshmem2_loop_turn(&loop, 0);
+        ivshmem2_timers_run(&timers);
+        g_assert_cmpuint(gone, ==, how == 2);
+        end_process(pid);
+        g_usleep(5000);
+        ivshmem2_loop_turn(&loop, 0);
+        ivshmem2_timers_run(&timers);
+        g_assert_cmpuint(gone, ==, 1);
+        ivshmem2_process_free(p);
+        g_assert_cmpint(ivshmem2_timers_next(&timers), ==, -1);
+        if (how == 0) {
+            g_assert_null(ivshmem2_process_open(fd, pid));
+        }
+        ivshmem2_close(&fd);
+        ivshmem2_close(&no_socket);
+    }
+    ivshmem2_loop_clear(&loop);
+    g_assert_cmpuint(count_fds(), ==, before);
+}
+
+/* All groups of this process, which is at both ends */
+static void test_groups(void)
+{
+    gid_t own[NGROUPS_MAX];
+    int n_own = getgroups(G_N_ELEMENTS(own), own);
+    g_autofree gid_t *gids = NULL;
+    size_t n;
+    int fds[2];
+
+    g_assert_cmpint(n_own, >=, 0);
+    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds),
+                    ==, 0);
+    gids = ivshmem2_process_groups(fds[0], 12345, &n);
+    g_assert_cmpuint(n, ==, n_own + 1);
+    g_assert_cmpmem(gids, n_own * sizeof(gid_t), own, n_own * sizeof(gid_t));
+    g_assert_cmpuint(gids[n_own], ==, 12345);
+    ivshmem2_close(&fds[0]);
+    ivshmem2_close(&fds[1]);
+}
+
+/* The lobby */
+
 static unsigned count_entrants(const Ivshmem2Budget *b, uid_t uid)
 {
     return ivshmem2_budget_count(b, IVSHMEM2_ENTRANT, uid);
@@ -571,6 +687,8 @@ static void test_lobby(void)
     ivshmem2_lobby_clear(&l);
     ivshmem2_budget_free(budget);
 }
+
+/* Access */
 
 static Ivshmem2Access *load_rules(const char *text, GError **error)
 {
@@ -777,6 +895,8 @@ int main(int argc, char **argv)
                     test_state_of_the_gone);
     g_test_add_func("/ivshmem2/server-core/turns", test_turns);
     g_test_add_func("/ivshmem2/server-core/timers", test_timers);
+    g_test_add_func("/ivshmem2/server-core/process", test_process);
+    g_test_add_func("/ivshmem2/server-core/groups", test_groups);
     g_test_add_func("/ivshmem2/server-core/lobby", test_lobby);
     g_test_add_func("/ivshmem2/server-core/access", test_access);
     g_test_add_func("/ivshmem2/server-core/bad-access", test_bad_access);
