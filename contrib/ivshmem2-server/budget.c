@@ -20,7 +20,7 @@
  */
 #define FD_RESERVE              32
 
-/* So many connections of a user who is at its limits are told. */
+/* Connections of a user at its limit that are told why they are refused */
 #define REFUSALS_PER_USER       8
 
 /*
@@ -60,8 +60,8 @@ uint64_t ivshmem2_budget_needs(const Ivshmem2LinkConfig *link, uint32_t peers)
     uint64_t eventfds = (uint64_t)link->vectors *
                         (link->pushes ? link->max_peers : peers);
     /*
-     * A user's connections may take as many as they leave to others.  What
-     * is kept for eventfds to come is enough for that.
+     * Connections that have not joined leave as many to others as they take;
+     * the descriptors for eventfds that do not exist yet serve for that, too.
      */
     uint64_t others = link->pushes ? peers : 0;
 

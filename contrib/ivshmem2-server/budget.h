@@ -2,8 +2,9 @@
  * The budget: how many descriptors, places and IDs may be used, and how many
  * of them by one user
  *
- * The rest of the server asks here, and says here what it takes and gives
- * back.  How much a client may do in one turn of the event loop is daemon.c's.
+ * The rest of the server charges here what it takes, discharges what it gives
+ * back, and asks before.  daemon.c limits how much a client may do in one turn
+ * of the event loop.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -31,7 +32,7 @@ typedef struct Ivshmem2BudgetConfig {
 
 typedef struct Ivshmem2Budget Ivshmem2Budget;
 
-/* What is counted for each user */
+/* Counted for each user */
 typedef enum Ivshmem2Resource {
     IVSHMEM2_ENTRANT,           /* a connection that has no place yet */
     IVSHMEM2_PLACE,             /* a connection that is joining */
@@ -62,7 +63,7 @@ void ivshmem2_budget_free(Ivshmem2Budget *b);
 
 /*
  * Open files.  Those that are open when the server begins to serve are counted
- * once, by means of any descriptor @fd; then it counts what it opens.
+ * once, with the help of any descriptor @fd; later ones are charged.
  */
 void ivshmem2_budget_count_open_fds(Ivshmem2Budget *b, int fd);
 void ivshmem2_budget_charge_fds(Ivshmem2Budget *b, unsigned n);
@@ -74,11 +75,11 @@ void ivshmem2_budget_discharge_fds(Ivshmem2Budget *b, unsigned n);
  */
 bool ivshmem2_budget_allows_fd(const Ivshmem2Budget *b, int fd);
 
-/* What the user with @uid has */
+/* The number that the user with @uid has */
 unsigned ivshmem2_budget_count(const Ivshmem2Budget *b,
                                Ivshmem2Resource resource, uid_t uid);
 
-/* May this user have one more? */
+/* May this user have one more?  To be asked before it is charged. */
 bool ivshmem2_budget_allows(const Ivshmem2Budget *b,
                             Ivshmem2Resource resource, uid_t uid);
 

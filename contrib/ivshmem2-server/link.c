@@ -1,5 +1,5 @@
 /*
- * What a link consists of: memory and eventfds
+ * The resources of a link: memory and eventfds
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

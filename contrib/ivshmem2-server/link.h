@@ -1,5 +1,5 @@
 /*
- * What a link consists of: memory and eventfds
+ * The resources of a link: memory and eventfds
  *
  * They belong to the link's slots, not to the peers that occupy them at the
  * moment, so nothing here knows connections.
@@ -54,7 +54,7 @@ Ivshmem2Link *ivshmem2_link_new(const Ivshmem2LinkConfig *config,
                                 GError **error);
 void ivshmem2_link_free(Ivshmem2Link *link);
 
-/* What this link says in WELCOME to the peer with @id */
+/* The WELCOME of this link for the peer with @id */
 void ivshmem2_link_welcome(const Ivshmem2Link *link, uint32_t id,
                            Ivshmem2Welcome *welcome);
 

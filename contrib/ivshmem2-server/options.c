@@ -55,7 +55,7 @@ static const GOptionEntry entries[] = {
     { "socket", 's', 0, G_OPTION_ARG_FILENAME, &opt.socket,
       "Listen at this path", "PATH" },
     { "socket-mode", 0, 0, G_OPTION_ARG_STRING, &opt.socket_mode,
-      "File mode of the socket: who can connect (default 660)", "OCTAL" },
+      "File mode of the socket (default 660)", "OCTAL" },
     { "socket-group", 0, 0, G_OPTION_ARG_STRING, &opt.socket_group,
       "Group of the socket", "NAME" },
     { "access", 0, 0, G_OPTION_ARG_FILENAME, &opt.access,

@@ -20,8 +20,8 @@ typedef struct Ivshmem2Server Ivshmem2Server;
 typedef struct Ivshmem2Client Ivshmem2Client;
 
 /*
- * What the server has the I/O do.  @connection is what ivshmem2_client_new()
- * was given for the client.
+ * Calls from the server to the I/O.  @connection is that of the client in
+ * ivshmem2_client_new().
  */
 typedef struct Ivshmem2ServerOps {
     /*
@@ -79,8 +79,8 @@ void ivshmem2_client_receive(Ivshmem2Client *c, const Ivshmem2Msg *msg);
 bool ivshmem2_client_has_next(const Ivshmem2Client *c);
 
 /*
- * What to send, with msg->hdr.fds descriptors at *@fds, which live as long as
- * the link.  Only if there is something to send.
+ * Get the next message to send, with msg->hdr.fds descriptors at *@fds, which
+ * live as long as the link.  Only if there is something to send.
  */
 void ivshmem2_client_next(Ivshmem2Client *c, Ivshmem2Msg *msg,
                           const int **fds);

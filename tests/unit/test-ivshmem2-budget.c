@@ -252,7 +252,7 @@ static void test_slots(void)
     const Ivshmem2BudgetConfig limits = { .ids_per_user = 3 };
     Ivshmem2Budget *b = ivshmem2_budget_new(&limits);
 
-    /* each user has its own, whatever else it has */
+    /* for each user, independent of its other resources */
     take_n(b, IVSHMEM2_ENTRANT, USER, 5);
     for (uid_t uid = 0; uid < 2000; uid += 500) {
         g_assert_cmpuint(take_all(b, IVSHMEM2_SLOT, uid, 10), ==, 3);
