@@ -26,8 +26,9 @@
 
 typedef struct Core {
     Ivshmem2Link *link;
+    Ivshmem2Budget *budget;
     Ivshmem2Server *server;
-    Ivshmem2Client *clients;
+    Ivshmem2Client **clients;
     uint32_t n;
     int *fds;
     uint32_t n_fds;
@@ -38,16 +39,16 @@ static double now(void)
     return bench_clock(CLOCK_PROCESS_CPUTIME_ID);
 }
 
-static Ivshmem2Hold *hold_slot(Ivshmem2Client *c, const Ivshmem2Hold *hold)
+static void *hold_slot(void *connection, uint32_t id)
 {
     return NULL;
 }
 
-static void unhold_slot(Ivshmem2Hold *hold)
+static void unhold_slot(void *hold)
 {
 }
 
-static void wake(Ivshmem2Client *c)
+static void wake(void *connection)
 {
 }
 
@@ -87,14 +88,16 @@ static bool begin(Core *core, GError **error)
         core->link->eventfds[id] = g_new(int, 1);
         core->link->eventfds[id][0] = core->fds[id % core->n_fds];
     }
-    core->server = ivshmem2_server_new(core->link, &ops);
-    core->clients = g_new0(Ivshmem2Client, core->n);
+    core->budget = ivshmem2_budget_new(&(Ivshmem2BudgetConfig) { 0 });
+    core->server = ivshmem2_server_new(core->link, core->budget, &ops);
+    core->clients = g_new0(Ivshmem2Client *, core->n);
     return true;
 }
 
 static void end(Core *core)
 {
     ivshmem2_server_free(core->server);
+    ivshmem2_budget_free(core->budget);
     for (uint32_t id = 0; id < core->n; id++) {
         g_clear_pointer(&core->link->eventfds[id], g_free);
     }
@@ -114,8 +117,8 @@ static void tell_all(Ivshmem2Client *c)
 
 static void say(Core *core, uint32_t i, const Ivshmem2Msg *msg)
 {
-    ivshmem2_client_receive(&core->clients[i], msg);
-    tell_all(&core->clients[i]);
+    ivshmem2_client_receive(core->clients[i], msg);
+    tell_all(core->clients[i]);
 }
 
 static void join(Core *core, uint32_t i)
@@ -133,9 +136,9 @@ static void join(Core *core, uint32_t i)
         },
     };
 
-    ivshmem2_client_init(&core->clients[i], core->server, 1, 1);
+    core->clients[i] = ivshmem2_client_new(core->server, 1, 1, NULL);
     say(core, i, &hello);
-    if (!ivshmem2_client_is_ready(&core->clients[i])) {
+    if (!ivshmem2_client_is_ready(core->clients[i])) {
         g_error("peer %u cannot join", i);
     }
 }
@@ -143,7 +146,7 @@ static void join(Core *core, uint32_t i)
 static void leave(Core *core, uint32_t i)
 {
     say(core, i, &(Ivshmem2Msg) { .hdr.type = IVSHMEM2_MSG_GOODBYE });
-    ivshmem2_client_clear(&core->clients[i]);
+    ivshmem2_client_free(core->clients[i]);
 }
 
 static void ring(Core *core, uint32_t from, uint32_t to)

@@ -1,5 +1,5 @@
 /*
- * Who may connect, and which IDs they may take
+ * Access rules: the users that may connect, and the IDs that they may take
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -8,12 +8,11 @@
 #include <pwd.h>
 #include <string.h>
 #include "access.h"
-#include "libivshmem2-core.h"
 #include "libivshmem2-util.h"
 
 #define EVERYTHING      "*"
 #define SEPARATORS      " \t,;"
-/* 2^32 - 1 means no user, and no group. */
+/* 2^32 - 1 is no user's or group's number. */
 #define MAX_NUMBER      (UINT32_MAX - 1)
 
 typedef struct Rule {
@@ -27,7 +26,7 @@ struct Ivshmem2Access {
     GPtrArray *rules;
 };
 
-/* Where in the file we are, for error messages */
+/* A place in the file, for error messages */
 typedef struct Place {
     const char *path;
     const char *group;
@@ -35,18 +34,33 @@ typedef struct Place {
     uint32_t max_peers;
 } Place;
 
-#define fail(error, ...) \
-    ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT, __VA_ARGS__)
-
+/* Not ivshmem2_parse_number(): it is no error if @word is a name. */
 static bool parse_number(const char *word, uint64_t max, uint32_t *number)
 {
-    guint64 n;
+    const char *end;
+    uint64_t n;
 
-    if (!g_ascii_string_to_unsigned(word, 10, 0, max, &n, NULL)) {
+    if (!ivshmem2_scan_number(word, 10, &n, &end) || *end || n > max) {
         return false;
     }
     *number = n;
     return true;
+}
+
+static bool fail_at(GError **error, const Place *at, const char *fmt, ...)
+    G_GNUC_PRINTF(3, 4);
+
+/* ivshmem2_fail() with the place in the file before the text */
+static bool fail_at(GError **error, const Place *at, const char *fmt, ...)
+{
+    g_autofree char *text = NULL;
+    va_list ap;
+
+    va_start(ap, fmt);
+    text = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+    return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT, "%s: [%s] %s: %s",
+                         at->path, at->group, at->key, text);
 }
 
 /* One word of each key */
@@ -64,8 +78,7 @@ static bool parse_user(Rule *rule, const Place *at, const char *word,
     if (!parse_number(word, MAX_NUMBER, &uid)) {
         passwd = getpwnam(word);
         if (!passwd) {
-            return fail(error, "%s: [%s] %s: there is no user '%s'", at->path,
-                        at->group, at->key, word);
+            return fail_at(error, at, "there is no user '%s'", word);
         }
         uid = passwd->pw_uid;
     }
@@ -82,8 +95,7 @@ static bool parse_group(Rule *rule, const Place *at, const char *word,
     if (!parse_number(word, MAX_NUMBER, &gid)) {
         group = getgrnam(word);
         if (!group) {
-            return fail(error, "%s: [%s] %s: there is no group '%s'",
-                        at->path, at->group, at->key, word);
+            return fail_at(error, at, "there is no group '%s'", word);
         }
         gid = group->gr_gid;
     }
@@ -103,10 +115,9 @@ static bool parse_ids(Rule *rule, const Place *at, const char *word,
         (!parse_number(first, range.last, &range.first) ||
          !parse_number(dash ? dash + 1 : word, range.last, &range.last) ||
          range.first > range.last)) {
-        return fail(error, "%s: [%s] %s: '%s' is not valid, it must be an ID "
-                    "from 0 to %u, a range like 0-%u, or *", at->path,
-                    at->group, at->key, word, at->max_peers - 1,
-                    at->max_peers - 1);
+        return fail_at(error, at, "'%s' is not valid, it must be an ID from 0 "
+                       "to %u, a range like 0-%u, or *", word,
+                       at->max_peers - 1, at->max_peers - 1);
     }
     g_array_append_val(rule->ids, range);
     return true;
@@ -137,9 +148,10 @@ static bool parse_key(Rule *rule, const Place *at, GKeyFile *file,
         i++;
     }
     if (i == G_N_ELEMENTS(keys)) {
-        return fail(error, "%s: [%s] has '%s=%s': there are users, groups and "
-                    "ids, and nothing else", at->path, at->group, at->key,
-                    value);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "%s: [%s] has '%s=%s': there are users, groups "
+                             "and ids, and nothing else", at->path, at->group,
+                             at->key, value);
     }
     words = g_strsplit_set(value, SEPARATORS, -1);
     for (char **word = words; *word; word++) {
@@ -150,8 +162,7 @@ static bool parse_key(Rule *rule, const Place *at, GKeyFile *file,
             }
         }
     }
-    return any || fail(error, "%s: [%s] %s: '%s' is empty", at->path,
-                       at->group, at->key, value);
+    return any || fail_at(error, at, "'%s' is empty", value);
 }
 
 static bool parse_rule(Rule *rule, Place *at, GKeyFile *file, GError **error)
@@ -168,8 +179,9 @@ static bool parse_rule(Rule *rule, Place *at, GKeyFile *file, GError **error)
         }
     }
     if (!rule->everybody && !rule->uids->len && !rule->gids->len) {
-        return fail(error, "%s: [%s] has neither users nor groups", at->path,
-                    at->group);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "%s: [%s] has neither users nor groups",
+                             at->path, at->group);
     }
     if (!rule->ids->len) {
         at->key = "ids";
@@ -211,7 +223,8 @@ Ivshmem2Access *ivshmem2_access_load(const char *path, uint32_t max_peers,
     }
     groups = g_key_file_get_groups(file, NULL);
     if (!*groups) {
-        fail(error, "%s has no rules, so nobody could connect", path);
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "%s has no rules, so nobody could connect", path);
         return NULL;
     }
     a = g_new0(Ivshmem2Access, 1);
@@ -237,7 +250,7 @@ void ivshmem2_access_free(Ivshmem2Access *a)
     }
 }
 
-/* Who is it? */
+/* Users */
 
 static bool contains(const GArray *numbers, uint32_t number)
 {
@@ -281,7 +294,7 @@ GArray *ivshmem2_access_find(const Ivshmem2Access *a, uid_t uid,
     return ids;
 }
 
-/* Which IDs? */
+/* IDs */
 
 bool ivshmem2_ids_contain(const GArray *ids, uint32_t id)
 {

@@ -1,5 +1,5 @@
 /*
- * Who may connect, and which IDs they may take
+ * Access rules: the users that may connect, and the IDs that they may take
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -26,8 +26,8 @@ Ivshmem2Access *ivshmem2_access_load(const char *path, uint32_t max_peers,
 void ivshmem2_access_free(Ivshmem2Access *a);
 
 /*
- * The IDs that somebody with @uid and @gids may take, as an array of
- * Ivshmem2IdRange; NULL if they may not connect.
+ * The IDs that a user with @uid and @gids may take, as an array of
+ * Ivshmem2IdRange; NULL if it may not connect.
  */
 GArray *ivshmem2_access_find(const Ivshmem2Access *a, uid_t uid,
                              const gid_t *gids, size_t n_gids);

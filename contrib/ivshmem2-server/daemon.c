@@ -1,9 +1,9 @@
 /*
- * The server's I/O: connections and processes
+ * The server's I/O: the listening socket and the connections
  *
- * Nothing here waits for a client, and a client that does not go on costs no
- * more than its connection: as long as there is something to send to it,
- * nothing is read from it.
+ * Nothing here waits for a client.  As long as there is something to send to a
+ * client, nothing is read from it, so a client that stops reading costs no more
+ * than its connection.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -21,26 +21,20 @@
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 #include "daemon.h"
 #include "libivshmem2-transport.h"
+#include "libivshmem2-util.h"
 #include "lobby.h"
 #include "loop.h"
+#include "process.h"
 #include "server.h"
-
-#ifndef SO_PEERGROUPS
-#define SO_PEERGROUPS 59
-#endif
-#ifndef SO_PEERPIDFD
-#define SO_PEERPIDFD 77
-#endif
 
 /*
  * Fairness, see also IVSHMEM2_INTERRUPTS_PER_TURN: system calls for a client,
  * of which a message takes two to be received and one to be sent.  The
- * handshake of a large link fits; what does not is sent when the client has
- * read most of it.
+ * handshake of a large link fits; of a longer one, the rest is sent when the
+ * client has read most of it.
  */
 #define CALLS_TO_RECEIVE        2
 #define CALLS_TO_SEND           1
@@ -48,32 +42,21 @@
 #define ACCEPTS_PER_TURN        4
 
 /*
- * As small as the kernel makes it.  What was sent to a client that does not
- * read is the kernel's memory and counts, descriptors above all, against all
- * that this server's user may have in flight.
+ * As small as the kernel makes it.  Messages that a client does not read take
+ * the kernel's memory, and their descriptors are in flight.
  */
 #define SEND_BUFFER             1
 
-/*
- * Linux lets a user have as many descriptors in flight (sent, not received)
- * as the sender may have open.  A client has no more than two messages full
- * of them while it joins, and two of them later.  Half of what is allowed is
- * for those who join.
- */
-#define FDS_IN_FLIGHT           (2 * IVSHMEM2_MAX_FDS)
-#define MIN_PLACES              4
-#define MAX_PLACES              1024
-
-/* Nothing reports that a client has read the last of what it was sent. */
+/* No event tells that a client has read its last message, so poll for it. */
 #define CHECK_INTERVAL          (G_USEC_PER_SEC / 100)
 
-/* Who was sent away gets this long to read why. */
+/*
+ * For a client that was sent away to read why, until the next try to accept
+ * connections, and between two looks at a process without a pidfd
+ */
 #define SHORT_TIME              G_USEC_PER_SEC
 
-/* So many of a user who is at its limits are told. */
-#define REFUSALS_PER_USER       8
-
-/* Between two complaints about the same */
+/* Between two warnings that no connection can be accepted */
 #define COMPLAINT_INTERVAL      (10 * G_USEC_PER_SEC)
 
 struct Ivshmem2Daemon {
@@ -82,14 +65,11 @@ struct Ivshmem2Daemon {
     Ivshmem2Timers handshakes;
     Ivshmem2Timers short_times;
     Ivshmem2Timers checks;
-    Ivshmem2Timer check_timer;  /* running: somebody waits for others */
+    Ivshmem2Timer check_timer;  /* running: a connection waits for others */
     GQueue connections;
-    unsigned n_holds;
     Ivshmem2Lobby lobby;
-    Ivshmem2Link *link;         /* borrowed */
+    Ivshmem2Budget *budget;     /* borrowed */
     const Ivshmem2Access *access;   /* borrowed; NULL: all IDs for all */
-    int fd_limit;
-    int n_other_fds;            /* but for connections, link and holds */
 
     int listen_fd;              /* borrowed */
     Ivshmem2Watch listen_watch;
@@ -98,8 +78,8 @@ struct Ivshmem2Daemon {
 
     int signal_fd;
     Ivshmem2Watch signal_watch;
-    int signal;                 /* that arrived, or 0 */
-    bool more;                  /* broadcasts to go on with */
+    int signal;                 /* the last one that arrived, or 0 */
+    bool more;                  /* interrupts of a broadcast are left */
 };
 
 typedef struct Connection {
@@ -108,26 +88,21 @@ typedef struct Connection {
     GList node;
     Ivshmem2Joiner joiner;
     Ivshmem2Daemon *daemon;
-    bool lingering;             /* all is said; what it says is ignored */
-    bool deaf;                  /* cannot be sent to; may have said more */
-    bool blocked;               /* not to be looked at before the check */
+    bool lingering;             /* all is sent; what comes is ignored */
+    bool deaf;                  /* sending failed; there may be more to read */
+    bool blocked;               /* until the next check */
     uint8_t unread;             /* it may not have read so many descriptors */
     uint8_t last_sent;          /* of them: with the last message */
     Ivshmem2Transport conn;
-    Ivshmem2Client client;
+    Ivshmem2Client *client;
 } Connection;
 
-/* A process that may still use the eventfds of its former slot */
+/* A slot whose former occupant's process may still use the eventfds */
 typedef struct Hold {
-    Ivshmem2Hold hold;
-    Ivshmem2Watch watch;
-    Ivshmem2Timer timer;
     Ivshmem2Daemon *daemon;
-    int pidfd;                  /* or -1 */
+    Ivshmem2Process *process;
+    uint32_t id;
 } Hold;
-
-#define CONTAINER(ptr, type, member) \
-    ((type *)((char *)(ptr) - offsetof(type, member)))
 
 static void connection_run(Connection *c);
 static void connection_set_timer(Connection *c);
@@ -137,13 +112,13 @@ static void check_later(Ivshmem2Daemon *d);
 
 /* Connections */
 
-/* Those who got a place can go on. */
+/* Give the free places to connections that wait for one. */
 static void admit(Ivshmem2Daemon *d)
 {
     Ivshmem2Joiner *j;
 
     while ((j = ivshmem2_lobby_next(&d->lobby))) {
-        Connection *c = CONTAINER(j, Connection, joiner);
+        Connection *c = IVSHMEM2_CONTAINER(j, Connection, joiner);
 
         connection_set_timer(c);
         ivshmem2_loop_modify(&d->loop, &c->watch, c->conn.fd, EPOLLOUT);
@@ -162,10 +137,11 @@ static void connection_free(Connection *c)
 
     connection_leave_lobby(c);
     ivshmem2_timer_stop(&c->timer);
-    ivshmem2_client_clear(&c->client);
+    ivshmem2_client_free(c->client);
     ivshmem2_loop_remove(&d->loop, &c->watch, c->conn.fd);
     ivshmem2_transport_clear(&c->conn);
     g_queue_unlink(&d->connections, &c->node);
+    ivshmem2_budget_discharge_fds(d->budget, 1);
     ivshmem2_loop_free_later(&d->loop, c);
     if (d->listen_timer.queue) {
         listen_again(d);
@@ -174,7 +150,7 @@ static void connection_free(Connection *c)
 
 static void linger_expired(Ivshmem2Timer *t)
 {
-    connection_free(CONTAINER(t, Connection, timer));
+    connection_free(IVSHMEM2_CONTAINER(t, Connection, timer));
 }
 
 static short connection_poll(const Connection *c, short events)
@@ -192,18 +168,18 @@ static bool connection_is_read(const Connection *c)
     return ioctl(c->conn.fd, SIOCOUTQ, &bytes) < 0 || bytes == 0;
 }
 
-/* The handshake is complete when READY was read, and not when it was sent. */
+/* The handshake is complete when the client has read READY. */
 static bool connection_has_joined(const Connection *c)
 {
-    return ivshmem2_client_is_ready(&c->client) && connection_is_read(c);
+    return ivshmem2_client_is_ready(c->client) && connection_is_read(c);
 }
 
 static void handshake_expired(Ivshmem2Timer *t)
 {
-    Connection *c = CONTAINER(t, Connection, timer);
+    Connection *c = IVSHMEM2_CONTAINER(t, Connection, timer);
 
     if (!connection_has_joined(c)) {
-        ivshmem2_client_refuse(&c->client, IVSHMEM2_REFUSAL_TIMEOUT,
+        ivshmem2_client_refuse(c->client, IVSHMEM2_REFUSAL_TIMEOUT,
                                "the handshake was not complete after %" PRId64
                                " seconds", c->daemon->handshakes.duration /
                                G_USEC_PER_SEC);
@@ -215,13 +191,13 @@ static void handshake_expired(Ivshmem2Timer *t)
 /* May it have more descriptors in flight? */
 static bool connection_may_send(Connection *c)
 {
-    unsigned max = c->joiner.stage == IVSHMEM2_OUTSIDE ? 0
-                   : FDS_IN_FLIGHT - IVSHMEM2_MAX_FDS;
+    bool joining = c->joiner.stage != IVSHMEM2_OUTSIDE;
 
-    if (c->unread > max && !ivshmem2_client_is_sent_away(&c->client)) {
+    if (!ivshmem2_budget_allows_in_flight(joining, c->unread) &&
+        !ivshmem2_client_is_sent_away(c->client)) {
         /*
-         * Linux calls a socket writable if only a quarter of its buffer is in
-         * use, which is one message at most.
+         * Linux reports a socket as writable if at most a quarter of its buffer
+         * is in use, which is one message at most.
          */
         if (!connection_poll(c, POLLOUT)) {
             return false;
@@ -236,23 +212,23 @@ static int connection_send_next(Connection *c, GError **error)
     Ivshmem2Msg msg;
     const int *fds;
 
-    ivshmem2_client_next(&c->client, &msg, &fds);
-    /* what has no descriptors hides from us whether others were read */
+    ivshmem2_client_next(c->client, &msg, &fds);
+    /* one without descriptors counts as well: those before may be unread */
     c->last_sent = MAX(msg.hdr.fds, 1);
     c->unread += c->last_sent;
     return ivshmem2_transport_send(&c->conn, &msg, fds, error);
 }
 
 /*
- * Too many descriptors are in flight.  Returns true if it can do without what
- * was to be sent.
+ * Too many descriptors are in flight.  Returns true if the client can do
+ * without those that were to be sent.
  */
 static bool connection_postpone(Connection *c)
 {
-    if (ivshmem2_client_is_sent_away(&c->client)) {
+    if (ivshmem2_client_is_sent_away(c->client)) {
         ivshmem2_transport_cancel(&c->conn);
     } else if (c->joiner.stage == IVSHMEM2_OUTSIDE) {
-        /* it asks again when it needs the descriptor again */
+        /* its next request for the target tries again */
         ivshmem2_transport_omit_fds(&c->conn);
     } else {
         c->blocked = true;
@@ -260,7 +236,7 @@ static bool connection_postpone(Connection *c)
     return !c->blocked;
 }
 
-/* Returns false if there is no more room to send, or no more sense in it. */
+/* Returns false if no more can be sent, now or at all. */
 static bool connection_send(Connection *c)
 {
     g_autoptr(GError) error = NULL;
@@ -277,14 +253,14 @@ static bool connection_send(Connection *c)
         return connection_postpone(c);
     }
     if (ret < 0) {
-        g_debug("'%s' (pid %d): %s", c->client.name, c->client.pid,
-                error->message);
+        g_debug("'%s' (pid %d): %s", ivshmem2_client_name(c->client),
+                ivshmem2_client_pid(c->client), error->message);
         c->deaf = true;
     }
     return ret > 0;
 }
 
-/* Returns false if it has to wait for others. */
+/* Returns false if it has to wait for a place. */
 static bool connection_enter(Connection *c)
 {
     Ivshmem2Daemon *d = c->daemon;
@@ -302,7 +278,7 @@ static bool connection_receive(Connection *c, bool *closed)
     g_autoptr(GError) error = NULL;
     int ret = 1;
 
-    /* else it got the place that it had asked for */
+    /* a complete message has waited for the place that @c now has */
     if (!ivshmem2_decoder_complete(&c->conn.in)) {
         ret = ivshmem2_transport_receive(&c->conn, &error);
         if (ret > 0 && !connection_enter(c)) {
@@ -310,10 +286,10 @@ static bool connection_receive(Connection *c, bool *closed)
         }
     }
     if (ret > 0) {
-        ivshmem2_client_receive(&c->client, &c->conn.in.msg);
+        ivshmem2_client_receive(c->client, &c->conn.in.msg);
         ivshmem2_decoder_reset(&c->conn.in);
     } else if (ret < 0 && error->code == IVSHMEM2_ERROR_PROTOCOL) {
-        ivshmem2_client_refuse(&c->client, IVSHMEM2_REFUSAL_PROTOCOL, "%s",
+        ivshmem2_client_refuse(c->client, IVSHMEM2_REFUSAL_PROTOCOL, "%s",
                                error->message);
         ivshmem2_decoder_reset(&c->conn.in);
     } else {
@@ -324,9 +300,8 @@ static bool connection_receive(Connection *c, bool *closed)
 }
 
 /*
- * Closing a socket that holds unread data breaks the connection, and ERROR
- * may be lost.  So say that there is no more to come, and let the client
- * close.
+ * If a socket with unread data is closed, the client may lose REFUSED.  So
+ * discard what it sends until it closes the connection.
  */
 static bool connection_discard(Connection *c, bool *closed)
 {
@@ -349,7 +324,7 @@ static void connection_end(Connection *c)
 static bool connection_has_output(const Connection *c)
 {
     return !c->deaf && (ivshmem2_transport_is_sending(&c->conn) ||
-                        ivshmem2_client_has_next(&c->client));
+                        ivshmem2_client_has_next(c->client));
 }
 
 /* Returns false if it cannot go on now. */
@@ -365,14 +340,14 @@ static bool connection_step(Connection *c, bool *closed)
     if (c->lingering) {
         return connection_discard(c, closed);
     }
-    if (ivshmem2_client_is_over(&c->client)) {
+    if (ivshmem2_client_is_over(c->client)) {
         connection_end(c);
         return true;
     }
-    if (ivshmem2_client_is_ready(&c->client) &&
+    if (ivshmem2_client_is_ready(c->client) &&
         c->joiner.stage == IVSHMEM2_JOINING) {
         if (!connection_has_joined(c)) {
-            /* who says something first waits until it has read all */
+            /* its messages have to wait until it has read READY */
             c->blocked = connection_poll(c, POLLIN);
             return false;
         }
@@ -385,7 +360,7 @@ static void connection_set_timer(Connection *c)
 {
     Ivshmem2Daemon *d = c->daemon;
 
-    if (ivshmem2_client_is_sent_away(&c->client)) {
+    if (ivshmem2_client_is_sent_away(c->client)) {
         if (c->timer.queue != &d->short_times.queue) {
             ivshmem2_timer_start(&c->timer, &d->short_times, linger_expired);
         }
@@ -414,7 +389,7 @@ static void connection_run(Connection *c)
         calls += connection_has_output(c) ? CALLS_TO_SEND : CALLS_TO_RECEIVE;
         more = connection_step(c, &closed);
     }
-    /* who cannot be sent to is of use only as long as it has something */
+    /* if sending failed, what the client had sent before is still handled */
     if (closed || (c->deaf && !more)) {
         connection_free(c);
         return;
@@ -429,12 +404,12 @@ static void connection_run(Connection *c)
 
 static void connection_ready(Ivshmem2Watch *w)
 {
-    connection_run(CONTAINER(w, Connection, watch));
+    connection_run(IVSHMEM2_CONTAINER(w, Connection, watch));
 }
 
-static void wake(Ivshmem2Client *client)
+static void wake(void *connection)
 {
-    Connection *c = CONTAINER(client, Connection, client);
+    Connection *c = connection;
 
     c->blocked = false;
     connection_set_timer(c);
@@ -453,8 +428,9 @@ static Connection *connection_new_consume(Ivshmem2Daemon *d, int fd,
     c->node.data = c;
     c->watch.ready = connection_ready;
     ivshmem2_transport_init_consume(&c->conn, fd, IVSHMEM2_CLIENT);
-    ivshmem2_client_init(&c->client, d->server, cred->pid, cred->uid);
+    c->client = ivshmem2_client_new(d->server, cred->pid, cred->uid, c);
     g_queue_push_tail_link(&d->connections, &c->node);
+    ivshmem2_budget_charge_fds(d->budget, 1);
     ivshmem2_lobby_enter(&d->lobby, &c->joiner, cred->uid);
     connection_set_timer(c);
     if (!ivshmem2_loop_add(&d->loop, &c->watch, fd, EPOLLIN, &error)) {
@@ -468,15 +444,15 @@ static Connection *connection_new_consume(Ivshmem2Daemon *d, int fd,
 /* Checks */
 
 /*
- * Who has joined in the meantime?  If that makes room for those who wait, it
- * pays; if it does not, it is not done again soon.
+ * Find the connections that have joined in the meantime, and give their places
+ * to those that wait.  If some still wait, look again after a while.
  */
 static void check_joiners(Ivshmem2Daemon *d)
 {
     GList *next;
 
     for (GList *node = d->lobby.joining.head; node; node = next) {
-        Connection *c = CONTAINER(node->data, Connection, joiner);
+        Connection *c = IVSHMEM2_CONTAINER(node->data, Connection, joiner);
 
         next = node->next;
         if (c->blocked) {
@@ -497,7 +473,7 @@ static void check_joiners(Ivshmem2Daemon *d)
 static void check_expired(Ivshmem2Timer *t)
 {
     ivshmem2_timer_stop(t);
-    check_joiners(CONTAINER(t, Ivshmem2Daemon, check_timer));
+    check_joiners(IVSHMEM2_CONTAINER(t, Ivshmem2Daemon, check_timer));
 }
 
 static void check_later(Ivshmem2Daemon *d)
@@ -509,76 +485,49 @@ static void check_later(Ivshmem2Daemon *d)
 
 /* Access */
 
-/* The supplementary groups of who connected; @len: in bytes */
-static gid_t *get_groups(int fd, socklen_t *len)
-{
-    gid_t *gids = NULL;
-
-    *len = 0;
-    while (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, gids, len) < 0) {
-        if (errno != ERANGE) {
-            *len = 0;
-            break;
-        }
-        gids = g_realloc(gids, *len);
-    }
-    return gids;
-}
-
 /* Returns false if it was sent away. */
 static bool check_access(Connection *c, const struct ucred *cred)
 {
     g_autofree gid_t *gids = NULL;
-    socklen_t len;
+    size_t n_gids;
     GArray *ids;
 
     if (!c->daemon->access) {
         return true;
     }
-    gids = get_groups(c->conn.fd, &len);
-    gids = g_realloc(gids, len + sizeof(gid_t));
-    gids[len / sizeof(gid_t)] = cred->gid;
-    ids = ivshmem2_access_find(c->daemon->access, cred->uid, gids,
-                               len / sizeof(gid_t) + 1);
+    gids = ivshmem2_process_groups(c->conn.fd, cred->gid, &n_gids);
+    ids = ivshmem2_access_find(c->daemon->access, cred->uid, gids, n_gids);
     if (!ids) {
-        ivshmem2_client_refuse(&c->client, IVSHMEM2_REFUSAL_PERMISSION,
+        ivshmem2_client_refuse(c->client, IVSHMEM2_REFUSAL_PERMISSION,
                                "the user with uid %u may not connect",
                                cred->uid);
         return false;
     }
-    ivshmem2_client_restrict_consume(&c->client, ids);
+    ivshmem2_client_restrict_consume(c->client, ids);
     return true;
 }
 
-/* Descriptors that can still be used */
-static unsigned count_free_fds(const Ivshmem2Daemon *d)
-{
-    int64_t used = (int64_t)d->n_other_fds + d->connections.length +
-                   d->n_holds + d->link->n_fds;
-
-    return d->fd_limit ? MAX(d->fd_limit - used, 0) : G_MAXINT;
-}
-
 /*
- * No user's joiners can take more descriptors than are left for others then.
- * Returns false if it was sent away.
+ * @has_share: its user could have one more.  Returns false if the connection
+ * was sent away.
  */
-static bool check_limits(Connection *c, const struct ucred *cred)
+static bool check_limits(Connection *c, const struct ucred *cred,
+                         bool has_share)
 {
-    Ivshmem2Daemon *d = c->daemon;
-    unsigned n = ivshmem2_lobby_count(&d->lobby, cred->uid);
+    Ivshmem2Budget *budget = c->daemon->budget;
 
-    if (d->fd_limit && c->conn.fd >= d->fd_limit) {
-        ivshmem2_client_refuse(&c->client, IVSHMEM2_REFUSAL_LIMIT,
+    if (!ivshmem2_budget_allows_fd(budget, c->conn.fd)) {
+        ivshmem2_client_refuse(c->client, IVSHMEM2_REFUSAL_LIMIT,
                                "the server may not open more files");
         return false;
     }
-    if (n > count_free_fds(d) + 1) {
-        ivshmem2_client_refuse(&c->client, IVSHMEM2_REFUSAL_LIMIT,
-                               "the user with "
-                               "uid %u has %u connections that have not "
+    if (!has_share) {
+        ivshmem2_client_refuse(c->client, IVSHMEM2_REFUSAL_LIMIT, "the user "
+                               "with uid %u has %u connections that have not "
                                "joined, the server has to leave open files to "
-                               "others", cred->uid, n - 1);
+                               "others", cred->uid,
+                               ivshmem2_budget_count(budget, IVSHMEM2_ENTRANT,
+                                                     cred->uid) - 1);
         return false;
     }
     return true;
@@ -588,7 +537,7 @@ static bool check_limits(Connection *c, const struct ucred *cred)
 
 static void listen_expired(Ivshmem2Timer *t)
 {
-    listen_again(CONTAINER(t, Ivshmem2Daemon, listen_timer));
+    listen_again(IVSHMEM2_CONTAINER(t, Ivshmem2Daemon, listen_timer));
 }
 
 static void listen_again(Ivshmem2Daemon *d)
@@ -599,15 +548,13 @@ static void listen_again(Ivshmem2Daemon *d)
 
 static void complain(Ivshmem2Daemon *d, const char *why)
 {
-    int64_t now = g_get_monotonic_time();
-
-    if (now >= d->next_complaint) {
+    if (!ivshmem2_deadline_ms(d->next_complaint)) {
         g_warning("cannot accept a connection: %s", why);
-        d->next_complaint = now + COMPLAINT_INTERVAL;
+        d->next_complaint = ivshmem2_deadline(COMPLAINT_INTERVAL);
     }
 }
 
-/* Nothing can be accepted: do not spin. */
+/* Accepting failed and would fail again at once: wait. */
 static void listen_later(Ivshmem2Daemon *d)
 {
     complain(d, g_strerror(errno));
@@ -615,17 +562,11 @@ static void listen_later(Ivshmem2Daemon *d)
     ivshmem2_loop_modify(&d->loop, &d->listen_watch, d->listen_fd, 0);
 }
 
-/* Words for everybody would take the descriptors that are short. */
-static bool is_pushy(const Ivshmem2Daemon *d, uid_t uid)
-{
-    return ivshmem2_lobby_count(&d->lobby, uid) >=
-           (uint64_t)count_free_fds(d) + REFUSALS_PER_USER;
-}
-
 static void take_connection(Ivshmem2Daemon *d, int fd)
 {
     struct ucred cred;
     socklen_t len = sizeof(cred);
+    bool has_share;
     Connection *c;
 
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
@@ -633,20 +574,21 @@ static void take_connection(Ivshmem2Daemon *d, int fd)
         ivshmem2_close(&fd);
         return;
     }
-    if (is_pushy(d, cred.uid)) {
+    if (!ivshmem2_budget_allows_refusal(d->budget, cred.uid)) {
         complain(d, "too many by one user that have not joined yet");
         ivshmem2_close(&fd);
         return;
     }
+    has_share = ivshmem2_budget_allows(d->budget, IVSHMEM2_ENTRANT, cred.uid);
     c = connection_new_consume(d, fd, &cred);
-    if (c && (!check_limits(c, &cred) || !check_access(c, &cred))) {
+    if (c && (!check_limits(c, &cred, has_share) || !check_access(c, &cred))) {
         connection_run(c);
     }
 }
 
 static void listen_ready(Ivshmem2Watch *w)
 {
-    Ivshmem2Daemon *d = CONTAINER(w, Ivshmem2Daemon, listen_watch);
+    Ivshmem2Daemon *d = IVSHMEM2_CONTAINER(w, Ivshmem2Daemon, listen_watch);
 
     for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
         int fd = accept4(d->listen_fd, NULL, NULL,
@@ -663,108 +605,40 @@ static void listen_ready(Ivshmem2Watch *w)
     }
 }
 
-/* Processes */
+/* Holds */
 
-static bool process_is_gone(int pidfd)
+static void hold_ended(void *opaque)
 {
-    struct pollfd pfd = { .fd = pidfd, .events = POLLIN };
+    Hold *h = opaque;
 
-    return poll(&pfd, 1, 0) == 1 && (pfd.revents & POLLIN);
+    ivshmem2_server_release(h->daemon->server, h->id);
 }
 
-/*
- * Returns a pidfd of the process at the other end of @fd, or -1, and *@gone
- * if there is no such process any more.
- */
-static int open_process(int fd, pid_t pid, bool *gone)
+static void *hold_slot(void *connection, uint32_t id)
 {
-    int pidfd = -1;
-    socklen_t len = sizeof(pidfd);
-
-    if (!pid) {
-        return -1;
-    }
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &len) < 0) {
-        pidfd = -1;
-        /* What Linux says of reaped processes differs with its version. */
-        *gone = errno == ESRCH || errno == EINVAL || errno == ENODATA;
-        if (errno == ENOPROTOOPT) {
-            /*
-             * Linux before 6.5.  In theory the pid belongs to somebody else
-             * by now; then the slot is held too long, never too short.
-             */
-            pidfd = syscall(SYS_pidfd_open, pid, 0);
-            *gone = pidfd < 0 && errno == ESRCH;
-        }
-    }
-    if (pidfd >= 0 && process_is_gone(pidfd)) {
-        ivshmem2_close(&pidfd);
-        *gone = true;
-    }
-    return pidfd;
-}
-
-static void hold_release(Hold *h)
-{
-    ivshmem2_server_release(h->daemon->server, h->hold.id);
-}
-
-static void hold_ready(Ivshmem2Watch *w)
-{
-    hold_release(CONTAINER(w, Hold, watch));
-}
-
-/* Where no pidfd is to be had: the pid, or time must do. */
-static void hold_expired(Ivshmem2Timer *t)
-{
-    Hold *h = CONTAINER(t, Hold, timer);
-
-    if (h->hold.pid && (kill(h->hold.pid, 0) == 0 || errno != ESRCH)) {
-        ivshmem2_timer_start(t, &h->daemon->short_times, hold_expired);
-    } else {
-        hold_release(h);
-    }
-}
-
-static Ivshmem2Hold *hold_slot(Ivshmem2Client *client,
-                               const Ivshmem2Hold *hold)
-{
-    Connection *c = CONTAINER(client, Connection, client);
+    Connection *c = connection;
     Ivshmem2Daemon *d = c->daemon;
-    bool gone = false;
-    int pidfd = open_process(c->conn.fd, hold->pid, &gone);
+    Ivshmem2Process *process = ivshmem2_process_open(
+        c->conn.fd, ivshmem2_client_pid(c->client));
     Hold *h;
 
-    if (gone) {
+    if (!process) {
         return NULL;
     }
-    d->n_holds++;
-    h = g_new0(Hold, 1);
-    h->hold = *hold;
-    h->daemon = d;
-    h->pidfd = pidfd;
-    h->watch.ready = hold_ready;
-    if (pidfd >= 0 &&
-        !ivshmem2_loop_add(&d->loop, &h->watch, pidfd, EPOLLIN, NULL)) {
-        ivshmem2_close(&h->pidfd);
-    }
-    if (h->pidfd < 0) {
-        ivshmem2_timer_start(&h->timer, &d->short_times, hold_expired);
-    }
-    return &h->hold;
+    h = g_new(Hold, 1);
+    *h = (Hold) { .daemon = d, .process = process, .id = id };
+    ivshmem2_budget_charge_fds(d->budget, 1);
+    ivshmem2_process_watch(process, &d->loop, &d->short_times, hold_ended, h);
+    return h;
 }
 
-static void unhold_slot(Ivshmem2Hold *hold)
+static void unhold_slot(void *hold)
 {
-    Hold *h = CONTAINER(hold, Hold, hold);
+    Hold *h = hold;
 
-    h->daemon->n_holds--;
-    ivshmem2_timer_stop(&h->timer);
-    if (h->pidfd >= 0) {
-        ivshmem2_loop_remove(&h->daemon->loop, &h->watch, h->pidfd);
-        ivshmem2_close(&h->pidfd);
-    }
-    ivshmem2_loop_free_later(&h->daemon->loop, h);
+    ivshmem2_budget_discharge_fds(h->daemon->budget, 1);
+    ivshmem2_process_free(h->process);
+    g_free(h);
 }
 
 /* The daemon */
@@ -775,38 +649,18 @@ static const Ivshmem2ServerOps server_ops = {
     .wake = wake,
 };
 
-static unsigned count_places(int fd_limit)
-{
-    return fd_limit ? CLAMP(fd_limit / 2 / FDS_IN_FLIGHT, MIN_PLACES,
-                            MAX_PLACES) : MAX_PLACES;
-}
-
-/* Descriptors get the lowest number that is free, so the next one tells. */
-static int count_fds(int any_fd)
-{
-    int fd = fcntl(any_fd, F_DUPFD_CLOEXEC, 0);
-    int n = fd;
-
-    ivshmem2_close(&fd);
-    return MAX(n, 0);
-}
-
-Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, int listen_fd,
-                                    const Ivshmem2DaemonConfig *config,
+Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
+                                    int listen_fd, unsigned handshake_timeout,
                                     GError **error)
 {
     Ivshmem2Daemon *d = g_new0(Ivshmem2Daemon, 1);
 
-    d->server = ivshmem2_server_new(link, &server_ops);
-    if (config->ids_per_user) {
-        ivshmem2_server_limit_ids(d->server, config->ids_per_user);
-    }
-    ivshmem2_lobby_init(&d->lobby, count_places(config->fd_limit));
-    d->handshakes.duration = config->handshake_timeout * G_USEC_PER_SEC;
+    d->server = ivshmem2_server_new(link, budget, &server_ops);
+    d->budget = budget;
+    ivshmem2_lobby_init(&d->lobby, budget);
+    d->handshakes.duration = handshake_timeout * G_USEC_PER_SEC;
     d->short_times.duration = SHORT_TIME;
     d->checks.duration = CHECK_INTERVAL;
-    d->link = link;
-    d->fd_limit = config->fd_limit;
     d->listen_fd = listen_fd;
     d->listen_watch.ready = listen_ready;
     d->signal_fd = -1;
@@ -816,14 +670,14 @@ Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, int listen_fd,
         ivshmem2_daemon_free(d);
         return NULL;
     }
-    d->n_other_fds = count_fds(listen_fd) - link->n_fds;
+    ivshmem2_budget_count_open_fds(budget, listen_fd);
     return d;
 }
 
-/* As well as it can be done without waiting. */
+/* Send the last message as far as the socket takes it. */
 static void say_farewell(Connection *c)
 {
-    ivshmem2_client_refuse(&c->client, IVSHMEM2_REFUSAL_SHUTDOWN,
+    ivshmem2_client_refuse(c->client, IVSHMEM2_REFUSAL_SHUTDOWN,
                            "the server ends");
     while (connection_has_output(c) && connection_send(c)) {
         continue;
@@ -873,7 +727,7 @@ void ivshmem2_daemon_set_access(Ivshmem2Daemon *d,
 
 static void signal_ready(Ivshmem2Watch *w)
 {
-    Ivshmem2Daemon *d = CONTAINER(w, Ivshmem2Daemon, signal_watch);
+    Ivshmem2Daemon *d = IVSHMEM2_CONTAINER(w, Ivshmem2Daemon, signal_watch);
     struct signalfd_siginfo info;
 
     if (read(d->signal_fd, &info, sizeof(info)) == sizeof(info)) {
@@ -886,9 +740,7 @@ static bool watch_signals(Ivshmem2Daemon *d, const sigset_t *signals,
 {
     d->signal_fd = signalfd(-1, signals, SFD_CLOEXEC | SFD_NONBLOCK);
     if (d->signal_fd < 0) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
-                    "cannot watch for signals: %s", g_strerror(errno));
-        return false;
+        return ivshmem2_fail_errno(error, "cannot watch for signals");
     }
     d->signal_watch.ready = signal_ready;
     return ivshmem2_loop_add(&d->loop, &d->signal_watch, d->signal_fd,

@@ -1,5 +1,5 @@
 /*
- * The server's I/O: connections and processes
+ * The server's I/O: the listening socket and the connections
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -9,41 +9,30 @@
 
 #include <signal.h>
 #include "access.h"
+#include "budget.h"
 #include "link.h"
 
 /*
- * Descriptors with numbers in the highest part of what is allowed are used to
- * tell the joiner too many why it cannot join.
- */
-#define IVSHMEM2_FD_RESERVE     32
-
-/*
- * Fairness: what one of them may take before the others are looked at is
- * little, because whoever wants a doorbell to be rung waits for all of it.
- * This much of a broadcast takes about 10 microseconds.
+ * Fairness: a broadcast may send so many interrupts in a turn, which takes
+ * about 10 microseconds.  A client that wants a doorbell to be rung waits for
+ * all that the others do in a turn.
  */
 #define IVSHMEM2_INTERRUPTS_PER_TURN    32
-
-typedef struct Ivshmem2DaemonConfig {
-    unsigned handshake_timeout; /* seconds */
-    int fd_limit;               /* descriptors have lower numbers; 0: any */
-    uint32_t ids_per_user;      /* 0: any */
-} Ivshmem2DaemonConfig;
 
 typedef struct Ivshmem2Daemon Ivshmem2Daemon;
 
 /*
- * @link is borrowed.  @listen_fd, a listening unix stream socket, is borrowed
- * as well.
+ * @link, @budget, and @listen_fd, a listening unix stream socket, are borrowed.
+ * @handshake_timeout: seconds
  */
-Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, int listen_fd,
-                                    const Ivshmem2DaemonConfig *config,
+Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
+                                    int listen_fd, unsigned handshake_timeout,
                                     GError **error);
 
 /* Tell all clients that the server goes away, and close everything. */
 void ivshmem2_daemon_free(Ivshmem2Daemon *d);
 
-/* What is asked of those who come from now on; borrowed */
+/* The rules for connections from now on; borrowed.  NULL: all IDs for all */
 void ivshmem2_daemon_set_access(Ivshmem2Daemon *d,
                                 const Ivshmem2Access *access);
 
@@ -54,7 +43,7 @@ void ivshmem2_daemon_set_access(Ivshmem2Daemon *d,
 int ivshmem2_daemon_run(Ivshmem2Daemon *d, const sigset_t *signals,
                         GError **error);
 
-/* Do what is to be done now, after waiting for it if @wait. */
+/* Handle the events that are pending; if @wait, wait for some first. */
 void ivshmem2_daemon_turn(Ivshmem2Daemon *d, bool wait);
 
 #endif /* IVSHMEM2_DAEMON_H */

@@ -1,5 +1,5 @@
 /*
- * What a link consists of: memory and eventfds
+ * The resources of a link: memory and eventfds
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -17,7 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "hw/misc/ivshmem2-regs.h"
-#include "libivshmem2-core.h"
+#include "libivshmem2-util.h"
 #include "link.h"
 
 #ifndef MFD_NOEXEC_SEAL
@@ -29,32 +29,16 @@
 
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
-static bool system_error(GError **error, const char *fmt, ...)
-    G_GNUC_PRINTF(2, 3);
-
-/* Fails with errno's words behind the others. */
-static bool system_error(GError **error, const char *fmt, ...)
-{
-    int saved_errno = errno;
-    g_autofree char *text = NULL;
-    va_list ap;
-
-    va_start(ap, fmt);
-    text = g_strdup_vprintf(fmt, ap);
-    va_end(ap);
-    g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO, "%s: %s",
-                text, g_strerror(saved_errno));
-    return false;
-}
-
 /* Memory */
 
 static int create_memfd(const char *name, unsigned flags)
 {
-    /* Systems can forbid memory files without the former... */
+    /*
+     * Systems can forbid memory files without MFD_NOEXEC_SEAL, which Linux
+     * before 6.3 does not know.
+     */
     int fd = memfd_create(name, flags | MFD_CLOEXEC | MFD_NOEXEC_SEAL);
 
-    /* ...which Linux before 6.3 does not know. */
     if (fd < 0 && errno == EINVAL) {
         fd = memfd_create(name, flags | MFD_CLOEXEC | MFD_ALLOW_SEALING);
     }
@@ -69,12 +53,11 @@ static bool no_huge_pages(uint64_t size, uint64_t page, GError **error)
     g_autofree char *free_pages = NULL;
 
     g_file_get_contents(path, &free_pages, NULL, NULL);
-    g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
-                "%" PRIu64 " more huge pages of %" PRIu64 " KiB are needed, "
-                "the system has %s free (see vm.nr_hugepages)",
-                size / page, page / 1024,
-                free_pages ? g_strstrip(free_pages) : "none");
-    return false;
+    return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                         "%" PRIu64 " more huge pages of %" PRIu64 " KiB are "
+                         "needed, the system has %s free (see "
+                         "vm.nr_hugepages)", size / page, page / 1024,
+                         free_pages ? g_strstrip(free_pages) : "none");
 }
 
 static bool size_memfd(const Ivshmem2Link *link, int fd, uint64_t size,
@@ -82,19 +65,19 @@ static bool size_memfd(const Ivshmem2Link *link, int fd, uint64_t size,
                        GError **error)
 {
     if (ftruncate(fd, size) < 0) {
-        return system_error(error, "cannot make a %s of %" PRIu64 " bytes",
-                            what, size);
+        return ivshmem2_fail_errno(error, "cannot make a %s of %" PRIu64
+                                   " bytes", what, size);
     }
-    /* Without pages of its own, whoever touches it first gets a SIGBUS. */
+    /* If it had no pages yet, the first access could end in a SIGBUS. */
     if (huge && fallocate(fd, 0, 0, size) < 0) {
         return no_huge_pages(size, link->config.huge_page_size, error);
     }
     /*
-     * Descriptors can be reopened by /proc/self/fd, also for writing if the
-     * mode has it.
+     * A peer can reopen a descriptor by /proc/self/fd, also for writing if the
+     * mode permits.
      */
     if (fchmod(fd, mode) < 0 || fcntl(fd, F_ADD_SEALS, SEALS) < 0) {
-        return system_error(error, "cannot seal the %s", what);
+        return ivshmem2_fail_errno(error, "cannot seal the %s", what);
     }
     return true;
 }
@@ -108,7 +91,7 @@ static int make_memfd(const Ivshmem2Link *link, uint64_t size, mode_t mode,
     int fd = create_memfd("ivshmem2", flags);
 
     if (fd < 0) {
-        system_error(error, "cannot create the %s", what);
+        ivshmem2_fail_errno(error, "cannot create the %s", what);
         return -1;
     }
     if (!size_memfd(link, fd, size, mode, huge, what, error)) {
@@ -136,13 +119,13 @@ static bool make_outputs(Ivshmem2Link *link, GError **error)
         path = g_strdup_printf("/proc/self/fd/%d", fd);
         read_fd = open(path, O_RDONLY | O_CLOEXEC);
         if (read_fd < 0) {
-            system_error(error, "cannot open an output section read-only");
+            ivshmem2_fail_errno(error,
+                                "cannot open an output section read-only");
             ivshmem2_close(&fd);
             return false;
         }
         link->output_fds[i] = fd;
         link->output_read_fds[i] = read_fd;
-        link->n_fds += 2;
         link->n_outputs++;
     }
     return true;
@@ -158,13 +141,12 @@ static bool make_memory(Ivshmem2Link *link, GError **error)
     if (link->memory_fds[0] < 0) {
         return false;
     }
-    link->n_fds++;
     link->table = mmap(NULL, w->max_peers * sizeof(uint32_t),
                        PROT_READ | PROT_WRITE, MAP_SHARED,
                        link->memory_fds[0], 0);
     if (link->table == MAP_FAILED) {
         link->table = NULL;
-        return system_error(error, "cannot map the State Table");
+        return ivshmem2_fail_errno(error, "cannot map the State Table");
     }
     if (w->rw_size) {
         link->memory_fds[1] = make_memfd(link, w->rw_size, S_IRUSR | S_IWUSR,
@@ -173,7 +155,6 @@ static bool make_memory(Ivshmem2Link *link, GError **error)
         if (link->memory_fds[1] < 0) {
             return false;
         }
-        link->n_fds++;
     }
     return !w->output_size || make_outputs(link, error);
 }
@@ -193,9 +174,10 @@ static bool find_huge_page_size(Ivshmem2LinkConfig *config, GError **error)
     }
     fd = create_memfd("ivshmem2", flags);
     if (fd < 0) {
-        return system_error(error, "no huge pages of %s to be had (see /sys/"
-                            "kernel/mm/hugepages)", config->huge_page_size ?
-                            "this size are" : "the default size are");
+        return ivshmem2_fail_errno(error, "the system has no huge pages of "
+                                   "%s (see /sys/kernel/mm/hugepages)",
+                                   config->huge_page_size ?
+                                   "this size" : "the default size");
     }
     if (fstat(fd, &st) == 0) {
         config->huge_page_size = st.st_blksize;
@@ -204,7 +186,10 @@ static bool find_huge_page_size(Ivshmem2LinkConfig *config, GError **error)
     return true;
 }
 
-/* Up to a multiple of @page; what would overflow stays too large anyway. */
+/*
+ * Up to a multiple of @page.  Down where rounding up might overflow: that is
+ * more than IVSHMEM2_MAX_SIZE either way.
+ */
 static uint64_t round_up(uint64_t size, uint64_t page)
 {
     return size > IVSHMEM2_MAX_SIZE ? size / page * page
@@ -223,10 +208,9 @@ static bool configure(Ivshmem2Link *link, GError **error)
         config->page_size = host_page;
     }
     if (config->page_size < host_page) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT,
-                    "page size %u is smaller than this host's page size %"
-                    PRIu64, config->page_size, host_page);
-        return false;
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "page size %u is smaller than this host's page "
+                             "size %" PRIu64, config->page_size, host_page);
     }
     unit = config->page_size;
     if (config->huge_pages) {
@@ -241,7 +225,7 @@ static bool configure(Ivshmem2Link *link, GError **error)
         .vectors = config->vectors,
         .max_peers = config->max_peers,
         .page_size = config->page_size,
-        /* all sections behind it are aligned if this one is a multiple */
+        /* a multiple of the unit, so that the sections behind are aligned */
         .state_table_size = round_up(table_size, unit),
         .rw_size = round_up(config->rw_size, unit),
         .output_size = round_up(config->output_size, unit),
@@ -262,7 +246,8 @@ static bool make_session(Ivshmem2Link *link, GError **error)
     uint8_t *uuid = link->welcome.session;
 
     if (getrandom(uuid, IVSHMEM2_UUID_SIZE, 0) != IVSHMEM2_UUID_SIZE) {
-        return system_error(error, "no random numbers for the session UUID");
+        return ivshmem2_fail_errno(error,
+                                   "no random numbers for the session UUID");
     }
     uuid[6] = (uuid[6] & 0x0f) | 0x40;
     uuid[8] = (uuid[8] & 0x3f) | 0x80;
@@ -280,8 +265,7 @@ static bool make_all(Ivshmem2Link *link, GError **error)
         return false;
     }
     link->eventfds = g_new0(int *, w->max_peers);
-    link->pushes = ivshmem2_link_pushes(&link->config);
-    for (uint32_t id = 0; link->pushes && id < w->max_peers; id++) {
+    for (uint32_t id = 0; link->config.pushes && id < w->max_peers; id++) {
         if (!ivshmem2_link_make_eventfds(link, id, error)) {
             return false;
         }
@@ -354,18 +338,6 @@ void ivshmem2_link_welcome(const Ivshmem2Link *link, uint32_t id,
     welcome->protocol = protocol;
 }
 
-bool ivshmem2_link_pushes(const Ivshmem2LinkConfig *config)
-{
-    return (uint64_t)config->max_peers * config->vectors <=
-           config->push_limit;
-}
-
-uint64_t ivshmem2_link_max_fds(const Ivshmem2LinkConfig *config)
-{
-    return 1 + !!config->rw_size + (uint64_t)config->max_peers *
-           (config->vectors + (config->output_size ? 2 : 0));
-}
-
 /* Eventfds */
 
 bool ivshmem2_link_make_eventfds(Ivshmem2Link *link, uint32_t id,
@@ -386,13 +358,13 @@ bool ivshmem2_link_make_eventfds(Ivshmem2Link *link, uint32_t id,
             errno = EMFILE;
         }
         if (fds[i] < 0) {
-            system_error(error, "cannot create %u eventfds for ID %u", n, id);
+            ivshmem2_fail_errno(error, "cannot create %u eventfds for ID %u",
+                                n, id);
             free_eventfds(fds, i);
             return false;
         }
     }
     link->eventfds[id] = fds;
-    link->n_fds += n;
     return true;
 }
 

@@ -1,8 +1,8 @@
 /*
- * What a link consists of: memory and eventfds
+ * The resources of a link: memory and eventfds
  *
- * They belong to the link's slots, not to who occupies them at the moment,
- * so nothing here knows connections.
+ * They belong to the link's slots, not to the peers that occupy them at the
+ * moment, so nothing here knows connections.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -15,12 +15,6 @@
 #include <stdint.h>
 #include "hw/misc/ivshmem2.h"
 
-/*
- * Links of no more eventfds than this tell every peer all of them at once,
- * which costs a joiner some microseconds for each.
- */
-#define IVSHMEM2_PUSH_LIMIT     256
-
 typedef struct Ivshmem2LinkConfig {
     uint32_t max_peers;
     uint32_t vectors;
@@ -32,24 +26,24 @@ typedef struct Ivshmem2LinkConfig {
     uint32_t backend_id;        /* for IVSHMEM2_PROTOCOL_VIRTIO and up */
     bool huge_pages;            /* for R/W section and output sections */
     uint64_t huge_page_size;    /* 0: the system's default */
-    uint32_t push_limit;
+    /* budget.h decides these: */
+    bool pushes;                /* all eventfds to every peer, from the start */
     int fd_limit;               /* eventfds made later stay below; 0: none */
 } Ivshmem2LinkConfig;
 
+/* The server reads all of it; only link.c changes it. */
 typedef struct Ivshmem2Link {
     Ivshmem2Welcome welcome;    /* but for id and protocol */
     Ivshmem2LinkConfig config;
-    bool pushes;                /* all eventfds exist, and are pushed */
     int memory_fds[2];          /* as in WELCOME: State Table, R/W section */
-    uint32_t *table;            /* State Table, little-endian; not private */
+    uint32_t *table;            /* State Table, little-endian; peers write */
     uint32_t n_outputs;
     int *output_fds;            /* open for reading and writing */
     int *output_read_fds;       /* open for reading only */
     int **eventfds;             /* of each ID: NULL, or one for each vector */
-    uint32_t n_fds;             /* all of these */
 } Ivshmem2Link;
 
-/* Is this a link that there can be? */
+/* Can there be such a link? */
 bool ivshmem2_link_check(const Ivshmem2LinkConfig *config, GError **error);
 
 /*
@@ -60,15 +54,9 @@ Ivshmem2Link *ivshmem2_link_new(const Ivshmem2LinkConfig *config,
                                 GError **error);
 void ivshmem2_link_free(Ivshmem2Link *link);
 
-/* What this link says in WELCOME to the peer with @id */
+/* The WELCOME of this link for the peer with @id */
 void ivshmem2_link_welcome(const Ivshmem2Link *link, uint32_t id,
                            Ivshmem2Welcome *welcome);
-
-/* Does it tell everybody all eventfds at once? */
-bool ivshmem2_link_pushes(const Ivshmem2LinkConfig *config);
-
-/* Descriptors that such a link needs when all of its IDs are occupied */
-uint64_t ivshmem2_link_max_fds(const Ivshmem2LinkConfig *config);
 
 /* Make the eventfds of @id unless they exist. */
 bool ivshmem2_link_make_eventfds(Ivshmem2Link *link, uint32_t id,
@@ -81,12 +69,12 @@ void ivshmem2_link_signal(Ivshmem2Link *link, uint32_t id, uint32_t vector);
 void ivshmem2_link_drain(Ivshmem2Link *link, uint32_t id);
 
 /*
- * State Table entries.  Every peer can write all of them: what is in there
- * is worth as much as the peers' word.
+ * State Table entries.  Every peer can write all of them, so the server cannot
+ * rely on their values.
  */
 uint32_t ivshmem2_link_state(const Ivshmem2Link *link, uint32_t id);
 
-/* Make it 0 before anything that follows; returns what it was. */
+/* Set it to 0 before anything that follows; returns the old value. */
 uint32_t ivshmem2_link_clear_state(Ivshmem2Link *link, uint32_t id);
 
 #endif /* IVSHMEM2_LINK_H */

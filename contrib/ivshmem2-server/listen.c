@@ -1,11 +1,12 @@
 /*
- * Where clients find the server, and who started it
+ * The socket at which clients find the server, and the service manager
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,26 +15,22 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
-#include "libivshmem2-core.h"
 #include "libivshmem2-util.h"
 #include "listen.h"
 
 /* The first descriptor that a service manager passes */
 #define LISTEN_FDS_START    3
 
-/* Of the socket's name until it can be connected to */
+/* Of the socket's name until the server listens */
 #define NEW_SUFFIX          ".new"
 
-/* Others hold the lock only for some system calls. */
+/* Other servers hold the lock only for some system calls. */
 #define LOCK_TRIES          200
 #define LOCK_INTERVAL       (G_USEC_PER_SEC / 100)
 
-#define fail(error, ...) \
-    ivshmem2_fail(error, IVSHMEM2_ERROR_IO, __VA_ARGS__)
-
 /*
- * Of two servers that start at once, one is to find the other.  The lock is
- * on the directory, so that it leaves no file behind.
+ * Makes one of two servers that start at once find the other.  The lock is on
+ * the directory, so that it leaves no file behind.
  */
 static int lock_directory(const char *path, GError **error)
 {
@@ -41,14 +38,12 @@ static int lock_directory(const char *path, GError **error)
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
     if (fd < 0) {
-        fail(error, "cannot open the directory %s: %s", dir,
-             g_strerror(errno));
+        ivshmem2_fail_errno(error, "cannot open the directory %s", dir);
         return -1;
     }
     for (int i = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; i++) {
         if (errno != EWOULDBLOCK || i == LOCK_TRIES) {
-            fail(error, "cannot lock the directory %s: %s", dir,
-                 g_strerror(errno));
+            ivshmem2_fail_errno(error, "cannot lock the directory %s", dir);
             ivshmem2_close(&fd);
             return -1;
         }
@@ -70,8 +65,9 @@ static bool set_address(struct sockaddr_un *addr, const char *path,
     size_t max = sizeof(addr->sun_path) - sizeof(NEW_SUFFIX);
 
     if (!*path || strlen(path) > max) {
-        return fail(error, "a socket's path has 1 to %zu bytes, '%s' has %zu",
-                    max, path, strlen(path));
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "a socket's path has 1 to %zu bytes, '%s' has %zu",
+                             max, path, strlen(path));
     }
     memset(addr, 0, sizeof(*addr));
     addr->sun_family = AF_UNIX;
@@ -79,7 +75,7 @@ static bool set_address(struct sockaddr_un *addr, const char *path,
     return true;
 }
 
-/* Make way at the address, unless there is something that is alive. */
+/* Remove the socket of a dead server.  Fails if anything else is there. */
 static bool remove_stale(const struct sockaddr_un *addr, GError **error)
 {
     const char *path = addr->sun_path;
@@ -88,44 +84,46 @@ static bool remove_stale(const struct sockaddr_un *addr, GError **error)
 
     if (lstat(path, &st) < 0) {
         return errno == ENOENT ||
-               fail(error, "cannot look at %s: %s", path, g_strerror(errno));
+               ivshmem2_fail_errno(error, "cannot look at %s", path);
     }
     if (!S_ISSOCK(st.st_mode)) {
-        return fail(error, "%s exists and is not a socket", path);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "%s exists and is not a socket", path);
     }
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
-        return fail(error, "cannot create a socket: %s", g_strerror(errno));
+        return ivshmem2_fail_errno(error, "cannot create a socket");
     }
     ret = connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0
           ? errno : 0;
     ivshmem2_close(&fd);
     if (ret == 0 || ret == EAGAIN) {
-        return fail(error, "another server is listening at %s", path);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "another server is listening at %s", path);
     }
     if (ret != ECONNREFUSED) {
-        return fail(error, "cannot tell whether the socket %s is in use: %s",
-                    path, g_strerror(ret));
+        errno = ret;
+        return ivshmem2_fail_errno(error, "cannot tell whether the socket %s "
+                                   "is in use", path);
     }
     g_info("replacing the socket %s, nobody listens there", path);
     if (unlink(path) < 0 && errno != ENOENT) {
-        return fail(error, "cannot remove the stale socket %s: %s", path,
-                    g_strerror(errno));
+        return ivshmem2_fail_errno(error, "cannot remove the stale socket %s",
+                                   path);
     }
     return true;
 }
 
-/* Group and mode first, so that nobody is let in who should not be */
+/* Before anybody can connect; the group first, as the mode is for it. */
 static bool set_access(const char *path, mode_t mode, gid_t gid,
                        GError **error)
 {
     if (gid != (gid_t)-1 && lchown(path, -1, gid) < 0) {
-        return fail(error, "cannot give the socket %s to group %u: %s", path,
-                    gid, g_strerror(errno));
+        return ivshmem2_fail_errno(error, "cannot give the socket %s to group "
+                                   "%u", path, gid);
     }
     if (chmod(path, mode) < 0) {
-        return fail(error, "cannot set the mode of %s: %s", path,
-                    g_strerror(errno));
+        return ivshmem2_fail_errno(error, "cannot set the mode of %s", path);
     }
     return true;
 }
@@ -139,15 +137,14 @@ static bool bind_and_listen(int fd, const struct sockaddr_un *addr,
 
     umask(mask);
     if (ret < 0) {
-        return fail(error, "cannot create the socket %s: %s", path,
-                    g_strerror(errno));
+        return ivshmem2_fail_errno(error, "cannot create the socket %s", path);
     }
     if (!set_access(path, mode, gid, error)) {
         unlink(path);
         return false;
     }
     if (listen(fd, SOMAXCONN) < 0) {
-        fail(error, "cannot listen at %s: %s", path, g_strerror(errno));
+        ivshmem2_fail_errno(error, "cannot listen at %s", path);
         unlink(path);
         return false;
     }
@@ -155,8 +152,8 @@ static bool bind_and_listen(int fd, const struct sockaddr_un *addr,
 }
 
 /*
- * The socket gets its name when it can be connected to: who sees the file
- * need not wait any more.
+ * The socket gets its name when the server listens: a client that sees the
+ * file can connect.
  */
 static bool make_socket(Ivshmem2Listener *l, const struct sockaddr_un *addr,
                         const struct sockaddr_un *new_addr, mode_t mode,
@@ -171,13 +168,13 @@ static bool make_socket(Ivshmem2Listener *l, const struct sockaddr_un *addr,
     }
     l->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (l->fd < 0) {
-        return fail(error, "cannot create a socket: %s", g_strerror(errno));
+        return ivshmem2_fail_errno(error, "cannot create a socket");
     }
     if (!bind_and_listen(l->fd, new_addr, mode, gid, error)) {
         return false;
     }
     if (lstat(new_path, &st) < 0 || rename(new_path, path) < 0) {
-        fail(error, "cannot name the socket %s: %s", path, g_strerror(errno));
+        ivshmem2_fail_errno(error, "cannot name the socket %s", path);
         unlink(new_path);
         return false;
     }
@@ -187,7 +184,7 @@ static bool make_socket(Ivshmem2Listener *l, const struct sockaddr_un *addr,
     return true;
 }
 
-/* The directory is locked if it can be. */
+/* The caller has locked the directory if that is possible. */
 static void close_listener(Ivshmem2Listener *l)
 {
     struct stat st;
@@ -233,11 +230,13 @@ void ivshmem2_listen_end(Ivshmem2Listener *l)
 }
 
 /* The environment variable's number, or 0 */
-static guint64 env_number(const char *name)
+static uint64_t env_number(const char *name)
 {
     const char *value = g_getenv(name);
+    const char *end;
+    uint64_t n;
 
-    return value ? g_ascii_strtoull(value, NULL, 10) : 0;
+    return value && ivshmem2_scan_number(value, 10, &n, &end) ? n : 0;
 }
 
 static int socket_option(int fd, int option)
@@ -250,8 +249,8 @@ static int socket_option(int fd, int option)
 
 bool ivshmem2_listen_inherited(Ivshmem2Listener *l, GError **error)
 {
-    guint64 n = env_number("LISTEN_FDS");
-    bool ours = env_number("LISTEN_PID") == (guint64)getpid();
+    uint64_t n = env_number("LISTEN_FDS");
+    bool ours = env_number("LISTEN_PID") == (uint64_t)getpid();
     int fd = LISTEN_FDS_START;
 
     *l = (Ivshmem2Listener) { .fd = -1 };
@@ -262,14 +261,16 @@ bool ivshmem2_listen_inherited(Ivshmem2Listener *l, GError **error)
         return true;
     }
     if (n > 1) {
-        return fail(error, "the service manager passed %" G_GUINT64_FORMAT
-                    " sockets, one is right", n);
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "the service manager passed %" PRIu64 " sockets, "
+                             "the server takes one", n);
     }
     if (socket_option(fd, SO_DOMAIN) != AF_UNIX ||
         socket_option(fd, SO_TYPE) != SOCK_STREAM ||
         socket_option(fd, SO_ACCEPTCONN) != 1) {
-        return fail(error, "what the service manager passed is not a "
-                    "listening unix stream socket");
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "the descriptor that the service manager passed "
+                             "is not a listening unix stream socket");
     }
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);

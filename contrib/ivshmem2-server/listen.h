@@ -1,5 +1,5 @@
 /*
- * Where clients find the server, and who started it
+ * The socket at which clients find the server, and the service manager
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -13,15 +13,15 @@
 
 typedef struct Ivshmem2Listener {
     int fd;
-    char *path;                 /* of a socket that we made, else NULL */
+    char *path;                 /* of a socket that was made here, or NULL */
     dev_t dev;
     ino_t ino;
 } Ivshmem2Listener;
 
 /*
- * Listen at @path.  The file of a server that is dead is replaced, anything
- * else that is there stays.  Nobody can connect before @mode and @gid (-1:
- * the process's) are set.
+ * Listen at @path.  The socket of a dead server is replaced; if anything else
+ * is there, this fails.  Nobody can connect before @mode and @gid (-1: the
+ * process's) are set.
  */
 bool ivshmem2_listen(Ivshmem2Listener *l, const char *path, mode_t mode,
                      gid_t gid, GError **error);
@@ -32,7 +32,7 @@ bool ivshmem2_listen(Ivshmem2Listener *l, const char *path, mode_t mode,
  */
 bool ivshmem2_listen_inherited(Ivshmem2Listener *l, GError **error);
 
-/* Close, and remove the file if it is still ours. */
+/* Close, and remove the socket's file if it is still this socket's. */
 void ivshmem2_listen_end(Ivshmem2Listener *l);
 
 /* Tell the service manager, if there is one (sd_notify(3)). */

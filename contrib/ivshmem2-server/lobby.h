@@ -1,10 +1,9 @@
 /*
- * Connections that are not peers yet: whose turn is it to join?
+ * Connections that have not joined yet, and the order in which they join
  *
- * Joining takes descriptors that are on their way, and Linux allows a user (the
- * server's) only so many of them.  So there are places for those who are
- * being told about the link; others wait.  No user gets as many places as
- * are left for others then, so that some are left, whoever does not go on.
+ * A connection that joins has descriptors in flight, and Linux limits how many
+ * the server's user may have.  So the budget has a number of places for
+ * connections that join, and the others wait in the lobby.  Users take turns.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -15,50 +14,48 @@
 #include <glib.h>
 #include <stdbool.h>
 #include <sys/types.h>
+#include "budget.h"
 
 typedef enum Ivshmem2Stage {
-    IVSHMEM2_OUTSIDE,           /* or through: nothing to do with the lobby */
-    IVSHMEM2_LOBBY,             /* has not asked for a place yet */
+    IVSHMEM2_OUTSIDE,           /* the lobby: not yet, or not any more */
+    IVSHMEM2_LOBBY,             /* it has not asked for a place yet */
     IVSHMEM2_WAITING,           /* for a place */
-    IVSHMEM2_JOINING,           /* has a place */
+    IVSHMEM2_JOINING,           /* it has a place */
 } Ivshmem2Stage;
 
-typedef struct Ivshmem2LobbyUser Ivshmem2LobbyUser;
-
-/* Embedded in what it belongs to.  All zeros: outside. */
+/* Embedded in the connection.  All zeros: outside. */
 typedef struct Ivshmem2Joiner {
     GList node;
-    Ivshmem2LobbyUser *user;
+    uid_t uid;
     Ivshmem2Stage stage;
 } Ivshmem2Joiner;
 
+/* Embedded in the daemon, which may look at the queues. */
 typedef struct Ivshmem2Lobby {
-    GHashTable *users;          /* with joiners: uid -> Ivshmem2LobbyUser */
-    GQueue waiting;             /* users with joiners who wait */
-    GQueue joining;             /* joiners who have a place */
-    unsigned places;
+    Ivshmem2Budget *budget;     /* borrowed */
+    GHashTable *users;          /* uid -> its entry in waiting, if any */
+    GQueue waiting;             /* users with joiners that wait */
+    GQueue joining;             /* joiners that have a place */
 } Ivshmem2Lobby;
 
-void ivshmem2_lobby_init(Ivshmem2Lobby *l, unsigned places);
+/* @budget is borrowed. */
+void ivshmem2_lobby_init(Ivshmem2Lobby *l, Ivshmem2Budget *budget);
 
 /* All joiners must have left. */
 void ivshmem2_lobby_clear(Ivshmem2Lobby *l);
 
-/* How many joiners of this user have no place? */
-unsigned ivshmem2_lobby_count(const Ivshmem2Lobby *l, uid_t uid);
-
 void ivshmem2_lobby_enter(Ivshmem2Lobby *l, Ivshmem2Joiner *j, uid_t uid);
 
-/* Take a place, if there is one.  If not, it waits from now on. */
+/* Take a place.  Returns false if there is none: then it waits from now on. */
 bool ivshmem2_lobby_ask(Ivshmem2Lobby *l, Ivshmem2Joiner *j);
 
 /*
- * Give a place to the next one who waits, all users taking turns; NULL if
- * there is no place or nobody waits.
+ * Give a place to the next joiner that waits, users taking turns.  Returns
+ * NULL if there is no place, or if none waits.
  */
 Ivshmem2Joiner *ivshmem2_lobby_next(Ivshmem2Lobby *l);
 
-/* It is through, or gives up.  No effect outside. */
+/* @j has joined, or gives up.  No effect outside. */
 void ivshmem2_lobby_leave(Ivshmem2Lobby *l, Ivshmem2Joiner *j);
 
 #endif /* IVSHMEM2_LOBBY_H */

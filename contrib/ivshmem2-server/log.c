@@ -20,7 +20,7 @@ static const struct {
     { "debug", G_LOG_LEVEL_DEBUG, 7 },
 };
 
-/* Clients can make the server say something as often as they like. */
+/* Clients can cause messages as often as they like; this limits them. */
 #define LINES_PER_SECOND    200
 
 static size_t highest;
@@ -42,7 +42,7 @@ static bool is_too_much(size_t level)
     int64_t now = g_get_monotonic_time();
 
     if (highest == G_N_ELEMENTS(levels) - 1) {
-        /* somebody looks for something */
+        /* for debugging, all of it is needed */
         return false;
     }
     if (now - since >= G_USEC_PER_SEC) {

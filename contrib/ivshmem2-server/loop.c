@@ -4,9 +4,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#include <errno.h>
 #include <sys/epoll.h>
-#include "libivshmem2-core.h"
+#include "libivshmem2-util.h"
 #include "loop.h"
 
 #define EVENTS_PER_TURN 64
@@ -16,10 +15,7 @@ bool ivshmem2_loop_init(Ivshmem2Loop *loop, GError **error)
     loop->dead = g_ptr_array_new_with_free_func(g_free);
     loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (loop->epoll_fd < 0) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
-                    "cannot create an epoll instance: %s",
-                    g_strerror(errno));
-        return false;
+        return ivshmem2_fail_errno(error, "cannot create an epoll instance");
     }
     return true;
 }
@@ -37,9 +33,7 @@ bool ivshmem2_loop_add(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd,
 
     w->events = events;
     if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
-        g_set_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_IO,
-                    "cannot watch a descriptor: %s", g_strerror(errno));
-        return false;
+        return ivshmem2_fail_errno(error, "cannot watch a descriptor");
     }
     return true;
 }
@@ -66,22 +60,11 @@ void ivshmem2_loop_free_later(Ivshmem2Loop *loop, void *block)
     g_ptr_array_add(loop->dead, block);
 }
 
-static int milliseconds_until(int64_t deadline)
-{
-    int64_t left;
-
-    if (deadline < 0) {
-        return -1;
-    }
-    left = deadline - g_get_monotonic_time();
-    return left <= 0 ? 0 : MIN((left + 999) / 1000, G_MAXINT);
-}
-
 void ivshmem2_loop_turn(Ivshmem2Loop *loop, int64_t deadline)
 {
     struct epoll_event events[EVENTS_PER_TURN];
     int n = epoll_wait(loop->epoll_fd, events, G_N_ELEMENTS(events),
-                       milliseconds_until(deadline));
+                       ivshmem2_deadline_ms(deadline));
 
     for (int i = 0; i < n; i++) {
         Ivshmem2Watch *w = events[i].data.ptr;
@@ -98,7 +81,7 @@ void ivshmem2_timer_start(Ivshmem2Timer *t, Ivshmem2Timers *timers,
 {
     ivshmem2_timer_stop(t);
     t->expired = expired;
-    t->deadline = g_get_monotonic_time() + timers->duration;
+    t->deadline = ivshmem2_deadline(timers->duration);
     t->queue = &timers->queue;
     t->node.data = t;
     g_queue_push_tail_link(t->queue, &t->node);

@@ -1,6 +1,10 @@
 /*
  * An event loop: descriptors, and timers that all take equally long
  *
+ * Watches and timers are embedded in the structures that they belong to, so
+ * that neither needs memory of its own, and callbacks find that structure by
+ * IVSHMEM2_CONTAINER().
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
@@ -9,12 +13,16 @@
 
 #include <glib.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
+
+/* The structure of @type whose @member is at @ptr */
+#define IVSHMEM2_CONTAINER(ptr, type, member) \
+    ((type *)((char *)(ptr) - offsetof(type, member)))
 
 typedef struct Ivshmem2Watch Ivshmem2Watch;
 typedef struct Ivshmem2Timer Ivshmem2Timer;
 
-/* Embedded in what it belongs to */
 struct Ivshmem2Watch {
     void (*ready)(Ivshmem2Watch *w);
     uint32_t events;            /* EPOLL* that it waits for */
@@ -22,7 +30,7 @@ struct Ivshmem2Watch {
 
 typedef struct Ivshmem2Loop {
     int epoll_fd;
-    GPtrArray *dead;            /* to be freed when the turn is over */
+    GPtrArray *dead;            /* to be freed after the turn */
 } Ivshmem2Loop;
 
 bool ivshmem2_loop_init(Ivshmem2Loop *loop, GError **error);
@@ -33,19 +41,19 @@ bool ivshmem2_loop_add(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd,
 void ivshmem2_loop_modify(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd,
                           uint32_t events);
 
-/* Before @fd is closed.  It is not called any more. */
+/* Before @fd is closed.  w->ready() is not called any more. */
 void ivshmem2_loop_remove(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd);
 
 /*
- * g_free() @block, which holds a removed watch, as soon as nothing that epoll
- * has reported can refer to it any more.
+ * g_free() @block, which contains a removed watch, when no event that epoll has
+ * reported can refer to the watch any more.
  */
 void ivshmem2_loop_free_later(Ivshmem2Loop *loop, void *block);
 
-/* Wait until @deadline (-1: for ever), and call what is ready. */
+/* Wait for events until @deadline (-1: for ever), and call their watches. */
 void ivshmem2_loop_turn(Ivshmem2Loop *loop, int64_t deadline);
 
-/* Embedded as well.  All zeros: not running. */
+/* All zeros: not running */
 struct Ivshmem2Timer {
     void (*expired)(Ivshmem2Timer *t);
     int64_t deadline;
@@ -67,7 +75,7 @@ void ivshmem2_timer_stop(Ivshmem2Timer *t);
 /* The next deadline, or -1 */
 int64_t ivshmem2_timers_next(const Ivshmem2Timers *timers);
 
-/* Call what has expired. */
+/* Call the timers that have expired. */
 void ivshmem2_timers_run(Ivshmem2Timers *timers);
 
 #endif /* IVSHMEM2_LOOP_H */

@@ -1,11 +1,13 @@
 /*
- * The server's side of the conversation, without the I/O
+ * The server's side of the protocol without the I/O
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+#include "libivshmem2-bits.h"
 #include "libivshmem2-core.h"
 #include "server.h"
 
@@ -17,24 +19,50 @@ typedef enum Phase {
     PHASE_OTHER_EVENTFDS,
     PHASE_READY,
     PHASE_PEER,                 /* the handshake is complete */
-    PHASE_ERROR,                /* ERROR is to be sent */
+    PHASE_REFUSED,              /* REFUSED is to be sent */
     PHASE_OVER,
 } Phase;
 
 #define NO_UID ((uid_t)-1)
+/* "" or ", VM " and a UUID */
+#define VM_TEXT_SIZE 48
+
+struct Ivshmem2Client {
+    Ivshmem2Server *server;
+    void *connection;           /* for ops */
+    pid_t pid;                  /* of the process that connected; 0: unseen */
+    uid_t uid;
+    uint8_t phase;
+    uint8_t refusal_code;
+    bool has_answer;            /* about next_id and next_vector */
+    uint32_t id;                /* or IVSHMEM2_ID_ANY: none */
+    uint32_t next_id;           /* how far the handshake is */
+    uint32_t next_vector;
+    char *refusal_text;
+    GArray *ids;                /* that it may take; see access.h */
+    uint8_t vm_uuid[IVSHMEM2_UUID_SIZE];    /* zeros: none */
+    char name[IVSHMEM2_NAME_SIZE];
+};
+
+/* A slot that its last occupant, which still lives, left without a goodbye */
+typedef struct Hold {
+    void *watch;                /* for ops->unhold() */
+    pid_t pid;
+    char name[IVSHMEM2_NAME_SIZE];
+} Hold;
 
 /* Neither client nor hold: the slot is free. */
 typedef struct Slot {
     Ivshmem2Client *client;
-    Ivshmem2Hold *hold;
+    Hold *hold;
     uint32_t last_state;        /* that the other peers were told about */
-    uid_t uid;                  /* of the user whom it counts for */
+    uid_t uid;                  /* of the user that it counts for */
 } Slot;
 
 /*
  * The interrupts that tell all peers but the source of a changed state.  One
- * round serves all changes: what happens during a round makes it go on for a
- * full turn from where it is, and that is as much as can be in arrears.
+ * round serves all changes: a change during a round extends it to a full one
+ * from the current ID on, so there is never more than one round to do.
  */
 typedef struct Broadcast {
     uint32_t next;              /* ID to look at */
@@ -44,27 +72,25 @@ typedef struct Broadcast {
 
 struct Ivshmem2Server {
     Ivshmem2Link *link;
+    Ivshmem2Budget *budget;
     const Ivshmem2ServerOps *ops;
     Slot *slots;
     Ivshmem2Bits free_ids;
     Ivshmem2Bits occupied_ids;
-    GHashTable *ids_of_users;   /* uid -> how many IDs it has */
-    uint32_t ids_per_user;
     Broadcast broadcast;
     bool warned;
     bool closing;
 };
 
-Ivshmem2Server *ivshmem2_server_new(Ivshmem2Link *link,
+Ivshmem2Server *ivshmem2_server_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
                                     const Ivshmem2ServerOps *ops)
 {
     Ivshmem2Server *s = g_new0(Ivshmem2Server, 1);
 
     s->link = link;
+    s->budget = budget;
     s->ops = ops;
     s->slots = g_new0(Slot, link->welcome.max_peers);
-    s->ids_of_users = g_hash_table_new(NULL, NULL);
-    s->ids_per_user = UINT32_MAX;
     ivshmem2_bits_init(&s->free_ids, link->welcome.max_peers);
     ivshmem2_bits_init(&s->occupied_ids, link->welcome.max_peers);
     for (uint32_t id = 0; id < link->welcome.max_peers; id++) {
@@ -74,28 +100,9 @@ Ivshmem2Server *ivshmem2_server_new(Ivshmem2Link *link,
     return s;
 }
 
-void ivshmem2_server_limit_ids(Ivshmem2Server *s, uint32_t n)
-{
-    s->ids_per_user = n;
-}
-
 void ivshmem2_server_shutdown(Ivshmem2Server *s)
 {
     s->closing = true;
-}
-
-void ivshmem2_server_free(Ivshmem2Server *s)
-{
-    for (uint32_t id = 0; id < s->link->welcome.max_peers; id++) {
-        if (s->slots[id].hold) {
-            s->ops->unhold(s->slots[id].hold);
-        }
-    }
-    ivshmem2_bits_clear(&s->free_ids);
-    ivshmem2_bits_clear(&s->occupied_ids);
-    g_hash_table_unref(s->ids_of_users);
-    g_free(s->slots);
-    g_free(s);
 }
 
 /* State changes */
@@ -139,7 +146,7 @@ bool ivshmem2_server_broadcast(Ivshmem2Server *s, unsigned budget)
     return b->left;
 }
 
-/* A peer that is gone has state 0, and the others learn it. */
+/* A peer that is gone has state 0, and the others are told. */
 static void clear_state(Ivshmem2Server *s, uint32_t id)
 {
     Slot *slot = &s->slots[id];
@@ -153,32 +160,25 @@ static void clear_state(Ivshmem2Server *s, uint32_t id)
 
 /* Slots */
 
-static uint32_t count_ids(const Ivshmem2Server *s, uid_t uid)
-{
-    return GPOINTER_TO_UINT(g_hash_table_lookup(s->ids_of_users,
-                                                GUINT_TO_POINTER(uid)));
-}
-
-static void set_count(Ivshmem2Server *s, uid_t uid, uint32_t n)
-{
-    if (n) {
-        g_hash_table_insert(s->ids_of_users, GUINT_TO_POINTER(uid),
-                            GUINT_TO_POINTER(n));
-    } else {
-        g_hash_table_remove(s->ids_of_users, GUINT_TO_POINTER(uid));
-    }
-}
-
-/* From now on it counts for @uid. */
+/* From now on, it counts for the user with @uid. */
 static void set_slot_user(Ivshmem2Server *s, Slot *slot, uid_t uid)
 {
+    if (slot->uid == uid) {
+        return;
+    }
     if (slot->uid != NO_UID) {
-        set_count(s, slot->uid, count_ids(s, slot->uid) - 1);
+        ivshmem2_budget_discharge(s->budget, IVSHMEM2_SLOT, slot->uid);
     }
     if (uid != NO_UID) {
-        set_count(s, uid, count_ids(s, uid) + 1);
+        ivshmem2_budget_charge(s->budget, IVSHMEM2_SLOT, uid);
     }
     slot->uid = uid;
+}
+
+static void end_hold(Ivshmem2Server *s, Slot *slot)
+{
+    s->ops->unhold(slot->hold->watch);
+    g_clear_pointer(&slot->hold, g_free);
 }
 
 static void free_slot(Ivshmem2Server *s, uint32_t id)
@@ -196,9 +196,38 @@ void ivshmem2_server_release(Ivshmem2Server *s, uint32_t id)
 
     g_info("ID %u is free, '%s' (pid %d) is gone", id, slot->hold->name,
            slot->hold->pid);
-    s->ops->unhold(slot->hold);
-    slot->hold = NULL;
+    end_hold(s, slot);
     free_slot(s, id);
+}
+
+void ivshmem2_server_free(Ivshmem2Server *s)
+{
+    for (uint32_t id = 0; id < s->link->welcome.max_peers; id++) {
+        if (s->slots[id].hold) {
+            end_hold(s, &s->slots[id]);
+        }
+        set_slot_user(s, &s->slots[id], NO_UID);
+    }
+    ivshmem2_bits_clear(&s->free_ids);
+    ivshmem2_bits_clear(&s->occupied_ids);
+    g_free(s->slots);
+    g_free(s);
+}
+
+/* @c left without a goodbye: keep its slot as long as its process lives. */
+static void start_hold(Ivshmem2Client *c, uint32_t id)
+{
+    Ivshmem2Server *s = c->server;
+    void *watch = s->ops->hold(c->connection, id);
+    Hold *hold;
+
+    if (watch) {
+        hold = g_new(Hold, 1);
+        hold->watch = watch;
+        hold->pid = c->pid;
+        memcpy(hold->name, c->name, sizeof(hold->name));
+        s->slots[id].hold = hold;
+    }
 }
 
 /* @detached: it does not use the eventfds any more */
@@ -207,7 +236,6 @@ static void leave(Ivshmem2Client *c, bool detached)
     Ivshmem2Server *s = c->server;
     uint32_t id = c->id;
     Slot *slot = &s->slots[id];
-    Ivshmem2Hold hold = { .id = id, .pid = c->pid };
 
     c->id = IVSHMEM2_ID_ANY;
     slot->client = NULL;
@@ -217,8 +245,7 @@ static void leave(Ivshmem2Client *c, bool detached)
     }
     clear_state(s, id);
     if (!detached) {
-        memcpy(hold.name, c->name, sizeof(hold.name));
-        slot->hold = s->ops->hold(c, &hold);
+        start_hold(c, id);
     }
     g_info("'%s' (pid %d) left ID %u%s", c->name, c->pid, id,
            slot->hold ? ", which is held while that process lives" : "");
@@ -237,8 +264,8 @@ static bool same_process(pid_t a, pid_t b)
 }
 
 /*
- * Can @c have the slot?  If it was its process's before, that stops here.
- * @code: of the refusal
+ * Can @c have the slot?  If an older connection of the same process has it, or
+ * it is held for that process, this ends.  @code: of the refusal
  */
 static bool claim_slot(Ivshmem2Client *c, uint32_t id, bool resume,
                        enum Ivshmem2RefusalCode code)
@@ -251,15 +278,14 @@ static bool claim_slot(Ivshmem2Client *c, uint32_t id, bool resume,
         ivshmem2_client_refuse(old, IVSHMEM2_REFUSAL_SESSION,
                                "this session was resumed by another "
                                "connection of the same process");
-        s->ops->wake(old);
+        s->ops->wake(old->connection);
     } else if (old) {
         ivshmem2_client_refuse(c, code, "ID %u is taken by '%s' (pid %d)",
                                id, old->name, old->pid);
         return false;
     }
     if (slot->hold && same_process(slot->hold->pid, c->pid)) {
-        s->ops->unhold(slot->hold);
-        slot->hold = NULL;
+        end_hold(s, slot);
     } else if (slot->hold && slot->hold->pid) {
         ivshmem2_client_refuse(c, code, "ID %u is held for '%s' (pid %d) as "
                                "long as that process lives", id,
@@ -277,7 +303,6 @@ static bool claim_slot(Ivshmem2Client *c, uint32_t id, bool resume,
 static bool may_take(Ivshmem2Client *c, uint32_t id)
 {
     Ivshmem2Server *s = c->server;
-    uint32_t n = count_ids(s, c->uid);
 
     if (!ivshmem2_ids_contain(c->ids, id)) {
         g_autofree char *ids = ivshmem2_ids_text(c->ids);
@@ -287,11 +312,13 @@ static bool may_take(Ivshmem2Client *c, uint32_t id)
                                id, ids);
         return false;
     }
-    if (n >= s->ids_per_user && s->slots[id].uid != c->uid) {
-        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_LIMIT,
-                               "the user with uid %u "
-                               "has %u IDs already, and may not have more",
-                               c->uid, n);
+    if (s->slots[id].uid != c->uid &&
+        !ivshmem2_budget_allows(s->budget, IVSHMEM2_SLOT, c->uid)) {
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_LIMIT, "the user with uid "
+                               "%u has %u IDs already, and may not have more",
+                               c->uid,
+                               ivshmem2_budget_count(s->budget, IVSHMEM2_SLOT,
+                                                     c->uid));
         return false;
     }
     return true;
@@ -309,14 +336,13 @@ static bool choose_free_id(Ivshmem2Client *c, uint32_t *id)
     }
     if (c->ids) {
         ids = ivshmem2_ids_text(c->ids);
-        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_FULL,
-                               "all IDs that the user "
-                               "with uid %u may take (%s) are taken", c->uid,
-                               ids);
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_FULL, "all IDs that the "
+                               "user with uid %u may take (%s) are taken",
+                               c->uid, ids);
     } else {
-        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_FULL,
-                               "the link is full: all "
-                               "%u IDs are taken", s->link->welcome.max_peers);
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_FULL, "the link is full: "
+                               "all %u IDs are taken",
+                               s->link->welcome.max_peers);
     }
     return false;
 }
@@ -366,10 +392,26 @@ static void warn_of_uid(Ivshmem2Client *c)
               c->uid == geteuid() ? "the server's user" : "root");
 }
 
+/* For the log: ", VM 123e4567-..." of a virtual machine, else empty */
+static void describe_vm(const Ivshmem2Client *c, char text[VM_TEXT_SIZE])
+{
+    static const uint8_t none[IVSHMEM2_UUID_SIZE];
+    const uint8_t *u = c->vm_uuid;
+
+    text[0] = 0;
+    if (memcmp(u, none, sizeof(none))) {
+        snprintf(text, VM_TEXT_SIZE, ", VM %02x%02x%02x%02x-%02x%02x-%02x%02x-"
+                 "%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1], u[2], u[3],
+                 u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12],
+                 u[13], u[14], u[15]);
+    }
+}
+
 static void take_slot(Ivshmem2Client *c, uint32_t id, bool resume)
 {
     Ivshmem2Server *s = c->server;
     Slot *slot = &s->slots[id];
+    char vm[VM_TEXT_SIZE];
     uint32_t state;
 
     slot->client = c;
@@ -388,22 +430,26 @@ static void take_slot(Ivshmem2Client *c, uint32_t id, bool resume)
     } else {
         clear_state(s, id);
     }
-    g_info("'%s' (pid %d, uid %u) %s ID %u", c->name, c->pid, c->uid,
+    describe_vm(c, vm);
+    g_info("'%s' (pid %d, uid %u%s) %s ID %u", c->name, c->pid, c->uid, vm,
            resume ? "is back as" : "joins as", id);
     warn_of_uid(c);
 }
 
 /* Clients */
 
-void ivshmem2_client_init(Ivshmem2Client *c, Ivshmem2Server *s, pid_t pid,
-                          uid_t uid)
+Ivshmem2Client *ivshmem2_client_new(Ivshmem2Server *s, pid_t pid, uid_t uid,
+                                    void *connection)
 {
-    memset(c, 0, sizeof(*c));
+    Ivshmem2Client *c = g_new0(Ivshmem2Client, 1);
+
     c->server = s;
+    c->connection = connection;
     c->pid = pid;
     c->uid = uid;
     c->id = IVSHMEM2_ID_ANY;
     c->phase = PHASE_HELLO;
+    return c;
 }
 
 void ivshmem2_client_restrict_consume(Ivshmem2Client *c, GArray *ids)
@@ -411,14 +457,14 @@ void ivshmem2_client_restrict_consume(Ivshmem2Client *c, GArray *ids)
     c->ids = ids;
 }
 
-void ivshmem2_client_clear(Ivshmem2Client *c)
+void ivshmem2_client_free(Ivshmem2Client *c)
 {
     if (c->id != IVSHMEM2_ID_ANY) {
         leave(c, false);
     }
-    g_clear_pointer(&c->error_text, g_free);
     g_clear_pointer(&c->ids, g_array_unref);
-    c->phase = PHASE_OVER;
+    g_free(c->refusal_text);
+    g_free(c);
 }
 
 void ivshmem2_client_refuse(Ivshmem2Client *c, enum Ivshmem2RefusalCode code,
@@ -430,15 +476,15 @@ void ivshmem2_client_refuse(Ivshmem2Client *c, enum Ivshmem2RefusalCode code,
         return;
     }
     va_start(ap, fmt);
-    c->error_text = g_strdup_vprintf(fmt, ap);
+    c->refusal_text = g_strdup_vprintf(fmt, ap);
     va_end(ap);
-    c->error_code = code;
+    c->refusal_code = code;
     g_info("'%s' (pid %d, uid %u) is sent away: %s", c->name, c->pid, c->uid,
-           c->error_text);
+           c->refusal_text);
     if (c->id != IVSHMEM2_ID_ANY) {
         leave(c, false);
     }
-    c->phase = PHASE_ERROR;
+    c->phase = PHASE_REFUSED;
 }
 
 bool ivshmem2_client_is_ready(const Ivshmem2Client *c)
@@ -448,7 +494,7 @@ bool ivshmem2_client_is_ready(const Ivshmem2Client *c)
 
 bool ivshmem2_client_is_sent_away(const Ivshmem2Client *c)
 {
-    return c->phase == PHASE_ERROR || c->phase == PHASE_OVER;
+    return c->phase == PHASE_REFUSED || c->phase == PHASE_OVER;
 }
 
 bool ivshmem2_client_is_over(const Ivshmem2Client *c)
@@ -456,7 +502,22 @@ bool ivshmem2_client_is_over(const Ivshmem2Client *c)
     return c->phase == PHASE_OVER;
 }
 
-/* What it says */
+uint32_t ivshmem2_client_id(const Ivshmem2Client *c)
+{
+    return c->id;
+}
+
+const char *ivshmem2_client_name(const Ivshmem2Client *c)
+{
+    return c->name;
+}
+
+pid_t ivshmem2_client_pid(const Ivshmem2Client *c)
+{
+    return c->pid;
+}
+
+/* Messages from a client */
 
 static bool check_interrupts(Ivshmem2Client *c, const Ivshmem2Hello *hello)
 {
@@ -478,13 +539,32 @@ static bool check_interrupts(Ivshmem2Client *c, const Ivshmem2Hello *hello)
     return true;
 }
 
+/* Make the eventfds of @id unless it was occupied before. */
+static bool provide_eventfds(Ivshmem2Client *c, uint32_t id)
+{
+    Ivshmem2Server *s = c->server;
+    g_autoptr(GError) error = NULL;
+
+    if (s->link->eventfds[id]) {
+        return true;
+    }
+    if (!ivshmem2_link_make_eventfds(s->link, id, &error)) {
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_LIMIT,
+                               "the server is at its limits: %s",
+                               error->message);
+        return false;
+    }
+    ivshmem2_budget_charge_fds(s->budget, s->link->welcome.vectors);
+    return true;
+}
+
 static void handle_hello(Ivshmem2Client *c, const Ivshmem2Hello *hello)
 {
-    g_autoptr(GError) error = NULL;
     uint32_t id;
     bool resume;
 
     memcpy(c->name, hello->name, sizeof(c->name));
+    memcpy(c->vm_uuid, hello->vm_uuid, sizeof(c->vm_uuid));
     if (hello->version_max < IVSHMEM2_VERSION_MIN ||
         hello->version_min > IVSHMEM2_VERSION_MAX) {
         ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_VERSION, "the peer speaks "
@@ -499,16 +579,10 @@ static void handle_hello(Ivshmem2Client *c, const Ivshmem2Hello *hello)
                                hello->role, IVSHMEM2_ROLE_PEER);
         return;
     }
-    if (!check_interrupts(c, hello) || !choose_id(c, hello, &id, &resume)) {
-        return;
+    if (check_interrupts(c, hello) && choose_id(c, hello, &id, &resume) &&
+        provide_eventfds(c, id)) {
+        take_slot(c, id, resume);
     }
-    if (!ivshmem2_link_make_eventfds(c->server->link, id, &error)) {
-        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_LIMIT,
-                               "the server is at its limits: %s",
-                               error->message);
-        return;
-    }
-    take_slot(c, id, resume);
 }
 
 static bool is_target(const Ivshmem2Server *s, const Ivshmem2Target *target)
@@ -547,7 +621,7 @@ void ivshmem2_client_receive(Ivshmem2Client *c, const Ivshmem2Msg *msg)
         handle_hello(c, &msg->hello);
         return;
     }
-    /* Whoever fails to start can say so in the middle of the handshake. */
+    /* A client that fails to start can say so during the handshake. */
     if (c->id != IVSHMEM2_ID_ANY && msg->hdr.type == IVSHMEM2_MSG_GOODBYE) {
         leave(c, true);
         c->phase = PHASE_OVER;
@@ -571,7 +645,7 @@ void ivshmem2_client_receive(Ivshmem2Client *c, const Ivshmem2Msg *msg)
     }
 }
 
-/* What it is told */
+/* Messages to a client */
 
 bool ivshmem2_client_has_next(const Ivshmem2Client *c)
 {
@@ -625,7 +699,7 @@ static void next_outputs(Ivshmem2Client *c, Ivshmem2Msg *msg,
     }
 }
 
-/* Returns true if that were the last ones of @id. */
+/* Returns true if these were the last ones of @id. */
 static bool next_eventfds(Ivshmem2Client *c, uint32_t id, Ivshmem2Msg *msg,
                           const int **fds)
 {
@@ -671,13 +745,13 @@ static void next_answer(Ivshmem2Client *c, Ivshmem2Msg *msg,
     c->has_answer = false;
 }
 
-static void next_error(Ivshmem2Client *c, Ivshmem2Msg *msg)
+static void next_refusal(Ivshmem2Client *c, Ivshmem2Msg *msg)
 {
     msg->hdr.type = IVSHMEM2_MSG_REFUSED;
-    msg->refusal.code = c->error_code;
+    msg->refusal.code = c->refusal_code;
     ivshmem2_set_text(msg->refusal.text, sizeof(msg->refusal.text),
-                      c->error_text);
-    g_clear_pointer(&c->error_text, g_free);
+                      c->refusal_text);
+    g_clear_pointer(&c->refusal_text, g_free);
     c->phase = PHASE_OVER;
 }
 
@@ -695,8 +769,8 @@ void ivshmem2_client_next(Ivshmem2Client *c, Ivshmem2Msg *msg,
         break;
     case PHASE_OWN_EVENTFDS:
         if (next_eventfds(c, c->id, msg, fds)) {
-            c->phase = c->server->link->pushes ? PHASE_OTHER_EVENTFDS
-                                               : PHASE_READY;
+            c->phase = c->server->link->config.pushes ? PHASE_OTHER_EVENTFDS
+                                                      : PHASE_READY;
         }
         break;
     case PHASE_OTHER_EVENTFDS:
@@ -709,8 +783,8 @@ void ivshmem2_client_next(Ivshmem2Client *c, Ivshmem2Msg *msg,
     case PHASE_PEER:
         next_answer(c, msg, fds);
         break;
-    case PHASE_ERROR:
-        next_error(c, msg);
+    case PHASE_REFUSED:
+        next_refusal(c, msg);
         break;
     }
 }

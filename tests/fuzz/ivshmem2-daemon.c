@@ -1,9 +1,8 @@
 /*
  * Fuzzing ivshmem2: the whole server, through its socket
  *
- * Its clients are real connections.  Time and the clients' processes are
- * simulated: this file replaces the functions by which the server asks the
- * system about them.
+ * Its clients are real connections.  Time and the clients' processes are not
+ * real: the system calls by which the server asks for them are answered here.
  *
  * Input: the link and its limits, and then the steps.
  *
@@ -26,16 +25,17 @@
 
 #define N_CLIENTS       6
 #define N_PROCESSES     6
-/* A client without lies in the first slot; its process does not end */
+/* A client that behaves, in the first slot; its process does not end. */
 #define HONEST          0
 /* Connections that wait to be accepted */
 #define BACKLOG         16
-/* The server handles everything that it has received in fewer turns */
+#define HANDSHAKE_TIMEOUT   10
+/* More than the server needs to handle everything that was sent */
 #define MANY_TURNS      1000
 
 typedef enum Op {
     OP_CONNECT,
-    OP_JOIN,                    /* connect, and a correct HELLO */
+    OP_JOIN,                    /* connect and HELLO, without a lie */
     OP_HELLO,
     OP_STATE_CHANGED,
     OP_RING,
@@ -58,31 +58,32 @@ typedef enum Op {
 #define TURN_LATER      0x80
 
 typedef enum Kind {
-    KIND_NORMAL,                /* the system tells everything about it */
-    KIND_NO_PIDFD,              /* the system refuses a pidfd */
-    KIND_OLD_LINUX,             /* the system lacks SO_PEERPIDFD */
-    KIND_INVISIBLE,             /* in a pid namespace of its own */
+    KIND_NORMAL,                /* with pid and pidfd */
+    KIND_NO_PIDFD,              /* the system has no descriptor left */
+    KIND_OLD_LINUX,             /* without SO_PEERPIDFD */
+    KIND_INVISIBLE,             /* without pid, as in another namespace */
 } Kind;
 
 typedef struct Process {
     bool alive;
-    int exit_fd;                /* in place of its pidfd */
+    int exit_fd;                /* stands for its pidfd */
 } Process;
 
 typedef struct Player {
     FuzzEnd end;
-    Ivshmem2Transport conn;     /* the same socket, to receive */
+    Ivshmem2Transport conn;     /* the same, for receiving */
     unsigned process;
-    uint32_t id;                /* from WELCOME */
-    bool ready;                 /* READY was received */
-    bool over;                  /* after REFUSED */
-    bool deaf;                  /* does not receive any more */
+    uint32_t id;                /* as the server said in WELCOME */
+    bool ready;                 /* READY came */
+    bool over;                  /* REFUSED came */
+    bool deaf;                  /* it shut down receiving */
     unsigned answers;
 } Player;
 
 typedef struct Game {
     Ivshmem2Link *link;
-    Ivshmem2DaemonConfig config;
+    Ivshmem2BudgetConfig limits;
+    Ivshmem2Budget *budget;
     Ivshmem2Daemon *daemon;
     struct sockaddr_un addr;
     socklen_t addr_len;
@@ -97,7 +98,7 @@ static const Kind kinds[N_PROCESSES] = {
 
 static const Ivshmem2LinkConfig links[] = {
     { .max_peers = 3, .vectors = 2, .rw_size = 4096, .output_size = 4096,
-      .push_limit = IVSHMEM2_PUSH_LIMIT },
+      .pushes = true },
     { .max_peers = 2, .vectors = 1, .intx = true },
     { .max_peers = 4, .vectors = 20, .output_size = 4096 },
 };
@@ -105,26 +106,26 @@ static const Ivshmem2LinkConfig links[] = {
 static Game *game;
 static int64_t now;
 
-/* In place of the system */
+/* The system */
 
 gint64 g_get_monotonic_time(void)
 {
     return now;
 }
 
-/* Such a process cannot exist, so kill() fails, too. */
+/* No such process can exist; kill() knows that, too. */
 static pid_t pid_of(unsigned process)
 {
     return kinds[process] == KIND_INVISIBLE ? 0 : 0x40000000 + process;
 }
 
-/* Some processes have the same user, but not the first ones. */
+/* Some processes are of the same user, but not the first ones. */
 static uid_t uid_of(unsigned process)
 {
     return process == HONEST ? getuid() : 1000 + process % 4;
 }
 
-/* The last byte of a client's address is its process. */
+/* Clients have addresses that end in their process. */
 static unsigned process_of(int fd)
 {
     struct sockaddr_un addr;
@@ -231,7 +232,7 @@ static void connect_it(Game *g, Player *p, unsigned process)
     ivshmem2_transport_init_consume(&p->conn, p->end.fd, IVSHMEM2_SERVER);
 }
 
-/* Messages of the server are consistent, also to clients that lie. */
+/* Is the server's message allowed at this point? */
 static void check_said(Player *p)
 {
     const Ivshmem2Decoder *d = &p->conn.in;
@@ -386,7 +387,7 @@ static void step(Game *g, FuzzInput *in, Op op)
     }
 }
 
-/* A client without lies must be served. */
+/* A client that behaves */
 
 static void join(Game *g, Player *p, unsigned process, uint8_t id)
 {
@@ -437,7 +438,7 @@ static void check_ids(const Game *g)
             n += p->conn.fd >= 0 && p->id != IVSHMEM2_ID_ANY &&
                  uid_of(p->process) == uid_of(process);
         }
-        g_assert_true(!g->config.ids_per_user || n <= g->config.ids_per_user);
+        g_assert_true(!g->limits.ids_per_user || n <= g->limits.ids_per_user);
     }
     for (unsigned i = 0; i < N_CLIENTS; i++) {
         for (unsigned j = 0; j < i; j++) {
@@ -447,7 +448,7 @@ static void check_ids(const Game *g)
     }
 }
 
-/* After a while, the server closes connections that are not peers'. */
+/* After a while, clients that are not peers have been disconnected. */
 static void check_time(Game *g)
 {
     /* even if they are accepted one by one */
@@ -459,7 +460,7 @@ static void check_time(Game *g)
         Player *p = &g->players[i];
         bool gone = p->conn.fd < 0 || p->deaf || has_hung_up(p->conn.fd);
 
-        /* it can be a peer, but the socket had no room for READY */
+        /* to be a peer may mean that READY does not fit the socket yet */
         listen_to_it(p, UINT_MAX);
         ivshmem2_daemon_turn(g->daemon, false);
         listen_to_it(p, UINT_MAX);
@@ -468,7 +469,7 @@ static void check_time(Game *g)
     check_ids(g);
 }
 
-/* Descriptors that are not eventfds of the link */
+/* All of them that are not the link's */
 static unsigned count_other_fds(const Game *g)
 {
     unsigned n = fuzz_count_fds();
@@ -479,7 +480,7 @@ static unsigned count_other_fds(const Game *g)
     return n;
 }
 
-/* When all others have left, all resources are free and can be used again. */
+/* Without the other clients, all is as before, and all slots can be taken. */
 static void check_empty(Game *g, unsigned n_fds)
 {
     for (unsigned i = 0; i < N_CLIENTS; i++) {
@@ -513,7 +514,7 @@ static int listen_socket(Game *g)
     g_assert_cmpint(fd, >=, 0);
     g->addr.sun_family = AF_UNIX;
     g->addr_len = sizeof(g->addr);
-    /* the system chooses an abstract address */
+    /* the system chooses a name that is no file's */
     g_assert_cmpint(bind(fd, (struct sockaddr *)&g->addr,
                          sizeof(g->addr.sun_family)), ==, 0);
     g_assert_cmpint(getsockname(fd, (struct sockaddr *)&g->addr,
@@ -526,8 +527,7 @@ void fuzz_daemon(FuzzInput *in)
 {
     uint8_t choice = fuzz_u8(in);
     Game g = {
-        .config.handshake_timeout = 10,
-        .config.ids_per_user = choice / G_N_ELEMENTS(links) % 3,
+        .limits.ids_per_user = choice / G_N_ELEMENTS(links) % 3,
     };
     int listen_fd = listen_socket(&g);
     unsigned n_fds;
@@ -535,7 +535,9 @@ void fuzz_daemon(FuzzInput *in)
     game = &g;
     g.link = ivshmem2_link_new(&links[choice % G_N_ELEMENTS(links)], NULL);
     g_assert_nonnull(g.link);
-    g.daemon = ivshmem2_daemon_new(g.link, listen_fd, &g.config, NULL);
+    g.budget = ivshmem2_budget_new(&g.limits);
+    g.daemon = ivshmem2_daemon_new(g.link, g.budget, listen_fd,
+                                   HANDSHAKE_TIMEOUT, NULL);
     g_assert_nonnull(g.daemon);
     for (unsigned i = 0; i < N_CLIENTS; i++) {
         g.players[i].conn.fd = -1;
@@ -557,6 +559,7 @@ void fuzz_daemon(FuzzInput *in)
     check_honest(&g);
 
     ivshmem2_daemon_free(g.daemon);
+    ivshmem2_budget_free(g.budget);
     for (unsigned i = 0; i < N_CLIENTS; i++) {
         listen_to_it(&g.players[i], UINT_MAX);
         g_assert_cmpint(g.players[i].conn.fd, ==, -1);

@@ -1,8 +1,8 @@
 /*
  * Fuzzing ivshmem2: the server's bookkeeping, without sockets
  *
- * Slots, holds and broadcasts, with many clients of a few processes that start
- * and end.  All slots are checked after every step.
+ * Slots, holds and broadcasts: many clients of a few processes that start and
+ * end.  After every step, all slots are checked.
  *
  * Input: the link, how it ends, and then the steps.
  *
@@ -16,18 +16,18 @@
 #define N_CLIENTS       8
 #define N_PROCESSES     4
 #define MAX_PEERS       5
-/* A client without lies in the first slot; its process does not end */
+/* A client that behaves, in the first slot; its process does not end. */
 #define HONEST          0
 
 typedef enum Op {
     OP_CONNECT,
     OP_HELLO,
-    OP_JOIN,                    /* a correct HELLO, and all answers */
+    OP_JOIN,                    /* a HELLO without a lie, and all answers */
     OP_STATE_CHANGED,
     OP_RING,
     OP_RING_FAR,                /* an ID that no link has */
     OP_GOODBYE,
-    OP_SAY,                     /* any type of message */
+    OP_SAY,                     /* any message there is */
     OP_LISTEN,
     OP_CLOSE,
     OP_REFUSE,
@@ -38,69 +38,82 @@ typedef enum Op {
 } Op;
 
 typedef struct Player {
-    Ivshmem2Client c;           /* first */
+    Ivshmem2Client *c;
     bool open;
     unsigned process;
-    uint32_t id;                /* of the State Table entry that it may write */
-    bool welcome;               /* received WELCOME */
+    uint32_t id;                /* where it may write its state */
+    bool welcome;               /* was told so */
 } Player;
+
+/* A slot that its last occupant left without a goodbye */
+typedef struct Hold {
+    uint32_t id;
+    pid_t pid;
+} Hold;
 
 typedef struct Game {
     Ivshmem2Link *link;
+    Ivshmem2Budget *budget;
     Ivshmem2Server *server;
     uint32_t max_peers;
     Player players[N_CLIENTS];
     bool dead[N_PROCESSES];     /* or not started yet */
-    Ivshmem2Hold *holds[MAX_PEERS];
+    Hold *holds[MAX_PEERS];
     /* of each slot, after the last step */
     const Player *occupants[MAX_PEERS];
     uint32_t states[MAX_PEERS];
     bool owed[MAX_PEERS];       /* an interrupt by the broadcast */
 } Game;
 
-/* The only game at a time: the server's callbacks have no argument for it. */
+/* Only one game is played at a time, so the server's calls find it here. */
 static Game *game;
 
 static const Ivshmem2LinkConfig links[] = {
     { .max_peers = 2, .vectors = 1, .intx = true, .output_size = 4096 },
     { .max_peers = 3, .vectors = 17, .output_size = 4096,
-      .push_limit = IVSHMEM2_PUSH_LIMIT },
+      .pushes = true },
     { .max_peers = 5, .vectors = 2, .rw_size = 4096,
       .protocol = IVSHMEM2_PROTOCOL_VIRTIO, .backend_id = 1 },
 };
 
-/* The processes; the pid of the last one is unknown. */
+/* Processes.  The server cannot see the last one. */
 
 static pid_t pid_of(unsigned process)
 {
     return process == N_PROCESSES - 1 ? 0 : 100 + process;
 }
 
-static Ivshmem2Hold *hold_slot(Ivshmem2Client *c, const Ivshmem2Hold *hold)
+static void *hold_slot(void *connection, uint32_t id)
 {
-    Player *p = (Player *)c;
+    Player *p = connection;
+    Hold *hold;
 
-    g_assert_null(game->holds[hold->id]);
-    g_assert_cmpint(hold->pid, ==, pid_of(p->process));
+    g_assert_null(game->holds[id]);
+    g_assert_cmpint(ivshmem2_client_pid(p->c), ==, pid_of(p->process));
     if (game->dead[p->process]) {
         return NULL;
     }
-    game->holds[hold->id] = g_new(Ivshmem2Hold, 1);
-    *game->holds[hold->id] = *hold;
-    return game->holds[hold->id];
+    hold = g_new(Hold, 1);
+    *hold = (Hold) { .id = id, .pid = pid_of(p->process) };
+    game->holds[id] = hold;
+    return hold;
 }
 
-static void unhold_slot(Ivshmem2Hold *hold)
+static void unhold_slot(void *opaque)
 {
+    Hold *hold = opaque;
+
     g_assert_true(game->holds[hold->id] == hold);
     game->holds[hold->id] = NULL;
     g_free(hold);
 }
 
-static void wake(Ivshmem2Client *c)
+static void wake(void *connection)
 {
-    g_assert_true(((Player *)c)->open);
-    g_assert_true(ivshmem2_client_has_next(c));
+    Player *p = connection;
+
+    g_assert_true(p->open);
+    g_assert_true(ivshmem2_client_has_next(p->c));
 }
 
 static const Ivshmem2ServerOps ops = {
@@ -128,7 +141,7 @@ static bool was_interrupted(Game *g, uint32_t id)
            ivshmem2_eventfd_drain(g->link->eventfds[id][0]);
 }
 
-/* Earlier signals do not count. */
+/* Interrupts from before do not count. */
 static void owe_to_all_but(Game *g, uint32_t source)
 {
     for (uint32_t id = 0; id < g->max_peers; id++) {
@@ -162,17 +175,17 @@ static void connect_it(Game *g, Player *p, unsigned process)
         p->process = process;
         p->id = IVSHMEM2_ID_ANY;
         p->welcome = false;
-        ivshmem2_client_init(&p->c, g->server, pid_of(process), 1000);
+        p->c = ivshmem2_client_new(g->server, pid_of(process), 1000, p);
     }
 }
 
 static void listen_to_it(Game *g, Player *p, unsigned n)
 {
-    while (p->open && n-- && ivshmem2_client_has_next(&p->c)) {
+    while (p->open && n-- && ivshmem2_client_has_next(p->c)) {
         Ivshmem2Msg msg;
         const int *fds;
 
-        ivshmem2_client_next(&p->c, &msg, &fds);
+        ivshmem2_client_next(p->c, &msg, &fds);
         g_assert_cmpuint(msg.hdr.fds, <=, IVSHMEM2_MAX_FDS);
         for (unsigned i = 0; i < msg.hdr.fds; i++) {
             g_assert_cmpint(fcntl(fds[i], F_GETFD), ==, FD_CLOEXEC);
@@ -180,12 +193,12 @@ static void listen_to_it(Game *g, Player *p, unsigned n)
         switch (msg.hdr.type) {
         case IVSHMEM2_MSG_WELCOME:
             g_assert_false(p->welcome);
-            g_assert_cmpuint(msg.welcome.id, ==, p->c.id);
+            g_assert_cmpuint(msg.welcome.id, ==, ivshmem2_client_id(p->c));
             p->welcome = true;
-            p->id = p->c.id;
+            p->id = ivshmem2_client_id(p->c);
             break;
         case IVSHMEM2_MSG_REFUSED:
-            g_assert_true(ivshmem2_client_is_over(&p->c));
+            g_assert_true(ivshmem2_client_is_over(p->c));
             break;
         default:
             g_assert_true(p->welcome);
@@ -200,12 +213,12 @@ static void tell(Game *g, Player *p, const Ivshmem2Msg *msg)
 
     /* as the daemon does it */
     listen_to_it(g, p, UINT_MAX);
-    if (!p->open || ivshmem2_client_is_over(&p->c)) {
+    if (!p->open || ivshmem2_client_is_over(p->c)) {
         return;
     }
-    id = p->c.id;
-    was_peer = ivshmem2_client_is_ready(&p->c);
-    ivshmem2_client_receive(&p->c, msg);
+    id = ivshmem2_client_id(p->c);
+    was_peer = ivshmem2_client_is_ready(p->c);
+    ivshmem2_client_receive(p->c, msg);
     if (was_peer && msg->hdr.type == IVSHMEM2_MSG_STATE_CHANGED) {
         owe_to_all_but(g, id);
     }
@@ -242,7 +255,7 @@ static void say_anything(Game *g, Player *p, FuzzInput *in)
     };
 
     fuzz_bytes(in, &msg.hello, sizeof(msg.hello));
-    msg.hello.name[sizeof(msg.hello.name) - 1] = 0;     /* as by the codec */
+    msg.hello.name[sizeof(msg.hello.name) - 1] = 0;     /* by the codec */
     tell(g, p, &msg);
 }
 
@@ -258,21 +271,21 @@ static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
     }
     tell(g, p, &msg);
     if (msg.target.id < MAX_PEERS && !msg.target.vector) {
-        g->owed[msg.target.id] = false;     /* the same eventfd */
+        g->owed[msg.target.id] = false;     /* cannot be told apart */
     }
 }
 
 static void close_it(Game *g, Player *p)
 {
     if (p->open) {
-        ivshmem2_client_clear(&p->c);
+        ivshmem2_client_free(p->c);
         p->open = false;
     }
 }
 
 /*
- * A process can write the entry of its slot until it ends or another client
- * takes the slot.
+ * A process can write the entry of its slot as long as it lives and nobody
+ * else has the slot.
  */
 static void write_state(Game *g, Player *p, uint32_t state)
 {
@@ -280,7 +293,7 @@ static void write_state(Game *g, Player *p, uint32_t state)
                 g->holds[p->id]->pid == pid_of(p->process);
 
     if (p->id != IVSHMEM2_ID_ANY && !g->dead[p->process] &&
-        (held || (p->open && p->c.id == p->id))) {
+        (held || (p->open && ivshmem2_client_id(p->c) == p->id))) {
         g->link->table[p->id] = GUINT32_TO_LE(state);
     }
 }
@@ -292,7 +305,7 @@ static const Player *find_occupant(const Game *g, uint32_t id)
     for (unsigned i = 0; i < N_CLIENTS; i++) {
         const Player *p = &g->players[i];
 
-        if (p->open && p->c.id == id) {
+        if (p->open && ivshmem2_client_id(p->c) == id) {
             g_assert_null(found);
             found = p;
         }
@@ -300,7 +313,7 @@ static const Player *find_occupant(const Game *g, uint32_t id)
     return found;
 }
 
-/* True after all actions of clients */
+/* Invariants */
 static void check(Game *g)
 {
     const Player *honest = &g->players[HONEST];
@@ -322,10 +335,10 @@ static void check(Game *g)
         g_assert_true(g->occupants[id] || g->holds[id] || !g->states[id]);
     }
     g_assert_true(g->occupants[0] == honest);
-    g_assert_true(ivshmem2_client_is_ready(&honest->c));
+    g_assert_true(ivshmem2_client_is_ready(honest->c));
 }
 
-/* The client without lies rings itself. */
+/* The honest one rings itself. */
 static void check_honest(Game *g)
 {
     Player *honest = &g->players[HONEST];
@@ -335,8 +348,8 @@ static void check_honest(Game *g)
     was_interrupted(g, 0);
     tell(g, honest, &msg);
     g_assert_true(was_interrupted(g, 0));
-    g_assert_true(ivshmem2_client_has_next(&honest->c));
-    ivshmem2_client_next(&honest->c, &msg, &fds);
+    g_assert_true(ivshmem2_client_has_next(honest->c));
+    ivshmem2_client_next(honest->c, &msg, &fds);
     g_assert_cmpuint(msg.hdr.type, ==, IVSHMEM2_MSG_EVENTFDS);
     g_assert_cmpuint(msg.hdr.fds, ==, 1);
     g_assert_cmpint(fds[0], ==, g->link->eventfds[0][0]);
@@ -352,7 +365,7 @@ static void join(Game *g, Player *p)
 
 static void step(Game *g, FuzzInput *in, Op op)
 {
-    /* neither the client without lies nor its process */
+    /* not the honest one, and not its process */
     Player *p = &g->players[1 + fuzz_u8(in) % (N_CLIENTS - 1)];
 
     switch (op) {
@@ -389,7 +402,7 @@ static void step(Game *g, FuzzInput *in, Op op)
         break;
     case OP_REFUSE:
         if (p->open) {
-            ivshmem2_client_refuse(&p->c, IVSHMEM2_REFUSAL_TIMEOUT, "too late");
+            ivshmem2_client_refuse(p->c, IVSHMEM2_REFUSAL_TIMEOUT, "too late");
         }
         break;
     case OP_STATE:
@@ -406,7 +419,7 @@ static void step(Game *g, FuzzInput *in, Op op)
     }
 }
 
-/* When all have left, all slots are free, 0, and can be used again. */
+/* Without the other clients, all slots are free and 0, and can be taken. */
 static void check_empty(Game *g)
 {
     for (unsigned i = HONEST + 1; i < N_CLIENTS; i++) {
@@ -421,8 +434,8 @@ static void check_empty(Game *g)
 
         connect_it(g, p, 1);
         join(g, p);
-        g_assert_true(ivshmem2_client_is_ready(&p->c));
-        g_assert_cmpuint(p->c.id, ==, id);
+        g_assert_true(ivshmem2_client_is_ready(p->c));
+        g_assert_cmpuint(ivshmem2_client_id(p->c), ==, id);
     }
 }
 
@@ -435,7 +448,8 @@ void fuzz_server(FuzzInput *in)
     game = &g;
     g.link = ivshmem2_link_new(&config, NULL);
     g_assert_nonnull(g.link);
-    g.server = ivshmem2_server_new(g.link, &ops);
+    g.budget = ivshmem2_budget_new(&(Ivshmem2BudgetConfig) { 0 });
+    g.server = ivshmem2_server_new(g.link, g.budget, &ops);
     connect_it(&g, &g.players[HONEST], HONEST);
     join(&g, &g.players[HONEST]);
     while (in->size) {
@@ -452,5 +466,6 @@ void fuzz_server(FuzzInput *in)
         close_it(&g, &g.players[i]);
     }
     ivshmem2_server_free(g.server);
+    ivshmem2_budget_free(g.budget);
     ivshmem2_link_free(g.link);
 }

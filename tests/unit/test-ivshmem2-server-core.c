@@ -1,19 +1,24 @@
 /*
- * ivshmem2-server without the I/O: slots, broadcasts
+ * ivshmem2-server's modules: slots, broadcasts, turns, processes, rules
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "ivshmem2-util.h"
 #include <glib/gstdio.h>
+#include <limits.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include "access.h"
 #include "daemon.h"
 #include "libivshmem2-transport.h"
 #include "listen.h"
 #include "lobby.h"
 #include "loop.h"
+#include "process.h"
 #include "server.h"
 
 /* A server whose clients are not connected to anything */
@@ -21,29 +26,27 @@
 typedef struct Fixture {
     unsigned before;
     Ivshmem2Link *link;
+    Ivshmem2Budget *budget;
     Ivshmem2Server *server;
-    Ivshmem2Client *clients;
+    Ivshmem2Client **clients;   /* NULL: not connected */
     uint32_t n;
 } Fixture;
 
-static Ivshmem2Hold *hold_slot(Ivshmem2Client *c, const Ivshmem2Hold *hold)
+/* @connection: where the client is */
+static void *hold_slot(void *connection, uint32_t id)
 {
-    Ivshmem2Hold *copy = NULL;
+    Ivshmem2Client **c = connection;
 
     /* pid 2 has no process any more */
-    if (hold->pid != 2) {
-        copy = g_new(Ivshmem2Hold, 1);
-        *copy = *hold;
-    }
-    return copy;
+    return ivshmem2_client_pid(*c) == 2 ? NULL : g_new(char, 1);
 }
 
-static void unhold_slot(Ivshmem2Hold *hold)
+static void unhold_slot(void *hold)
 {
     g_free(hold);
 }
 
-static void wake(Ivshmem2Client *c)
+static void wake(void *connection)
 {
 }
 
@@ -53,36 +56,50 @@ static const Ivshmem2ServerOps ops = {
     .wake = wake,
 };
 
-static void setup(Fixture *f, uint32_t max_peers)
+static void setup_with(Fixture *f, uint32_t max_peers, uint32_t ids_per_user)
 {
     const Ivshmem2LinkConfig config = {
         .max_peers = max_peers,
         .vectors = 1,
     };
+    const Ivshmem2BudgetConfig limits = { .ids_per_user = ids_per_user };
     g_autoptr(GError) error = NULL;
 
     f->before = count_fds();
     f->n = max_peers;
     f->link = ivshmem2_link_new(&config, &error);
     g_assert_no_error(error);
-    f->server = ivshmem2_server_new(f->link, &ops);
-    f->clients = g_new0(Ivshmem2Client, max_peers);
+    f->budget = ivshmem2_budget_new(&limits);
+    f->server = ivshmem2_server_new(f->link, f->budget, &ops);
+    f->clients = g_new0(Ivshmem2Client *, max_peers);
+}
+
+static void setup(Fixture *f, uint32_t max_peers)
+{
+    setup_with(f, max_peers, 0);
+}
+
+static void leave(Fixture *f, uint32_t i)
+{
+    if (f->clients[i]) {
+        ivshmem2_client_free(f->clients[i]);
+        f->clients[i] = NULL;
+    }
 }
 
 static void teardown(Fixture *f)
 {
     for (uint32_t i = 0; i < f->n; i++) {
-        if (f->clients[i].server) {
-            ivshmem2_client_clear(&f->clients[i]);
-        }
+        leave(f, i);
     }
     ivshmem2_server_free(f->server);
+    ivshmem2_budget_free(f->budget);
     ivshmem2_link_free(f->link);
     g_free(f->clients);
     g_assert_cmpuint(count_fds(), ==, f->before);
 }
 
-/* All that it is told; returns the last type. */
+/* Take all messages to a client; returns the last type. */
 static uint16_t listen_to_it(Ivshmem2Client *c)
 {
     Ivshmem2Msg msg = { 0 };
@@ -115,14 +132,15 @@ static uint16_t join(Fixture *f, uint32_t i, uint32_t id, pid_t pid)
 {
     const Ivshmem2Msg msg = make_hello(id);
 
-    ivshmem2_client_init(&f->clients[i], f->server, pid, 1000);
-    ivshmem2_client_receive(&f->clients[i], &msg);
-    return listen_to_it(&f->clients[i]);
+    f->clients[i] = ivshmem2_client_new(f->server, pid, 1000,
+                                        &f->clients[i]);
+    ivshmem2_client_receive(f->clients[i], &msg);
+    return listen_to_it(f->clients[i]);
 }
 
 static void say(Fixture *f, uint32_t i, uint16_t type)
 {
-    ivshmem2_client_receive(&f->clients[i],
+    ivshmem2_client_receive(f->clients[i],
                             &(Ivshmem2Msg) { .hdr.type = type });
 }
 
@@ -146,37 +164,37 @@ static void test_slots(void)
     g_assert_cmphex(join(&f, 0, IVSHMEM2_ID_ANY, 10), ==, IVSHMEM2_MSG_READY);
     g_assert_cmphex(join(&f, 1, IVSHMEM2_ID_ANY, 11), ==, IVSHMEM2_MSG_READY);
     g_assert_cmphex(join(&f, 2, 1, 12), ==, IVSHMEM2_MSG_REFUSED);
-    ivshmem2_client_clear(&f.clients[2]);
+    leave(&f, 2);
 
     /* without a goodbye: only for the same process */
-    ivshmem2_client_clear(&f.clients[1]);
+    leave(&f, 1);
     g_assert_cmphex(join(&f, 2, 1, 12), ==, IVSHMEM2_MSG_REFUSED);
-    ivshmem2_client_clear(&f.clients[2]);
+    leave(&f, 2);
     g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_MSG_READY);
-    ivshmem2_client_clear(&f.clients[1]);
+    leave(&f, 1);
     ivshmem2_link_signal(f.link, 1, 0);
     ivshmem2_server_release(f.server, 1);
     g_assert_cmpuint(signals(&f, 1), ==, 0);
     g_assert_cmphex(join(&f, 2, 1, 12), ==, IVSHMEM2_MSG_READY);
     say(&f, 2, IVSHMEM2_MSG_GOODBYE);
-    g_assert_true(ivshmem2_client_is_over(&f.clients[2]));
-    ivshmem2_client_clear(&f.clients[2]);
+    g_assert_true(ivshmem2_client_is_over(f.clients[2]));
+    leave(&f, 2);
 
     /* invisible pids are never the same process */
     g_assert_cmphex(join(&f, 1, 1, 0), ==, IVSHMEM2_MSG_READY);
-    ivshmem2_client_clear(&f.clients[1]);
+    leave(&f, 1);
     g_assert_cmphex(join(&f, 1, 1, 0), ==, IVSHMEM2_MSG_REFUSED);
-    ivshmem2_client_clear(&f.clients[1]);
+    leave(&f, 1);
     ivshmem2_server_release(f.server, 1);
 
     /* gone already */
     g_assert_cmphex(join(&f, 1, 1, 2), ==, IVSHMEM2_MSG_READY);
-    ivshmem2_client_clear(&f.clients[1]);
+    leave(&f, 1);
     g_assert_cmphex(join(&f, 1, 1, 3), ==, IVSHMEM2_MSG_READY);
     teardown(&f);
 }
 
-/* As many as there can be: IDs in order, and each one's again */
+/* A full link: IDs are given in order, and again when they are free. */
 static void test_all_ids(void)
 {
     const uint32_t n = 3000;
@@ -186,21 +204,21 @@ static void test_all_ids(void)
     for (uint32_t i = 0; i < n; i++) {
         g_assert_cmphex(join(&f, i, IVSHMEM2_ID_ANY, 2), ==,
                         IVSHMEM2_MSG_READY);
-        g_assert_cmpuint(f.clients[i].id, ==, i);
+        g_assert_cmpuint(ivshmem2_client_id(f.clients[i]), ==, i);
     }
     for (uint32_t i = 0; i < n; i += 7) {
-        Ivshmem2Client c;
-        Ivshmem2Client *saved = f.clients;
+        Ivshmem2Client *c;
+        Ivshmem2Client **saved = f.clients;
 
         f.clients = &c;
         g_assert_cmphex(join(&f, 0, IVSHMEM2_ID_ANY, 2), ==,
                         IVSHMEM2_MSG_REFUSED);
         f.clients = saved;
-        ivshmem2_client_clear(&c);
-        ivshmem2_client_clear(&f.clients[i]);
+        ivshmem2_client_free(c);
+        leave(&f, i);
         g_assert_cmphex(join(&f, i, IVSHMEM2_ID_ANY, 2), ==,
                         IVSHMEM2_MSG_READY);
-        g_assert_cmpuint(f.clients[i].id, ==, i);
+        g_assert_cmpuint(ivshmem2_client_id(f.clients[i]), ==, i);
     }
     teardown(&f);
 }
@@ -234,7 +252,7 @@ static void test_broadcast(void)
             g_assert_cmpuint(signals(&f, i), ==, i != source);
         }
     }
-    /* two at once: each of them learns of the other one */
+    /* two at once: each is interrupted because of the other one */
     say(&f, 5, IVSHMEM2_MSG_STATE_CHANGED);
     say(&f, 6, IVSHMEM2_MSG_STATE_CHANGED);
     run_broadcast(&f, 1000);
@@ -244,7 +262,7 @@ static void test_broadcast(void)
     teardown(&f);
 }
 
-/* Whatever happens during a broadcast, nobody misses a later change. */
+/* No peer misses a change that comes during a broadcast. */
 static void test_broadcast_meanwhile(void)
 {
     const uint32_t n = 100;
@@ -264,7 +282,7 @@ static void test_broadcast_meanwhile(void)
             signals(&f, i);
         }
         if (g_test_rand_bit()) {
-            ivshmem2_client_clear(&f.clients[source]);
+            leave(&f, source);
             join(&f, source, source, 2);
         }
         say(&f, other, IVSHMEM2_MSG_STATE_CHANGED);
@@ -280,7 +298,7 @@ static void test_broadcast_meanwhile(void)
     teardown(&f);
 }
 
-/* A flood of changes is one round after the other, not a queue of rounds. */
+/* A flood of changes causes one round, not a queue of rounds. */
 static void test_broadcast_flood(void)
 {
     const uint32_t n = 50;
@@ -314,11 +332,11 @@ static void test_state_of_the_gone(void)
         set_state(&f, 2, 7);
         switch (how) {
         case 0:
-            ivshmem2_client_refuse(&f.clients[2], IVSHMEM2_REFUSAL_PROTOCOL,
+            ivshmem2_client_refuse(f.clients[2], IVSHMEM2_REFUSAL_PROTOCOL,
                                    "for a test");
             break;
         case 1:
-            ivshmem2_client_clear(&f.clients[2]);
+            leave(&f, 2);
             break;
         case 2:
             say(&f, 2, IVSHMEM2_MSG_GOODBYE);
@@ -329,14 +347,14 @@ static void test_state_of_the_gone(void)
         g_assert_cmpuint(signals(&f, 0), ==, 1);
         g_assert_cmpuint(signals(&f, 1), ==, 1);
         if (how != 1) {
-            ivshmem2_client_clear(&f.clients[2]);
+            leave(&f, 2);
         }
         join(&f, 2, 2, 2);
     }
-    /* but if the server goes, the peers carry on */
+    /* but when the server ends, the peers continue */
     set_state(&f, 2, 7);
     ivshmem2_server_shutdown(f.server);
-    ivshmem2_client_clear(&f.clients[2]);
+    leave(&f, 2);
     g_assert_cmpuint(GUINT32_FROM_LE(f.link->table[2]), ==, 7);
     teardown(&f);
 }
@@ -380,14 +398,13 @@ static void send_many(Ivshmem2Transport *conn, Ivshmem2Msg msg, unsigned n)
     }
 }
 
-/* One of many messages does not make others wait for more than a few. */
+/* A client that sends many messages delays others by a few of them only. */
 static void test_turns(void)
 {
     const Ivshmem2LinkConfig link_config = {
         .max_peers = N_OTHERS + 1,
         .vectors = 1,
     };
-    const Ivshmem2DaemonConfig config = { .handshake_timeout = 10 };
     const Ivshmem2Msg ring_first = { .hdr.type = IVSHMEM2_MSG_RING };
     const Ivshmem2Msg ring_last = {
         .hdr.type = IVSHMEM2_MSG_RING,
@@ -401,11 +418,14 @@ static void test_turns(void)
     Ivshmem2Transport others[N_OTHERS], last;
     Ivshmem2Listener listener;
     Ivshmem2Daemon *d;
-    Fixture f = { .link = ivshmem2_link_new(&link_config, &error) };
+    Fixture f = {
+        .link = ivshmem2_link_new(&link_config, &error),
+        .budget = ivshmem2_budget_new(&(Ivshmem2BudgetConfig) { 0 }),
+    };
     uint64_t n, heard = 0;
 
     g_assert_true(ivshmem2_listen(&listener, path, 0600, -1, &error));
-    d = ivshmem2_daemon_new(f.link, listener.fd, &config, &error);
+    d = ivshmem2_daemon_new(f.link, f.budget, listener.fd, 10, &error);
     g_assert_no_error(error);
     for (uint32_t i = 0; i < N_OTHERS; i++) {
         connect_to(&others[i], path);
@@ -424,7 +444,7 @@ static void test_turns(void)
     g_assert_cmpuint(n, <=, 4);
     ivshmem2_transport_clear(&others[0]);
 
-    /* interrupts because of a state: several turns, and then all have one */
+    /* interrupts because of a state take several turns; each peer has one */
     send_many(&others[1], state, 1);
     for (unsigned turns = 1; heard < N_OTHERS - 2; turns++) {
         g_assert_cmpuint(turns, <, 100);
@@ -443,6 +463,7 @@ static void test_turns(void)
     }
     ivshmem2_transport_clear(&last);
     ivshmem2_daemon_free(d);
+    ivshmem2_budget_free(f.budget);
     ivshmem2_listen_end(&listener);
     ivshmem2_link_free(f.link);
     g_assert_cmpint(g_rmdir(dir), ==, 0);
@@ -488,35 +509,154 @@ static void test_timers(void)
     g_assert_cmpint(n_expired, ==, 3);
 }
 
-/* Users take turns, and none gets as many places as are left for others. */
+/* Processes */
+
+/* A process that connects and then does nothing; *@fd: this end */
+static pid_t start_process(int *fd)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    socklen_t len = sizeof(addr);
+    int listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    pid_t pid;
+
+    /* the system chooses an abstract name */
+    g_assert_cmpint(bind(listen_fd, (struct sockaddr *)&addr,
+                         sizeof(addr.sun_family)), ==, 0);
+    g_assert_cmpint(getsockname(listen_fd, (struct sockaddr *)&addr, &len),
+                    ==, 0);
+    g_assert_cmpint(listen(listen_fd, 1), ==, 0);
+    pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        connect(socket(AF_UNIX, SOCK_STREAM, 0), (struct sockaddr *)&addr,
+                len);
+        pause();
+        _exit(0);
+    }
+    *fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    g_assert_cmpint(*fd, >=, 0);
+    ivshmem2_close(&listen_fd);
+    return pid;
+}
+
+static void end_process(pid_t pid)
+{
+    g_assert_cmpint(kill(pid, SIGKILL), ==, 0);
+    g_assert_cmpint(waitpid(pid, NULL, 0), ==, pid);
+}
+
+static void count_gone(void *opaque)
+{
+    ++*(unsigned *)opaque;
+}
+
+static void test_process(void)
+{
+    unsigned before = count_fds();
+    Ivshmem2Timers timers = { .duration = 1000 };
+    Ivshmem2Loop loop;
+
+    g_assert_true(ivshmem2_loop_init(&loop, NULL));
+    for (int how = 0; how < 3; how++) {
+        Ivshmem2Process *p;
+        unsigned gone = 0;
+        int fd, no_socket = make_eventfd();
+        pid_t pid = start_process(&fd);
+
+        switch (how) {
+        case 0:
+            p = ivshmem2_process_open(fd, pid);
+            break;
+        case 1:
+            /* no pidfd, so it is the pid that counts */
+            p = ivshmem2_process_open(no_socket, pid);
+            break;
+        default:
+            /* no pid: it is the time that counts */
+            p = ivshmem2_process_open(fd, 0);
+        }
+        g_assert_nonnull(p);
+        ivshmem2_process_watch(p, &loop, &timers, count_gone, &gone);
+        g_usleep(5000);
+        ivshmem2_loop_turn(&loop, 0);
+        ivshmem2_timers_run(&timers);
+        g_assert_cmpuint(gone, ==, how == 2);
+        end_process(pid);
+        g_usleep(5000);
+        ivshmem2_loop_turn(&loop, 0);
+        ivshmem2_timers_run(&timers);
+        g_assert_cmpuint(gone, ==, 1);
+        ivshmem2_process_free(p);
+        g_assert_cmpint(ivshmem2_timers_next(&timers), ==, -1);
+        if (how == 0) {
+            g_assert_null(ivshmem2_process_open(fd, pid));
+        }
+        ivshmem2_close(&fd);
+        ivshmem2_close(&no_socket);
+    }
+    ivshmem2_loop_clear(&loop);
+    g_assert_cmpuint(count_fds(), ==, before);
+}
+
+/* All groups of this process, which is at both ends */
+static void test_groups(void)
+{
+    gid_t own[NGROUPS_MAX];
+    int n_own = getgroups(G_N_ELEMENTS(own), own);
+    g_autofree gid_t *gids = NULL;
+    size_t n;
+    int fds[2];
+
+    g_assert_cmpint(n_own, >=, 0);
+    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds),
+                    ==, 0);
+    gids = ivshmem2_process_groups(fds[0], 12345, &n);
+    g_assert_cmpuint(n, ==, n_own + 1);
+    g_assert_cmpmem(gids, n_own * sizeof(gid_t), own, n_own * sizeof(gid_t));
+    g_assert_cmpuint(gids[n_own], ==, 12345);
+    ivshmem2_close(&fds[0]);
+    ivshmem2_close(&fds[1]);
+}
+
+/* The lobby */
+
+static unsigned count_entrants(const Ivshmem2Budget *b, uid_t uid)
+{
+    return ivshmem2_budget_count(b, IVSHMEM2_ENTRANT, uid);
+}
+
+/* Users take turns, and none has more places than are left for others. */
 static void test_lobby(void)
 {
+    /* 16 places */
+    const Ivshmem2BudgetConfig limits = { .fd_limit = 16 * 64 };
+    Ivshmem2Budget *budget = ivshmem2_budget_new(&limits);
     Ivshmem2Lobby l;
     Ivshmem2Joiner a[20] = { { .stage = IVSHMEM2_OUTSIDE } };
     Ivshmem2Joiner b[20] = { { .stage = IVSHMEM2_OUTSIDE } };
 
-    ivshmem2_lobby_init(&l, 16);
+    ivshmem2_lobby_init(&l, budget);
     for (int i = 0; i < 20; i++) {
         ivshmem2_lobby_enter(&l, &a[i], 1000);
         ivshmem2_lobby_enter(&l, &b[i], 0);
     }
-    g_assert_cmpuint(ivshmem2_lobby_count(&l, 1000), ==, 20);
-    g_assert_cmpuint(ivshmem2_lobby_count(&l, 1), ==, 0);
+    g_assert_cmpuint(count_entrants(budget, 1000), ==, 20);
+    g_assert_cmpuint(count_entrants(budget, 1), ==, 0);
     for (int i = 0; i < 20; i++) {
         g_assert_cmpint(ivshmem2_lobby_ask(&l, &a[i]), ==, i < 8);
     }
-    g_assert_cmpuint(ivshmem2_lobby_count(&l, 1000), ==, 12);
+    g_assert_cmpuint(count_entrants(budget, 1000), ==, 12);
     for (int i = 0; i < 20; i++) {
         g_assert_cmpint(ivshmem2_lobby_ask(&l, &b[i]), ==, i < 4);
     }
     g_assert_null(ivshmem2_lobby_next(&l));
-    /* the one with fewer places is the first to get more */
+    /* the user with fewer places gets more first */
     ivshmem2_lobby_leave(&l, &a[0]);
     g_assert_true(ivshmem2_lobby_next(&l) == &b[4]);
     g_assert_null(ivshmem2_lobby_next(&l));
     ivshmem2_lobby_leave(&l, &b[0]);
     g_assert_true(ivshmem2_lobby_next(&l) == &b[5]);
-    /* then by turns, in the order of asking, without those who gave up */
+    /* then by turns, in the order of asking, without those that gave up */
     ivshmem2_lobby_leave(&l, &a[9]);
     ivshmem2_lobby_leave(&l, &b[6]);
     for (int i = 1; i < 8; i++) {
@@ -533,7 +673,7 @@ static void test_lobby(void)
         ivshmem2_lobby_leave(&l, &a[i]);
         ivshmem2_lobby_leave(&l, &a[i]);
     }
-    g_assert_cmpuint(ivshmem2_lobby_count(&l, 1000), ==, 0);
+    g_assert_cmpuint(count_entrants(budget, 1000), ==, 0);
     while (ivshmem2_lobby_next(&l)) {
         continue;
     }
@@ -545,7 +685,10 @@ static void test_lobby(void)
     g_assert_cmpuint(l.waiting.length, ==, 0);
     g_assert_cmpuint(g_hash_table_size(l.users), ==, 0);
     ivshmem2_lobby_clear(&l);
+    ivshmem2_budget_free(budget);
 }
+
+/* Access */
 
 static Ivshmem2Access *load_rules(const char *text, GError **error)
 {
@@ -566,7 +709,7 @@ static void test_access(void)
     static const struct {
         uid_t uid;
         gid_t gids[2];
-        const char *ids;        /* NULL: nothing at all */
+        const char *ids;        /* NULL: may not connect */
     } cases[] = {
         { 1000, { 1, 2 }, "7, 3-5" },
         { 1001, { 1, 2 }, "7, 3-5" },
@@ -663,37 +806,71 @@ static void test_bad_access(void)
         g_assert_null(load_rules(cases[i].text, &error));
         g_test_message("%s", error->message);
         g_assert_nonnull(strstr(error->message, cases[i].words));
-        /* the file is named as well */
+        /* the message names the file as well */
         g_assert_nonnull(strstr(error->message, "/ivshmem2-"));
     }
 }
 
-/* What is counted for a user is what it has, in whatever way. */
+/* Occupied and held IDs count for the user. */
 static void test_ids_per_user(void)
 {
     Fixture f;
 
-    setup(&f, 4);
-    ivshmem2_server_limit_ids(f.server, 2);
+    setup_with(&f, 4, 2);
     for (int round = 0; round < 3; round++) {
         g_assert_cmphex(join(&f, 0, 0, 10), ==, IVSHMEM2_MSG_READY);
         g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_MSG_READY);
         g_assert_cmphex(join(&f, 2, 2, 12), ==, IVSHMEM2_MSG_REFUSED);
-        ivshmem2_client_clear(&f.clients[2]);
-        /* held: not for anything else, but for itself */
-        ivshmem2_client_clear(&f.clients[1]);
+        leave(&f, 2);
+        /* a held one counts, but its process can come back */
+        leave(&f, 1);
         g_assert_cmphex(join(&f, 2, 2, 11), ==, IVSHMEM2_MSG_REFUSED);
-        ivshmem2_client_clear(&f.clients[2]);
+        leave(&f, 2);
         g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_MSG_READY);
-        ivshmem2_client_clear(&f.clients[1]);
+        leave(&f, 1);
         ivshmem2_server_release(f.server, 1);
         g_assert_cmphex(join(&f, 2, IVSHMEM2_ID_ANY, 12), ==,
                         IVSHMEM2_MSG_READY);
         for (uint32_t i = 0; i < 3; i += 2) {
             say(&f, i, IVSHMEM2_MSG_GOODBYE);
-            ivshmem2_client_clear(&f.clients[i]);
+            leave(&f, i);
         }
     }
+    teardown(&f);
+}
+
+/* The log */
+
+static void remember(const char *domain, GLogLevelFlags level,
+                     const char *message, gpointer opaque)
+{
+    GString *log = opaque;
+
+    g_string_append_printf(log, "%s\n", message);
+}
+
+/* A virtual machine is named by its UUID as well, if it has one. */
+static void test_log_of_joining(void)
+{
+    g_autoptr(GString) log = g_string_new(NULL);
+    Ivshmem2Msg msg = make_hello(3);
+    guint handler;
+    Fixture f;
+
+    setup(&f, 4);
+    handler = g_log_set_handler(G_LOG_DOMAIN, G_LOG_LEVEL_INFO, remember, log);
+    join(&f, 0, 0, 10);
+    strcpy(msg.hello.name, "machine");
+    for (unsigned i = 0; i < IVSHMEM2_UUID_SIZE; i++) {
+        msg.hello.vm_uuid[i] = 0x11 * i;
+    }
+    f.clients[1] = ivshmem2_client_new(f.server, 11, 1001, &f.clients[1]);
+    ivshmem2_client_receive(f.clients[1], &msg);
+    g_log_remove_handler(G_LOG_DOMAIN, handler);
+    g_assert_cmpstr(log->str, ==,
+        "'' (pid 10, uid 1000) joins as ID 0\n"
+        "'machine' (pid 11, uid 1001, VM 00112233-4455-6677-8899-aabbccddeeff)"
+        " joins as ID 3\n");
     teardown(&f);
 }
 
@@ -705,7 +882,7 @@ static void ignore(const char *domain, GLogLevelFlags level,
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    /* thousands of peers that come and go */
+    /* thousands of lines */
     g_log_set_handler(G_LOG_DOMAIN, G_LOG_LEVEL_INFO, ignore, NULL);
     g_test_add_func("/ivshmem2/server-core/slots", test_slots);
     g_test_add_func("/ivshmem2/server-core/all-ids", test_all_ids);
@@ -718,10 +895,14 @@ int main(int argc, char **argv)
                     test_state_of_the_gone);
     g_test_add_func("/ivshmem2/server-core/turns", test_turns);
     g_test_add_func("/ivshmem2/server-core/timers", test_timers);
+    g_test_add_func("/ivshmem2/server-core/process", test_process);
+    g_test_add_func("/ivshmem2/server-core/groups", test_groups);
     g_test_add_func("/ivshmem2/server-core/lobby", test_lobby);
     g_test_add_func("/ivshmem2/server-core/access", test_access);
     g_test_add_func("/ivshmem2/server-core/bad-access", test_bad_access);
     g_test_add_func("/ivshmem2/server-core/ids-per-user",
                     test_ids_per_user);
+    g_test_add_func("/ivshmem2/server-core/log-of-joining",
+                    test_log_of_joining);
     return g_test_run();
 }

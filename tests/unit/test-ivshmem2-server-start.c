@@ -155,7 +155,7 @@ static void test_second_start(void)
     server_end(&s);
 }
 
-/* Of those that start at once where a dead one was, one serves. */
+/* If several start at once in place of a dead one, one of them serves. */
 static void test_race(void)
 {
     pid_t pids[8];
@@ -191,7 +191,7 @@ static void test_race(void)
     server_end(&s);
 }
 
-/* Who starts meanwhile waits, but not for ever. */
+/* A server waits for the lock, but not for ever. */
 static void test_lock(void)
 {
     g_auto(GStrv) argv = NULL;
@@ -244,7 +244,7 @@ static void test_not_a_socket(void)
     server_end(&s);
 }
 
-/* A socket of another kind may be in use. */
+/* A socket of another type may be in use. */
 static void test_datagram_socket(void)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
@@ -346,7 +346,7 @@ static void test_signals(void)
     server_end(&s);
 }
 
-/* What somebody else has put there is not ours to remove. */
+/* The server leaves a file alone that has replaced its socket. */
 static void test_foreign_file(void)
 {
     Server s;
@@ -425,7 +425,7 @@ static void test_activation(void)
     a.fd = listen_at(s.socket, SOCK_STREAM);
     s.pid = spawn(argv, activate, &a);
     fd = server_connect(&s);
-    /* half a header, and it says what it thinks of that */
+    /* no header, so it is refused */
     g_assert_cmpint(write(fd, "GET / HTTP/1.0\r\n", 16), ==, 16);
     g_assert_cmpint(read(fd, &byte, 1), ==, 1);
     ivshmem2_close(&fd);
@@ -493,7 +493,6 @@ static void test_notify(gconstpointer opaque)
     s.pid = spawn(argv, set_notify_socket, path);
     g_assert_cmpint(recv(fd, buf, sizeof(buf) - 1, 0), >, 0);
     g_assert_cmpstr(buf, ==, "READY=1");
-    /* and ready it is */
     assert_alive(&s);
     g_assert_cmpint(server_stop(&s, SIGTERM), ==, 0);
     memset(buf, 0, sizeof(buf));
@@ -525,7 +524,7 @@ static void say_nonsense(Server *s)
     ivshmem2_close(&fd);
 }
 
-/* Nobody can fill a disk by it. */
+/* Clients cannot fill a disk by messages that they cause. */
 static void test_log_flood(void)
 {
     g_auto(GStrv) argv = NULL;

@@ -1,0 +1,41 @@
+/*
+ * The process at the other end of a connection: its groups, and its end
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef IVSHMEM2_PROCESS_H
+#define IVSHMEM2_PROCESS_H
+
+#include <sys/types.h>
+#include "loop.h"
+
+typedef struct Ivshmem2Process Ivshmem2Process;
+
+/*
+ * The process that connected the unix socket @fd, which is @pid according to
+ * SO_PEERCRED; 0: a process that this one cannot see.  Returns NULL if it is
+ * gone.
+ */
+Ivshmem2Process *ivshmem2_process_open(int fd, pid_t pid);
+
+/*
+ * Call @gone with @opaque, once, when the process is gone.  @loop reports that
+ * if the system provides a pidfd.  Otherwise @timers, which must run, have the
+ * pid looked at each time; a process without visible pid counts as gone the
+ * first time.
+ */
+void ivshmem2_process_watch(Ivshmem2Process *p, Ivshmem2Loop *loop,
+                            Ivshmem2Timers *timers,
+                            void (*gone)(void *opaque), void *opaque);
+
+/* Also in @gone.  If it is watched, that ends. */
+void ivshmem2_process_free(Ivshmem2Process *p);
+
+/*
+ * The groups of the process that connected @fd: @gid, which SO_PEERCRED says,
+ * and the supplementary ones.  g_free() them.
+ */
+gid_t *ivshmem2_process_groups(int fd, gid_t gid, size_t *n);
+
+#endif /* IVSHMEM2_PROCESS_H */
