@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <string.h>
 #include "budget.h"
+#include "libivshmem2-core.h"
 #include "libivshmem2-util.h"
 
 /* The socket, epoll, signals, stderr and the like */

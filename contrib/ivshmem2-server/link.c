@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "hw/misc/ivshmem2-regs.h"
+#include "libivshmem2-core.h"
 #include "libivshmem2-util.h"
 #include "link.h"
 

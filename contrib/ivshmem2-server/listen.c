@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
+#include "libivshmem2-core.h"
 #include "libivshmem2-util.h"
 #include "listen.h"
 

@@ -5,6 +5,7 @@
  */
 
 #include <sys/epoll.h>
+#include "libivshmem2-core.h"
 #include "libivshmem2-util.h"
 #include "loop.h"
 
