@@ -1,8 +1,7 @@
 """Virtual machines with the bare-metal guest, and the devices that it drives.
 
-What the guest is told to do is a list of steps (see guest/bare/main.c). The
-functions and methods here that are called like a step return its text, for
-BareGuest.run().
+A command to the guest is a list of steps (see guest/bare/main.c). Functions
+and methods that have the name of a step return its text, for BareGuest.run().
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
@@ -12,10 +11,10 @@ import subprocess
 
 from vm import BOOT_TIMEOUT, COMMAND_TIMEOUT, HERE, Failure, Qmp
 
-# Spaces; the others are the numbers of BARs.
+# Address spaces; lower numbers are those of BARs.
 CONFIG, IO, MEMORY = 6, 7, 8
 
-# Some hosts offer KVM a feature that its guests cannot have.
+# On some hosts KVM reports arch-capabilities although guests cannot have it.
 CPU = {'tcg': 'qemu64', 'kvm': 'host,-arch-capabilities'}
 
 # PCI
@@ -32,8 +31,8 @@ ID, MAX_PEERS, INT_CONTROL, DOORBELL, STATE = 0, 4, 8, 0xc, 0x10
 PRIV_CONTROL = 3
 
 IOAPIC = 0xfec00000
-MSI_PHYSICAL = 0xfee00000       # to the processor with APIC ID 0
-MSI_LOGICAL = 0xfee0100c        # to the one with logical ID 1
+MSI_PHYSICAL = 0xfee00000       # the processor with APIC ID 0
+MSI_LOGICAL = 0xfee0100c        # the processor with logical ID 1
 
 
 def read(space, offset, size=4):
@@ -41,7 +40,7 @@ def read(space, offset, size=4):
 
 
 def number(value):
-    """A value for a step; '#' is the number of the round."""
+    """A value for a step; '#' is the number of the repetition."""
     return value if value == '#' else f'{value:x}'
 
 
@@ -54,11 +53,11 @@ def check(space, offset, value, size=4):
 
 
 class BareGuest:
-    """A virtual machine; commands go through its serial line."""
+    """A virtual machine; commands are sent over its serial line."""
 
     def __init__(self, lab, name, accel, *devices, env=None):
         self.name = name
-        self.slot = None            # of the device that it uses
+        self.slot = None            # of the device that steps are for
         self.marks = 0
         self.qmp_path = lab.path / f'{name}.qmp'
         self.process = lab.start(name, [
@@ -84,16 +83,16 @@ class BareGuest:
         return self
 
     def start(self, *steps, repeat=1):
-        """Begin something; finish() waits for its end."""
+        """Begins to do the steps; finish() waits for the end."""
         words = ' ; '.join((f'repeat {repeat:x}', *steps))
         self.process.send(words + '\n')
 
     def finish(self, timeout=COMMAND_TIMEOUT):
-        """The values that the last round has read."""
+        """Returns the values that the last repetition has read."""
         try:
             text = self.process.line(timeout)
         except Failure:
-            # What does not end is told to end, and says what it is at.
+            # An empty line makes the guest stop and say at which step it is.
             self.process.send('\n')
             text = self.process.line(timeout)
         if not text.startswith('ok'):
@@ -102,7 +101,7 @@ class BareGuest:
         return [int(word, 16) for word in text.split()[1:]]
 
     def sync(self):
-        """Whatever it does, and has answered: it listens now."""
+        """Stops the guest's steps and skips its answers to them."""
         self.marks += 1
         self.process.send(f'\nsay {self.marks:x}\n')
         self.process.expect(f'^ok {self.marks:x}$', COMMAND_TIMEOUT)
@@ -112,7 +111,7 @@ class BareGuest:
         return self.finish(timeout)
 
     def reset(self):
-        """Begin a reset, as the machine's button does; see wait_ready()."""
+        """Begins a reset of the machine; wait_ready() waits for its end."""
         self.qmp.command('system_reset')
 
     def kill(self):
@@ -120,20 +119,20 @@ class BareGuest:
         self.process.popen.wait()
 
     def power_off(self):
-        """Returns QEMU's exit status."""
+        """Powers off; returns QEMU's exit status."""
         self.start(write(IO, 0x604, 0x2000, 2))
         return self.process.popen.wait(COMMAND_TIMEOUT)
 
 
 class Peer:
-    """An ivshmem2 device in such a guest."""
+    """An ivshmem2 device in a bare-metal guest."""
 
     def __init__(self, guest, slot, peer_id, vectors):
         self.guest = guest
         self.slot = slot
         self.id = peer_id
         self.vectors = vectors
-        self.name = f'dev{slot}'    # for QEMU
+        self.name = f'dev{slot}'    # its ID in QEMU
 
     def start(self, *steps, repeat=1):
         if self.guest.slot != self.slot:
@@ -149,11 +148,11 @@ class Peer:
         return self.finish(timeout)
 
     def stop(self):
-        """End what goes on forever."""
+        """Stops steps that are repeated forever."""
         self.guest.sync()
 
     def value(self, step):
-        """What this step says."""
+        """Returns the value that this step reads."""
         return self.run(step)[0]
 
     def property(self, name):
@@ -190,11 +189,11 @@ class Peer:
 
     @staticmethod
     def sweep(count, vector=0):
-        """Ring all peers from ID 0 on."""
+        """Rings @count peers from ID 0 on."""
         return f'sweep 0 {DOORBELL:x} {vector:x} 10000 {count:x}'
 
     def idt(self, vector):
-        """The vector that the processor sees."""
+        """The processor's vector for a vector of the device."""
         return 0x30 + 8 * self.slot + vector
 
     def take(self, vector=0, count=1):
@@ -204,7 +203,7 @@ class Peer:
         return f'left {self.idt(vector):x}'
 
     def await_value(self, offset, value, vector=0):
-        """Take interrupts until there is a value in the memory."""
+        """Takes interrupts until the memory has this value."""
         return (f'await {self.idt(vector):x} 2 {offset:x} 4 {number(value)}')
 
     def bus_master(self, on=True):
@@ -222,20 +221,20 @@ class Peer:
         return write(1, 16 * vector + 12, int(on))
 
     def route(self, vector, idt=None, address=MSI_PHYSICAL):
-        """Three steps: where the interrupts of a vector go to."""
+        """Three steps that set the MSI message of a vector."""
         idt = self.idt(vector) if idt is None else idt
         return (write(1, 16 * vector, address), write(1, 16 * vector + 4, 0),
                 write(1, 16 * vector + 8, idt))
 
     def setup(self, *more):
-        """Everything on, nothing masked, nothing to be seen any more."""
+        """Turns everything on, unmasks, and forgets earlier interrupts."""
         self.run(self.enable(False), self.bus_master(), self.one_shot(False))
         for vector in range(self.vectors):
             self.run(*self.route(vector), self.mask(vector, False))
         self.run(self.msix(), self.enable(), 'forget', *more)
 
     def setup_intx(self):
-        """The same with INTx, by an edge at the I/O APIC."""
+        """The same with INTx; the I/O APIC's input is edge-triggered."""
         self.run(self.enable(False), self.one_shot(False),
                  write(CONFIG, COMMAND, COMMAND_MEMORY, 2))
         pin = self.value(read(CONFIG, INTERRUPT_LINE, 1))

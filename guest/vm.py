@@ -1,7 +1,7 @@
 """Servers, Linux guests and host peers, for the demo and the tests.
 
-A Lab is a temporary directory and the processes that use it. When it ends,
-for whatever reason, none of these is left.
+A Lab is a temporary directory and the processes that use it. When a Lab ends,
+for whatever reason, it ends the processes and removes the directory.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
@@ -27,16 +27,17 @@ from types import SimpleNamespace
 TOP = Path(__file__).resolve().parent.parent
 HERE = TOP / 'guest'
 
-# Generous: emulated processors on a machine that has other things to do.
+# Seconds: enough for emulated processors on a busy host
 BOOT_TIMEOUT = 180
 COMMAND_TIMEOUT = 60
 
-# VFIO needs the IOMMU, and the serial line has room for what guest/init says.
+# VFIO needs the IOMMU. The kernel writes only emergencies to the serial line,
+# which the output of guest/init and of the shell needs.
 KERNEL_OPTIONS = 'console=ttyS0 quiet loglevel=1 intel_iommu=on'
 
 
 class Failure(Exception):
-    """Something did not happen as it should, in words."""
+    """The message says what did not happen as it should."""
 
 
 class Refused(Failure):
@@ -44,41 +45,44 @@ class Refused(Failure):
 
 
 class TimedOut(Failure):
-    """A command of ivshmem2-client that gave up waiting."""
+    """A command of ivshmem2-client whose timeout expired."""
+
+
+def enter_environment():
+    """Restarts the program with the variables of scripts/env, if it has been
+    started without them."""
+    if 'QEMU_BUILD' not in os.environ:
+        env = str(TOP / 'scripts/env')
+        os.execv(env, [env, *sys.argv])
 
 
 def environment():
-    """What to run. The variables are those of qemu/env, with defaults."""
-    build = Path(os.environ.get('BUILD', TOP / 'build'))
-    tools = Path(os.environ.get('TOOLS_BUILD', build / 'tools')) / 'contrib'
-
-    def path(variable, default):
-        return Path(os.environ.get(variable, default))
+    """The paths of what was built, from the variables of scripts/env."""
+    def path(variable):
+        return Path(os.environ[variable])
 
     return SimpleNamespace(
-        guest=path('GUEST', build / 'guest'),
-        bare_guest=build / 'guest-bare',
-        qemu=path('QTEST_QEMU_BINARY',
-                  build / 'qemu-trixie/build/qemu-system-x86_64'),
-        server=path('IVSHMEM2_SERVER',
-                    tools / 'ivshmem2-server/ivshmem2-server'),
-        client=path('IVSHMEM2_CLIENT',
-                    tools / 'ivshmem2-client/ivshmem2-client'),
-        bench=tools.parent / 'bench')
+        guest=path('GUEST'),
+        bare_guest=path('BUILD') / 'guest-bare',
+        qemu=path('QTEST_QEMU_BINARY'),
+        server=path('IVSHMEM2_SERVER'),
+        client=path('IVSHMEM2_CLIENT'),
+        bench=path('TOOLS_BUILD') / 'bench')
 
 
 def end_with_parent():
-    """In a child: end when the parent is gone, however it went."""
+    """In a child: lets the kernel kill it when the parent ends."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 class Process:
-    """A program that is ended for sure.
+    """A child process that does not outlive this program.
 
-    Its output is read line by line, or goes to the file @log: who writes to a
-    pipe that nobody reads comes to a halt.  With @err, its errors go to that
-    file: where they would end up inside of a line otherwise.
+    Its output is read line by line. For a program whose output nobody reads,
+    it goes to the file @log instead: a full pipe would block the program.
+    With @err, standard error goes to that file. Otherwise it is part of the
+    output, and may appear in the middle of a line.
     """
 
     def __init__(self, name, command, on_line=None, *, log=None, err=None,
@@ -86,8 +90,8 @@ class Process:
         self.name = name
         self.command = [str(word) for word in command]
         self.on_line = on_line
-        self.output = b''           # not looked at yet
-        self.lines = []             # looked at
+        self.output = b''           # received, not yet returned
+        self.lines = []             # returned by line()
         self.log = log
         self.err = err
         with (open(log or os.devnull, 'wb') as file,
@@ -108,7 +112,7 @@ class Process:
             self.popen.stdin.write(text.encode())
             self.popen.stdin.flush()
         except BrokenPipeError:
-            pass                    # its output will say why
+            pass                    # the reason will be in its output
 
     def tail(self):
         if self.log:
@@ -120,13 +124,13 @@ class Process:
         return '\n'.join(lines[-20:])
 
     def line(self, timeout):
-        """The next line, without its end."""
+        """Returns the next line, without its end."""
         deadline = time.monotonic() + timeout
         while b'\n' not in self.output:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise Failure(f'{self.name} says nothing for {timeout} s; '
-                              f'before, it said:\n{self.tail()}')
+                raise Failure(f'{self.name}: no line within {timeout} s, '
+                              f'after:\n{self.tail()}')
             if not select.select([self.popen.stdout], [], [], left)[0]:
                 continue
             data = self.popen.stdout.read()
@@ -142,7 +146,8 @@ class Process:
         return text
 
     def expect(self, pattern, timeout):
-        """Read up to a line that matches; returns the lines and the match."""
+        """Reads up to a line that matches; returns the lines before it, and
+        the match."""
         lines = []
         deadline = time.monotonic() + timeout
         while True:
@@ -159,7 +164,7 @@ class Process:
             pass
 
     def stop(self, timeout=5):
-        """End it politely, then for sure."""
+        """Asks it to end, and kills it after @timeout seconds."""
         self.kill(signal.SIGTERM)
         try:
             self.popen.wait(timeout)
@@ -181,20 +186,20 @@ class Client:
 
     def __init__(self, process):
         self.process = process
-        self.info()                 # from here on it is a peer
+        self.info()                 # waits until it is a peer
 
     def start(self, command):
-        """Begin a command; finish() gets its outcome."""
+        """Begins a command; finish() returns its result."""
         self.process.send(command + '\n')
 
     def finish(self, timeout=COMMAND_TIMEOUT):
-        """The objects that the command printed."""
+        """Returns the objects that the command printed."""
         deadline = time.monotonic() + timeout
         objects = []
         while True:
             text = self.process.line(max(deadline - time.monotonic(), 0))
             if not text.startswith('{'):
-                # a program that could not start, or a kernel message
+                # the client did not start, or the kernel wrote a message
                 if text.startswith('ivshmem2-client: '):
                     raise Refused(text)
                 continue
@@ -224,7 +229,7 @@ class Client:
 
 
 class HostPeer(Client):
-    """A peer on the host: ivshmem2-client with the server's socket."""
+    """A peer on the host: ivshmem2-client, connected to a server."""
 
     def leave(self):
         self.process.popen.stdin.close()
@@ -232,7 +237,7 @@ class HostPeer(Client):
 
 
 class Load:
-    """Many peers on the host: bench/load.c, which tells the commands."""
+    """Many peers on the host; bench/load.c describes the commands."""
 
     def __init__(self, process):
         self.process = process
@@ -272,7 +277,7 @@ class Qmp:
                 raise Failure(f"{execute}: {reply['error']['desc']}")
             if 'return' in reply:
                 return reply['return']
-        raise Failure(f'{execute}: QEMU is gone')
+        raise Failure(f'{execute}: QEMU closed its monitor')
 
     def close(self):
         self.file.close()
@@ -288,13 +293,13 @@ class Guest:
         self.addresses = []
         self.marks = 0
         self.in_client = False
-        # its serial line is its standard output
+        # Standard output is the serial line.
         self.process = lab.start(name, self.command(lab, devices),
                                  err=lab.path / f'{name}.err')
         self.qmp = None
 
     def command(self, lab, devices):
-        # VFIO wants interrupts to be remapped.
+        # VFIO requires interrupt remapping.
         return [lab.env.qemu, '-name', self.name,
                 '-nodefaults', '-no-user-config',
                 '-display', 'none', '-machine', 'q35', '-accel', 'tcg',
@@ -307,7 +312,7 @@ class Guest:
                 '-device', 'intel-iommu,intremap=on', *devices]
 
     def plug(self, name, server, peer_id, bus):
-        """Plug another device in; it becomes the last one."""
+        """Plugs in another device; its index is the highest."""
         self.leave_client()
         self.qmp.command('chardev-add', id=f'link-{name}', backend={
             'type': 'socket', 'data': {'server': False, 'addr': {
@@ -321,14 +326,14 @@ class Guest:
         self.addresses.append(address)
 
     def unplug(self, name):
-        """Ask the guest to give it back, and wait until it has."""
+        """Unplugs a device, and waits until guest and QEMU released it."""
         self.qmp.command('device_del', id=name)
         self.leave_client()
         self.addresses = self.await_devices(len(self.addresses) - 1)
         deadline = time.monotonic() + COMMAND_TIMEOUT
         while True:
             try:
-                # QEMU lets go of it a little later than the guest
+                # QEMU releases the chardev some time after the guest
                 self.qmp.command('chardev-remove', id=f'link-{name}')
                 return
             except Failure:
@@ -337,7 +342,8 @@ class Guest:
                 time.sleep(0.1)
 
     def await_devices(self, count):
-        """The addresses of the ivshmem2 devices, when there are so many."""
+        """Waits until the guest sees so many ivshmem2 devices; returns their
+        addresses."""
         deadline = time.monotonic() + COMMAND_TIMEOUT
         while True:
             found = self.run('cd /sys/bus/pci/devices; grep -l 0x4106 '
@@ -350,17 +356,17 @@ class Guest:
             time.sleep(0.2)
 
     def wait_ready(self):
-        """Wait until it has booted."""
+        """Waits until it has booted."""
         _, match = self.process.expect(r'^guest is ready:(.*)$', BOOT_TIMEOUT)
         self.addresses = match[1].split()
         self.in_client = False
         if not self.qmp:
             self.qmp = Qmp(self.qmp_path)
-        self.run('true')            # the shell has said its welcome
+        self.run('true')            # skips the first output of the shell
         return self
 
     def try_run(self, command, timeout=COMMAND_TIMEOUT):
-        """Run a shell command; returns its status and its output."""
+        """Runs a shell command; returns its status and its output."""
         self.leave_client()
         self.marks += 1
         self.process.send(f'{command}\necho "@@{self.marks} $?"\n')
@@ -376,7 +382,7 @@ class Guest:
         return output
 
     def client(self, device=0, options=''):
-        """Become a peer by the device with this index."""
+        """Starts ivshmem2-client with the device of this index."""
         self.leave_client()
         if device >= len(self.addresses):
             raise Failure(f'{self.name} sees no ivshmem2 device')
@@ -386,31 +392,31 @@ class Guest:
         return Client(self.process)
 
     def leave_client(self):
-        """Ctrl-C ends the client, whatever it is doing."""
+        """Interrupts the client, which ends it in any state."""
         while self.in_client:
             self.process.send('\x03')
             self.in_client = False
-            # the shell may have been interrupted instead
+            # If the client had not started yet, Ctrl-C hit the shell.
             self.in_client = self.try_run('true')[0] != 0
 
     def reset(self):
-        """Reset the machine, as its button does, and wait for it."""
+        """Resets the machine, and waits until it has booted."""
         self.qmp.command('system_reset')
         return self.wait_ready()
 
     def kill(self):
-        """The virtual machine is gone from one moment to the next."""
+        """Kills QEMU, without a warning to guest or server."""
         self.process.kill()
         self.process.popen.wait()
 
     def save_counts(self, folder):
-        """What a client for "make coverage" has counted would end here."""
+        """Copies the coverage counts out, which power off would delete."""
         text = self.run('tar -cz $(find / -xdev -name "*.gcda") 2> /dev/null'
                         ' | base64')
         (folder / f'{self.name}.tgz').write_bytes(base64.b64decode(text))
 
     def power_off(self):
-        """Returns QEMU's exit status."""
+        """Powers off; returns QEMU's exit status."""
         self.leave_client()
         if 'COVERAGE' in os.environ:
             self.save_counts(Path(os.environ['COVERAGE']))
@@ -419,7 +425,7 @@ class Guest:
 
 
 class Lab:
-    """Use it with "with"."""
+    """A context manager: a directory, and processes that use it."""
 
     def __init__(self, on_line=None):
         self.env = environment()
@@ -432,7 +438,7 @@ class Lab:
 
     @functools.cached_property
     def initramfs(self):
-        """The initial RAM disk of Linux guests, made if need be."""
+        """The path of the initial RAM disk, which is built if necessary."""
         if not (self.env.guest / 'vmlinuz').exists():
             raise Failure(f'{self.env.guest}/vmlinuz is missing, run '
                           '"make guest"')
@@ -449,7 +455,7 @@ class Lab:
     def __exit__(self, *exc):
         for sig in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
             signal.signal(sig, signal.SIG_IGN)
-        # the server last: it is to see the others go
+        # The server last, so that it sees the others leave
         for process in reversed(self.processes):
             process.stop()
         shutil.rmtree(self.path, ignore_errors=True)
@@ -462,7 +468,7 @@ class Lab:
         return process
 
     def server(self, *options, name='server'):
-        """Start a server; returns its process when it listens."""
+        """Starts a server; returns its process as soon as it listens."""
         path = self.socket(name)
         process = self.start(name, [self.env.server, '--socket', path,
                                     *options], log=self.path / f'{name}.log')
@@ -481,7 +487,7 @@ class Lab:
         return self.path / f'{server}.sock'
 
     def guest(self, name, *peers, options=()):
-        """Start a guest with a device for each of @peers: (server, ID)."""
+        """Starts a guest with a device for each of @peers: (server, ID)."""
         devices = [*options]
         for number, (server, peer_id) in enumerate(peers):
             devices += ['-chardev',

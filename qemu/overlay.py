@@ -1,11 +1,12 @@
 """What this project adds to a QEMU tree.
 
-A topic is one file of qemu/hooks: the commit message of its patch, lines
-"Files: PATTERN..." that name our files belonging to it (they stand in this
-repository where they stand in QEMU), and the patch to QEMU's own files.
-"Append: FILE TARGET" adds a file of qemu/hooks at the end of a QEMU file.
+A topic is one file of qemu/hooks. It consists of the commit message of its
+patch, of lines "Files: PATTERN..." that name our files of this topic (which
+have the same paths here and in QEMU), and of the patch to QEMU's own files.
+"Append: FILE TARGET" appends a file of qemu/hooks to a file of QEMU. No other
+files of this repository get into a QEMU tree.
 
-A port is a sed script, qemu/ports/VERSION.sed: what our C files need in QEMU
+A port is a sed script, qemu/ports/VERSION.sed. It adapts our C files to QEMU
 trees of that version and newer.
 
 SPDX-License-Identifier: GPL-2.0-or-later
@@ -67,7 +68,7 @@ def version(text):
 
 
 class Overlay:
-    """What the topics make of a pristine tree."""
+    """The changes that topics make to a pristine tree."""
 
     def __init__(self, pristine):
         self.pristine = Path(pristine)
@@ -139,6 +140,6 @@ class Overlay:
 
 
 def make_room(target):
-    """Makes the folder of a new file, and removes an old one."""
+    """Makes the folder of a new file, and removes an old file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 /*
- * To be preloaded into QEMU: a KVM that has less to give
+ * Preloaded into QEMU, makes KVM refuse resources
  *
- * REFUSE=WHAT:N in the environment: after N of them KVM refuses any more.
- * WHAT is irqfd, ioeventfd or route.
+ * With REFUSE=WHAT:N in the environment, N of them can be had at a time; WHAT
+ * is irqfd, ioeventfd or route.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -17,7 +17,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
-/* Lines of the interrupt controllers, which have routes anyway */
+/* Routes of the interrupt controllers' lines, which always exist */
 #define LINES   24
 
 static long left(const char *what)
@@ -29,7 +29,7 @@ static long left(const char *what)
            atol(refuse + n + 1) : -1;
 }
 
-/* Negative: as many as there are */
+/* Negative *@n: no limit */
 static int refused(long *n, int gives_back)
 {
     if (*n < 0) {

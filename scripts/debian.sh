@@ -1,30 +1,16 @@
 # shellcheck shell=bash
 #
-# What the scripts of the workbench share. To be sourced, with bash.
+# Fetches packages of a Debian suite of choice, whatever is installed, and
+# unpacks them below the build folder. To be sourced, with bash; brings
+# common.sh along.
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-shopt -s inherit_errexit
+# shellcheck source=scripts/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-
-# Everything we make or fetch goes here, and nothing anywhere else.
-build=${BUILD:-build}
-case $build in /*) ;; *) build=$top/$build ;; esac
-
-say()
-{
-    echo "==> $*" >&2
-}
-
-die()
-{
-    echo "${0##*/}: $*" >&2
-    exit 1
-}
-
-# The user's own Debian mirror, whatever it is. "make packages" has run by
-# now, so apt knows which of its sources is the Debian archive.
+# Prints the Debian mirror that the user's apt uses. scripts/packages has run
+# "apt-get update" if need be, so apt knows which source that is.
 debian_mirror()
 {
     if [ -n "${DEBIAN_MIRROR:-}" ]; then
@@ -40,7 +26,7 @@ debian_mirror()
 
 # private_apt SUITE COMMAND...: runs an apt tool that sees one suite of Debian
 # and nothing else. The user's sources, lists, pins and packages are neither
-# read nor changed; his proxy settings are honoured.
+# read nor changed; proxy settings are those of the user's apt.
 private_apt()
 {
     local suite=$1 dir=$build/debian-$1/apt
@@ -58,6 +44,7 @@ private_apt()
 read_lists()
 {
     local suite=$1 dir=$2 mirror type
+    local keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     mirror=$(debian_mirror)
     [ -n "$mirror" ] ||
         die "apt knows no Debian mirror: run 'apt-get update'," \
@@ -66,13 +53,11 @@ read_lists()
     mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
     : > "$dir/status"
     for type in deb deb-src; do
-        echo "$type [signed-by=$debian_keyring] $mirror $suite main"
+        echo "$type [signed-by=$keyring] $mirror $suite main"
     done > "$dir/sources.list"
     run_private_apt "$dir" apt-get update -qq -o APT::Update::Error-Mode=any
     touch "$dir/ready"
 }
-
-debian_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 run_private_apt()
 {
@@ -98,7 +83,7 @@ source_versions()
         sed -n 's/^Version: //p' | sort -rV
 }
 
-# unpack_source SUITE PACKAGE DIR: DIR becomes the package's source tree,
+# unpack_source SUITE PACKAGE DIR: DIR becomes the package's source tree, with
 # Debian's patches applied.
 unpack_source()
 {
@@ -106,7 +91,7 @@ unpack_source()
     rm -rf "$dir" "$files"
     mkdir -p "$files"
     say "fetching the source package $package of $suite"
-    # A mirror may be ahead of its own lists: then the newest is gone already.
+    # While a mirror is updated, the newest version in its lists may be gone.
     for version in $(source_versions "$suite" "$package"); do
         (cd "$files" && private_apt "$suite" apt-get source -qq \
              --download-only "$package=$version") 2> "$files.log" && break
@@ -122,8 +107,8 @@ unpack_source()
     rm -rf "$files" "$files.log" "$dir.log"
 }
 
-# unpack_packages SUITE DIR PACKAGE...: unpacks binary packages below DIR
-# without installing them, and without the packages they depend on.
+# unpack_packages SUITE DIR PACKAGE...: unpacks binary packages below DIR. The
+# packages they depend on are not fetched.
 unpack_packages()
 {
     local suite=$1 dir=$2 files=$2.files deb
@@ -139,46 +124,27 @@ unpack_packages()
     rm -rf "$files"
 }
 
-suite=${QEMU_SUITE:-trixie}
-
-# Where the QEMU of the user's choice comes from, and where it is built.
-work=$build/qemu-$suite
-pristine=$work/pristine
-# shellcheck disable=SC2034 # used by those who source this
-if [ -n "${QEMU_SRC:-}" ]; then
-    work=$build/qemu-own
-    pristine=$(realpath -e "$QEMU_SRC")
-fi
-
-# One at a time: waits for, and keeps out, others who work in this folder.
-lock()
-{
-    exec 9> "$1/lock"
-    flock 9
-}
-
-# QEMU's build wants a newer meson than Debian 12 has, and its firmware must
-# not be older than itself. Unpacked, not installed.
-tools_suite=trixie
-
+# QEMU's build wants a newer meson than Debian 12 has, and firmware that is
+# not older than QEMU. Prints the folder that has them: debs and firmware.
 build_packages()
 {
-    local dir=$build/debian-$tools_suite
+    local suite=trixie
+    local dir=$build/debian-$suite
     (
         mkdir -p "$dir"
         lock "$dir"
         [ ! -d "$dir/firmware" ] || exit 0
-        unpack_packages "$tools_suite" "$dir/debs" meson python3-pycotap \
+        unpack_packages "$suite" "$dir/debs" meson python3-pycotap \
                         qemu-system-data seabios ipxe-qemu
         mkdir "$dir/firmware"
-        ln -s "$dir"/debs/usr/{share/qemu,share/seabios,lib/ipxe/qemu}/* \
-            "$dir/firmware"
+        ln -s "$dir"/debs/usr/share/{qemu,seabios}/* "$dir/firmware"
     )
     echo "$dir"
 }
 
-# Prints the path of a python that knows meson. It is a virtual environment,
-# so that neither PYTHONPATH nor the user's PATH plays a part in the build.
+# Prints the path of a python that knows meson; meson itself is beside it. It
+# is a virtual environment, so that PYTHONPATH and PATH have no influence on
+# the build.
 meson_python()
 {
     local dir debs env
