@@ -104,8 +104,8 @@ Ivshmem2Budget *ivshmem2_budget_new(const Ivshmem2BudgetConfig *config)
 
 void ivshmem2_budget_free(Ivshmem2Budget *b)
 {
-    g_assert(!b || !g_hash_table_size(b->users));
     if (b) {
+        g_warn_if_fail(!g_hash_table_size(b->users));
         g_hash_table_unref(b->users);
         g_free(b);
     }
@@ -197,7 +197,7 @@ void ivshmem2_budget_discharge(Ivshmem2Budget *b, Ivshmem2Resource resource,
     static const User nothing;
     User *u = find_user(b, uid);
 
-    g_assert(u && u->n[resource]);
+    g_return_if_fail(u && u->n[resource]);
     u->n[resource]--;
     b->n[resource]--;
     if (!memcmp(u, &nothing, sizeof(nothing))) {

@@ -131,7 +131,7 @@ typedef struct Ivshmem2Eventfds {
     uint32_t first;
 } Ivshmem2Eventfds;
 
-/* Whom a client wants to ring */
+/* The vector of a peer that a client wants to interrupt */
 typedef struct Ivshmem2Target {
     uint32_t id;
     uint32_t vector;
