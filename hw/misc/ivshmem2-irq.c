@@ -15,11 +15,15 @@
 #include "hw/misc/ivshmem2-regs.h"
 #include "hw/pci/msix.h"
 #include "ivshmem2-irq.h"
+#include "system/arch_init.h"
 #include "system/kvm.h"
 #include "trace.h"
 
 /* At most so many arrivals are looked at with one system call. */
 #define IVSHMEM2_EVENTS         64
+
+/* The start of 1 MiB of messages that x86 processors take for interrupts */
+#define IVSHMEM2_X86_MSI_ADDRESS 0xfee00000
 
 /*
  * The mode
@@ -52,7 +56,7 @@ static Ivshmem2IrqMode ivshmem2_irq_wanted_mode(const Ivshmem2Irq *irq)
     if (!ivshmem2_can_interrupt(irq)) {
         return IVSHMEM2_IRQ_OFF;
     }
-    if (irqfds && ivshmem2_one_shot(irq) && !irq->refused) {
+    if (irqfds && ivshmem2_one_shot(irq) && !irq->refused && !irq->n_odd) {
         return enabled ? IVSHMEM2_IRQ_RELAY : IVSHMEM2_IRQ_RELAY_OFF;
     }
     if (!enabled) {
@@ -87,36 +91,74 @@ static void ivshmem2_irq_refused(Ivshmem2Irq *irq, const char *what)
                           "helps out, which is slower", what);
 }
 
-/* Changing routes is slow, so only when the guest has moved the vector */
-static bool ivshmem2_irq_set_route(Ivshmem2Irq *irq, uint32_t vector)
+/*
+ * A guest can write any message.  KVM refuses some of them, with the whole
+ * routing table, and then QEMU aborts.  KVM also takes others for interrupts
+ * that are writes to memory.
+ */
+static bool ivshmem2_irq_is_odd(MSIMessage msg)
+{
+    if (qemu_arch_available(QEMU_ARCH_I386)) {
+        return msg.address >> 20 != IVSHMEM2_X86_MSI_ADDRESS >> 20;
+    }
+    return msg.address >> 32;
+}
+
+static void ivshmem2_irq_set_odd(Ivshmem2Irq *irq, Ivshmem2Vector *v, bool odd)
+{
+    irq->n_odd += odd - v->odd;
+    v->odd = odd;
+}
+
+/*
+ * Changing routes is slow, so only when the guest has moved the vector.
+ * Returns 0 or an errno as a negative number; -EINVAL: an IOMMU of the guest
+ * has no entry for the message.
+ */
+static int ivshmem2_irq_set_route(Ivshmem2Irq *irq, uint32_t vector)
 {
     Ivshmem2Vector *v = &irq->vectors[vector];
     MSIMessage msg = msix_get_message(irq->pdev, vector);
     KVMRouteChange c;
+    int ret;
 
     if (v->virq < 0) {
         c = kvm_irqchip_begin_route_changes(kvm_state);
-        v->virq = kvm_irqchip_add_msi_route(&c, vector, irq->pdev);
-        if (v->virq < 0) {
-            return false;
+        ret = kvm_irqchip_add_msi_route(&c, vector, irq->pdev);
+        if (ret < 0) {
+            return ret;
         }
+        v->virq = ret;
         kvm_irqchip_commit_route_changes(&c);
     } else if (msg.address != v->msg.address || msg.data != v->msg.data) {
-        if (kvm_irqchip_update_msi_route(kvm_state, v->virq, msg,
-                                         irq->pdev) < 0) {
-            return false;
+        ret = kvm_irqchip_update_msi_route(kvm_state, v->virq, msg, irq->pdev);
+        if (ret < 0) {
+            return ret;
         }
         kvm_irqchip_commit_routes(kvm_state);
     }
     v->msg = msg;
-    return true;
+    return 0;
+}
+
+static void ivshmem2_irq_release_route(Ivshmem2Vector *v)
+{
+    if (v->virq >= 0) {
+        kvm_irqchip_release_virq(kvm_state, v->virq);
+        v->virq = -1;
+    }
 }
 
 static bool ivshmem2_irq_attach(Ivshmem2Irq *irq, uint32_t vector)
 {
     Ivshmem2Vector *v = &irq->vectors[vector];
+    int ret = ivshmem2_irq_set_route(irq, vector);
 
-    if (!ivshmem2_irq_set_route(irq, vector)) {
+    if (ret == -EINVAL) {
+        ivshmem2_irq_set_odd(irq, v, true);
+        return false;
+    }
+    if (ret < 0) {
         ivshmem2_irq_refused(irq, "MSI route");
         return false;
     }
@@ -159,8 +201,9 @@ static void ivshmem2_irq_set_delivery(Ivshmem2Irq *irq, uint32_t vector,
 {
     Ivshmem2Vector *v = &irq->vectors[vector];
 
-    if (delivery == v->delivery && (delivery == IVSHMEM2_BY_QEMU ||
-                                    ivshmem2_irq_set_route(irq, vector))) {
+    if (delivery == v->delivery &&
+        (delivery == IVSHMEM2_BY_QEMU ||
+         ivshmem2_irq_set_route(irq, vector) == 0)) {
         return;
     }
     ivshmem2_irq_detach(irq, vector);
@@ -210,13 +253,16 @@ static void ivshmem2_irq_update_vector(Ivshmem2Irq *irq, uint32_t vector)
     Ivshmem2Delivery before = v->delivery;
     Ivshmem2Delivery delivery = IVSHMEM2_BY_QEMU;
 
+    /* Odd until it is masked, so that the mode does not change to and fro */
+    ivshmem2_irq_set_odd(irq, v, !masked && (v->odd || ivshmem2_irq_is_odd(
+        msix_get_message(irq->pdev, vector))));
     if (masked || irq->mode != IVSHMEM2_IRQ_KVM) {
         v->in_a_row = 0;
-    } else if (v->in_a_row >= irq->irqfd_after) {
+    } else if (v->in_a_row >= irq->irqfd_after && !v->odd) {
         delivery = IVSHMEM2_BY_KVM;
     }
     /* The relay heeds the mask, so a vector can stay: changes are slow. */
-    if (ivshmem2_mode_relays(irq->mode) &&
+    if (ivshmem2_mode_relays(irq->mode) && !v->odd &&
         (!masked || before == IVSHMEM2_BY_RELAY)) {
         delivery = IVSHMEM2_BY_RELAY;
     }
@@ -326,7 +372,7 @@ static void ivshmem2_irq_go_to(Ivshmem2Irq *irq, Ivshmem2IrqMode mode)
 static void ivshmem2_irq_update_locked(Ivshmem2Irq *irq)
 {
     ivshmem2_irq_go_to(irq, ivshmem2_irq_wanted_mode(irq));
-    /* The relay needs every irqfd: if one was refused, this is another mode. */
+    /* The relay needs every irqfd: if one cannot be, this is another mode. */
     ivshmem2_irq_go_to(irq, ivshmem2_irq_wanted_mode(irq));
 }
 
@@ -467,16 +513,21 @@ void ivshmem2_irq_flush(Ivshmem2Irq *irq)
     }
 }
 
-void ivshmem2_irq_vector_unmasked(Ivshmem2Irq *irq, uint32_t vector)
+/* The mask or the message of @vector has changed. */
+static void ivshmem2_irq_vector_changed(Ivshmem2Irq *irq, uint32_t vector)
 {
     bool notify = false;
 
     WITH_QEMU_LOCK_GUARD(&irq->lock) {
+        uint32_t n_odd = irq->n_odd;
+
         ivshmem2_irq_update_vector(irq, vector);
-        if (ivshmem2_mode_relays(irq->mode) && irq->refused) {
+        if (irq->n_odd != n_odd ||
+            (ivshmem2_mode_relays(irq->mode) && irq->refused)) {
             ivshmem2_irq_update_locked(irq);
         }
-        if (test_and_clear_bit(vector, irq->pending)) {
+        if (!test_bit(vector, irq->masked) &&
+            test_and_clear_bit(vector, irq->pending)) {
             notify = ivshmem2_irq_accept(irq, vector);
         }
     }
@@ -485,10 +536,31 @@ void ivshmem2_irq_vector_unmasked(Ivshmem2Irq *irq, uint32_t vector)
     }
 }
 
+void ivshmem2_irq_vector_unmasked(Ivshmem2Irq *irq, uint32_t vector)
+{
+    ivshmem2_irq_vector_changed(irq, vector);
+}
+
 void ivshmem2_irq_vector_masked(Ivshmem2Irq *irq, uint32_t vector)
 {
+    ivshmem2_irq_vector_changed(irq, vector);
+}
+
+void ivshmem2_irq_begin_message(Ivshmem2Irq *irq, uint32_t vector)
+{
+    Ivshmem2Vector *v = &irq->vectors[vector];
+
     QEMU_LOCK_GUARD(&irq->lock);
-    ivshmem2_irq_update_vector(irq, vector);
+    ivshmem2_irq_detach(irq, vector);
+    ivshmem2_irq_release_route(v);
+    ivshmem2_irq_set_odd(irq, v, false);
+    /* until ivshmem2_irq_end_message() */
+    set_bit(vector, irq->masked);
+}
+
+void ivshmem2_irq_end_message(Ivshmem2Irq *irq, uint32_t vector)
+{
+    ivshmem2_irq_vector_changed(irq, vector);
 }
 
 /*
@@ -627,9 +699,7 @@ void ivshmem2_irq_exit(Ivshmem2Irq *irq)
     ivshmem2_irq_set_polling(irq, false);
     for (uint32_t i = 0; i < irq->n_vectors; i++) {
         ivshmem2_irq_detach(irq, i);
-        if (irq->vectors[i].virq >= 0) {
-            kvm_irqchip_release_virq(kvm_state, irq->vectors[i].virq);
-        }
+        ivshmem2_irq_release_route(&irq->vectors[i]);
     }
     ivshmem2_close(&irq->epoll_fd);
     qemu_cond_destroy(&irq->relay_wake);

@@ -56,6 +56,7 @@ typedef struct Ivshmem2Vector {
     int virq;                   /* the vector's route, -1: none */
     MSIMessage msg;             /* where the route leads */
     uint8_t in_a_row;           /* delivered by QEMU since the last change */
+    bool odd;                   /* its message is not for KVM */
 } Ivshmem2Vector;
 
 /*
@@ -84,6 +85,7 @@ typedef struct Ivshmem2Irq {
     Ivshmem2Vector *vectors;
     unsigned long *masked;      /* as the relay sees the vectors' masks */
     unsigned long *pending;     /* vectors that arrived while masked */
+    uint32_t n_odd;             /* unmasked vectors that are odd */
     bool relay_stop;
     QemuCond relay_wake;        /* @mode or @relay_stop has changed */
 
@@ -129,5 +131,13 @@ void ivshmem2_irq_update(Ivshmem2Irq *irq);
 /* The MSI-X mask of a vector has changed. */
 void ivshmem2_irq_vector_unmasked(Ivshmem2Irq *irq, uint32_t vector);
 void ivshmem2_irq_vector_masked(Ivshmem2Irq *irq, uint32_t vector);
+
+/*
+ * Around each write to the MSI-X message of a vector.  Between the two, KVM
+ * does not know the vector: QEMU hands KVM the messages of all vectors with
+ * routes whenever a guest's IOMMU invalidates its interrupt entries.
+ */
+void ivshmem2_irq_begin_message(Ivshmem2Irq *irq, uint32_t vector);
+void ivshmem2_irq_end_message(Ivshmem2Irq *irq, uint32_t vector);
 
 #endif /* HW_MISC_IVSHMEM2_IRQ_H */

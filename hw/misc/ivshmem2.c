@@ -68,6 +68,7 @@ struct Ivshmem2State {
 
     Ivshmem2Doorbells doorbells;
     Stat64 sent;
+    MemoryRegion msix_table;    /* in front of PCI core's */
     Ivshmem2Irq irq;            /* with properties */
 
     Error *migration_blocker;
@@ -335,6 +336,74 @@ static void ivshmem2_vector_masked(PCIDevice *pdev, unsigned vector)
     ivshmem2_irq_vector_masked(&IVSHMEM2(pdev)->irq, vector);
 }
 
+static uint64_t ivshmem2_msix_table_read(void *opaque, hwaddr addr,
+                                         unsigned size)
+{
+    Ivshmem2State *s = opaque;
+    uint64_t value = 0;
+
+    memory_region_dispatch_read(&PCI_DEVICE(s)->msix_table_mmio, addr, &value,
+                                size_memop(size) | MO_LE,
+                                MEMTXATTRS_UNSPECIFIED);
+    return value;
+}
+
+static void ivshmem2_msix_table_write(void *opaque, hwaddr addr,
+                                      uint64_t value, unsigned size)
+{
+    Ivshmem2State *s = opaque;
+    uint32_t vector = addr / PCI_MSIX_ENTRY_SIZE;
+    bool message = addr % PCI_MSIX_ENTRY_SIZE < PCI_MSIX_ENTRY_VECTOR_CTRL;
+
+    if (message) {
+        ivshmem2_irq_begin_message(&s->irq, vector);
+    }
+    memory_region_dispatch_write(&PCI_DEVICE(s)->msix_table_mmio, addr, value,
+                                 size_memop(size) | MO_LE,
+                                 MEMTXATTRS_UNSPECIFIED);
+    if (message) {
+        ivshmem2_irq_end_message(&s->irq, vector);
+    }
+}
+
+/* The same accesses as to PCI core's table */
+static const MemoryRegionOps ivshmem2_msix_table_ops = {
+    .read = ivshmem2_msix_table_read,
+    .write = ivshmem2_msix_table_write,
+    .endianness = DEVICE_LITTLE_ENDIAN,
+    .valid = {
+        .min_access_size = 4,
+        .max_access_size = 8,
+    },
+    .impl = {
+        .min_access_size = 4,
+        .max_access_size = 4,
+    },
+};
+
+static bool ivshmem2_init_msix(Ivshmem2State *s, Error **errp)
+{
+    PCIDevice *pdev = PCI_DEVICE(s);
+
+    if (msix_init_exclusive_bar(pdev, s->info.vectors, IVSHMEM2_BAR_MSIX,
+                                errp) < 0) {
+        return false;
+    }
+    for (uint32_t i = 0; i < s->info.vectors; i++) {
+        msix_vector_use(pdev, i);
+    }
+    msix_set_vector_notifiers(pdev, ivshmem2_vector_unmasked,
+                              ivshmem2_vector_masked, NULL);
+    memory_region_init_io(&s->msix_table, OBJECT(s), &ivshmem2_msix_table_ops,
+                          s, "ivshmem2-msix-table",
+                          s->info.vectors * PCI_MSIX_ENTRY_SIZE);
+    /* It only passes accesses on, to a region with a guard of its own. */
+    s->msix_table.disable_reentrancy_guard = true;
+    memory_region_add_subregion_overlap(&pdev->msix_exclusive_bar, 0,
+                                        &s->msix_table, 1);
+    return true;
+}
+
 static bool ivshmem2_init_capabilities(Ivshmem2State *s, Error **errp)
 {
     PCIDevice *pdev = PCI_DEVICE(s);
@@ -359,16 +428,7 @@ static bool ivshmem2_init_capabilities(Ivshmem2State *s, Error **errp)
         pci_config_set_interrupt_pin(pdev->config, 1);
         return true;
     }
-    if (msix_init_exclusive_bar(pdev, s->info.vectors, IVSHMEM2_BAR_MSIX,
-                                errp) < 0) {
-        return false;
-    }
-    for (uint32_t i = 0; i < s->info.vectors; i++) {
-        msix_vector_use(pdev, i);
-    }
-    msix_set_vector_notifiers(pdev, ivshmem2_vector_unmasked,
-                              ivshmem2_vector_masked, NULL);
-    return true;
+    return ivshmem2_init_msix(s, errp);
 }
 
 static void ivshmem2_init_config(Ivshmem2State *s)
@@ -448,6 +508,7 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
     PCIDevice *pdev = PCI_DEVICE(s);
 
     if (msix_present(pdev)) {
+        memory_region_del_subregion(&pdev->msix_exclusive_bar, &s->msix_table);
         if (pdev->msix_vector_use_notifier) {
             msix_unset_vector_notifiers(pdev);
         }
