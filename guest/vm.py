@@ -12,7 +12,8 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP / 'scripts'))
 
-# pylint: disable=wrong-import-position # how to end comes first
+# how to end comes first
+# pylint: disable=wrong-import-position,wrong-import-order
 import ending                           # noqa: E402
 import atexit
 import base64
