@@ -1,6 +1,6 @@
 # Each target calls a script that can also be called without make.
 #
-# BUILD=DIR         the build folder (build)
+# BUILD=DIR         the build folder (build), which needs up to 2 GB
 # QEMU_SUITE=SUITE  take QEMU's source from this suite of Debian (trixie)
 # QEMU_SRC=DIR      take a QEMU tree of your own instead; it is only read
 # ONLY=PATTERN      for check, coverage and fuzz: only programs that match

@@ -9,13 +9,15 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import functools
 import subprocess
 
-from vm import BOOT_TIMEOUT, COMMAND_TIMEOUT, HERE, Failure, Qmp
+from vm import BOOT_TIMEOUT, COMMAND_TIMEOUT, HERE, TCG_SMP, Failure, Qmp
 
 # Address spaces; lower numbers are those of BARs.
 CONFIG, IO, MEMORY = 6, 7, 8
 
 # On some hosts KVM reports arch-capabilities although guests cannot have it.
 CPU = {'tcg': 'qemu64', 'kvm': 'host,-arch-capabilities'}
+
+SMP = {'tcg': TCG_SMP, 'kvm': '1'}
 
 # PCI
 COMMAND = 4
@@ -63,7 +65,8 @@ class BareGuest:
         self.process = lab.start(name, [
             lab.env.qemu, '-nodefaults', '-no-user-config',
             '-display', 'none', '-machine', 'pc', '-accel', accel,
-            '-cpu', CPU[accel], '-m', '32', '-name', name,
+            '-cpu', CPU[accel], '-smp', SMP[accel], '-m', '32',
+            '-name', name,
             '-kernel', self.kernel(lab), '-serial', 'stdio',
             '-qmp', f'unix:{self.qmp_path},server=on,wait=off', *devices],
             err=lab.path / f'{name}.err', env=env)

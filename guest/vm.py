@@ -6,6 +6,16 @@ for whatever reason, it ends the processes and removes the directory.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import sys
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TOP / 'scripts'))
+
+# how to end comes first
+# pylint: disable=wrong-import-position,wrong-import-order
+import ending                           # noqa: E402
+import atexit
 import base64
 import ctypes
 import functools
@@ -14,22 +24,21 @@ import os
 import re
 import select
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
-TOP = Path(__file__).resolve().parent.parent
 HERE = TOP / 'guest'
 
 # Seconds: enough for emulated processors on a busy host
 BOOT_TIMEOUT = 180
 COMMAND_TIMEOUT = 60
+
+# If only one processor is possible, QEMU's emulation leaves out the memory
+# barriers of the guest, which peers in other processes rely on.
+TCG_SMP = '1,maxcpus=2'
 
 # VFIO needs the IOMMU. The kernel writes only emergencies to the serial line,
 # which the output of guest/init and of the shell needs.
@@ -38,6 +47,17 @@ KERNEL_OPTIONS = 'console=ttyS0 quiet loglevel=1 intel_iommu=on'
 
 class Failure(Exception):
     """The message says what did not happen as it should."""
+
+
+def no_kvm():
+    """Returns why KVM cannot be used and what to do, or ''."""
+    if not os.path.exists('/dev/kvm'):
+        return ('no KVM: /dev/kvm does not exist; enable virtualization in the '
+                'firmware or, in a virtual machine, nested virtualization')
+    if not os.access('/dev/kvm', os.R_OK | os.W_OK):
+        return ('no access to KVM: add yourself to the group kvm '
+                '("adduser USER kvm") and log in again')
+    return ''
 
 
 class Refused(Failure):
@@ -72,6 +92,7 @@ def environment():
 
 def end_with_parent():
     """In a child: lets the kernel kill it when the parent ends."""
+    ending.disturbed()
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
@@ -303,7 +324,7 @@ class Guest:
         return [lab.env.qemu, '-name', self.name,
                 '-nodefaults', '-no-user-config',
                 '-display', 'none', '-machine', 'q35', '-accel', 'tcg',
-                '-cpu', 'qemu64,-cx16', '-m', '256',
+                '-cpu', 'qemu64,-cx16', '-smp', TCG_SMP, '-m', '256',
                 '-kernel', lab.env.guest / 'vmlinuz',
                 '-initrd', lab.initramfs,
                 '-append', f'{KERNEL_OPTIONS} driven',
@@ -447,24 +468,27 @@ class Lab:
         return path
 
     def __enter__(self):
-        for sig in signal.SIGTERM, signal.SIGHUP:
-            signal.signal(sig, lambda number, frame: sys.exit(128 + number))
-        self.path = Path(tempfile.mkdtemp(prefix='ivshmem2-'))
+        self.path = ending.temporary_folder('ivshmem2-')
+        # A signal can come between here and the with statement.
+        atexit.register(self.end)
         return self
 
     def __exit__(self, *exc):
-        for sig in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
-            signal.signal(sig, signal.SIG_IGN)
-        # The server last, so that it sees the others leave
-        for process in reversed(self.processes):
-            process.stop()
-        shutil.rmtree(self.path, ignore_errors=True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.end()
+        atexit.unregister(self.end)
+
+    def end(self):
+        with ending.undisturbed():
+            # The server last, so that it sees the others leave
+            while self.processes:
+                self.processes.pop().stop()
+            ending.remove_folder(self.path)
 
     def start(self, name, command, **more):
         on_line = self.on_line and (lambda text: self.on_line(name, text))
-        process = Process(name, command, on_line, **more)
-        self.processes.append(process)
+        with ending.undisturbed():
+            process = Process(name, command, on_line, **more)
+            self.processes.append(process)
         return process
 
     def server(self, *options, name='server'):

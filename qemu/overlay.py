@@ -12,6 +12,7 @@ trees of that version and newer.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import functools
 import os
 import re
 import shutil
@@ -61,6 +62,19 @@ def recount(patch):
 
 def topics():
     return [Topic(path) for path in sorted(HOOKS.glob('*.patch'))]
+
+
+@functools.cache
+def our_files():
+    return {path for topic in topics() for path in topic.files}
+
+
+def our_paths(text):
+    """Messages of compilers and programs of a QEMU build name a copy of our
+    file; returns the text with the paths that these files have here."""
+    return re.sub(r'\.\./src/([\w./+-]+)', lambda match:
+                  str(TOP / match[1]) if match[1] in our_files() else match[0],
+                  text)
 
 
 def version(text):

@@ -6,6 +6,10 @@
 
 shopt -s inherit_errexit
 
+# Without a trap, bash goes on after SIGINT if the program that it waits for
+# ends by itself instead of by the signal.
+trap 'exit 130' INT
+
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # Everything that is downloaded or built goes here, and nowhere else.
@@ -33,10 +37,14 @@ die()
     exit 1
 }
 
-# lock DIR: one script at a time works in this folder. Waits for the others;
-# the lock is released when the (sub)shell ends.
+# lock DIR: one script at a time works in this folder. Waits for the others,
+# and says so; the lock is released when the (sub)shell ends.
 lock()
 {
-    exec 9> "$1/lock"
-    flock 9
+    exec 9>> "$1/lock"
+    if ! flock --nonblock 9; then
+        say "waiting for $(cat "$1/lock"), which works in $1"
+        flock 9
+    fi
+    echo "${0##*/} (process $$)" > "$1/lock"
 }

@@ -33,11 +33,11 @@ private_apt()
     shift
     mkdir -p "$dir"
     (
-        flock 8
+        lock "$dir"
         # Mirrors drop superseded versions: old lists name files that are gone.
         [ -n "$(find "$dir/ready" -mmin -60 2>/dev/null)" ] ||
             read_lists "$suite" "$dir"
-    ) 8> "$dir/lock"
+    )
     run_private_apt "$dir" "$@"
 }
 
