@@ -177,6 +177,7 @@ static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
         conn->out_size = 0;
         conn->out_done = 0;
         conn->broken = false;
+        conn->given_up = false;
         conn->connected = true;
         ivshmem2_conn_pump(conn);
         break;
@@ -185,10 +186,9 @@ static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
         ivshmem2_conn_drop_watch(conn);
         ivshmem2_session_disconnected(conn->session);
         ivshmem2_decoder_reset(&conn->decoder);
-        if (!conn->error) {
+        if (!conn->error && !conn->broken) {
             error_setg(&conn->error, "the server closed the connection");
             conn->too_late = true;
-            conn->given_up = false;
         }
         ivshmem2_conn_back_off(conn, was_ready);
         qemu_bh_schedule(conn->bh);
