@@ -1279,6 +1279,38 @@ static void test_late_unknown(void *obj, void *link, QGuestAllocator *alloc)
     test_link_wait_fds(bus->qts, fds);
 }
 
+/* A QEMU that ends in order says goodbye, whether its machine runs or not. */
+static void test_goodbye(void *obj, void *opaque, QGuestAllocator *alloc)
+{
+    static const char *const options[] = { "", "-S" };
+    TestLink *link = opaque;
+
+    for (int i = 0; i < ARRAY_SIZE(options); i++) {
+        Server *server = server_start(link, NULL, PEERS);
+        QTestState *qts = qtest_initf("%s -chardev socket,id=c,path=%s"
+                                      " -device ivshmem2,chardev=c",
+                                      options[i], link->socket);
+        Ivshmem2Header last = {}, hdr;
+        char payload[256];
+
+        server_take(server);
+        qtest_quit(qts);
+        while (recv(server->fd, &hdr, sizeof(hdr), MSG_WAITALL) ==
+               sizeof(hdr)) {
+            size_t left = le32_to_cpu(hdr.size) - sizeof(hdr);
+
+            g_assert_cmpuint(left, <=, sizeof(payload));
+            if (left) {
+                g_assert_cmpint(recv(server->fd, payload, left, MSG_WAITALL),
+                                ==, left);
+            }
+            last = hdr;
+        }
+        g_assert_cmphex(le16_to_cpu(last.type), ==, IVSHMEM2_MSG_GOODBYE);
+        server_stop(server);
+    }
+}
+
 static void register_ivshmem2_hostile_test(void)
 {
     static const struct {
@@ -1310,6 +1342,7 @@ static void register_ivshmem2_hostile_test(void)
         { "ivshmem2/hostile/hasty-absent", test_hasty_absent },
         { "ivshmem2/hostile/hasty-backlog", test_hasty_backlog },
         { "ivshmem2/hostile/idle", test_idle },
+        { "ivshmem2/hostile/goodbye", test_goodbye },
     };
 
     for (int i = 0; i < ARRAY_SIZE(tests); i++) {
