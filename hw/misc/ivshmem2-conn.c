@@ -9,13 +9,27 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/un.h>
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "chardev/char-socket.h"
+#include "io/task.h"
 #include "ivshmem2-conn.h"
 #include "libivshmem2-util.h"
 #include "trace.h"
+
+/* How often the device connects to a server that does not take it back */
+#define SLOWEST_RECONNECT_MS    60000
+/* How often it looks whether the server accepts connections */
+#define CONNECT_POLL_MS         5
+/* Between two successful handshakes: the loss, and one reason more */
+#define MAX_WARNINGS            2
+
+static SocketChardev *ivshmem2_conn_socket(Ivshmem2Conn *conn)
+{
+    return SOCKET_CHARDEV(qemu_chr_fe_get_driver(&conn->chr));
+}
 
 static uint32_t ivshmem2_conn_id(Ivshmem2Conn *conn)
 {
@@ -93,6 +107,10 @@ static void ivshmem2_conn_failed(Ivshmem2Conn *conn, GError *err)
 {
     if (!conn->error) {
         error_setg(&conn->error, "%s", err->message);
+        conn->too_late = g_error_matches(err, IVSHMEM2_ERROR,
+                                         IVSHMEM2_ERROR_TIMEOUT);
+        conn->given_up = g_error_matches(err, IVSHMEM2_ERROR,
+                                         IVSHMEM2_ERROR_SESSION);
     }
     conn->broken = true;
     /* The chardev calls this, and must not lose its socket meanwhile. */
@@ -119,8 +137,9 @@ static void ivshmem2_chr_read(void *opaque, const uint8_t *buf, int size)
         return;
     }
     if (!was_ready && ivshmem2_session_ready(conn->session)) {
-        g_clear_pointer(&conn->warning, g_free);
+        conn->warnings = 0;
         if (conn->joined) {
+            ivshmem2_conn_socket(conn)->reconnect_time_ms = conn->reconnect_ms;
             info_report("ivshmem2: peer %u is connected with its server again",
                         ivshmem2_conn_id(conn));
             conn->resumed(conn->opaque);
@@ -129,9 +148,27 @@ static void ivshmem2_chr_read(void *opaque, const uint8_t *buf, int size)
     ivshmem2_conn_pump(conn);
 }
 
+/*
+ * The chardev is about to start its timer for the next attempt.  A server that
+ * does not complete the handshake is asked less and less often; one that does
+ * not know the session, which is not going to change, once a minute.
+ */
+static void ivshmem2_conn_back_off(Ivshmem2Conn *conn, bool was_ready)
+{
+    SocketChardev *sock = ivshmem2_conn_socket(conn);
+
+    if (!conn->joined || !conn->reconnect_ms || was_ready) {
+        return;
+    }
+    sock->reconnect_time_ms = conn->given_up ? SLOWEST_RECONNECT_MS :
+        MIN(sock->reconnect_time_ms * 2, SLOWEST_RECONNECT_MS);
+    sock->reconnect_time_ms = MAX(sock->reconnect_time_ms, conn->reconnect_ms);
+}
+
 static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
 {
     Ivshmem2Conn *conn = opaque;
+    bool was_ready = ivshmem2_session_ready(conn->session);
 
     switch (event) {
     case CHR_EVENT_OPENED:
@@ -140,6 +177,7 @@ static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
         conn->out_size = 0;
         conn->out_done = 0;
         conn->broken = false;
+        conn->given_up = false;
         conn->connected = true;
         ivshmem2_conn_pump(conn);
         break;
@@ -148,9 +186,11 @@ static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
         ivshmem2_conn_drop_watch(conn);
         ivshmem2_session_disconnected(conn->session);
         ivshmem2_decoder_reset(&conn->decoder);
-        if (!conn->error) {
+        if (!conn->error && !conn->broken) {
             error_setg(&conn->error, "the server closed the connection");
+            conn->too_late = true;
         }
+        ivshmem2_conn_back_off(conn, was_ready);
         qemu_bh_schedule(conn->bh);
         break;
     default:
@@ -168,12 +208,11 @@ static void ivshmem2_conn_bh(void *opaque)
     Ivshmem2Conn *conn = opaque;
 
     if (conn->error) {
-        /* once, however often the chardev tries again */
-        if (g_strcmp0(conn->warning, error_get_pretty(conn->error))) {
-            g_free(conn->warning);
-            conn->warning = g_strdup(error_get_pretty(conn->error));
+        /* not each time that the chardev tries again */
+        if (conn->warnings < MAX_WARNINGS) {
+            conn->warnings++;
             warn_report("ivshmem2: peer %u goes on without its server: %s",
-                        ivshmem2_conn_id(conn), conn->warning);
+                        ivshmem2_conn_id(conn), error_get_pretty(conn->error));
         }
         g_clear_pointer(&conn->error, error_free);
     }
@@ -211,32 +250,111 @@ static bool ivshmem2_conn_check_chardev(Ivshmem2Conn *conn, Error **errp)
     return true;
 }
 
-/* With reconnect-ms, wait for the server to appear, but not for ever. */
-static bool ivshmem2_conn_connect(Ivshmem2Conn *conn, int64_t deadline,
-                             Error **errp)
+/*
+ * A thread of the chardev is in connect(), which waits for ever if the server
+ * does not accept.  When connect() has returned, the thread leaves a source.
+ */
+static bool ivshmem2_conn_wait_for_thread(Ivshmem2Conn *conn, int64_t deadline,
+                                          Error **errp)
 {
-    SocketChardev *sock = SOCKET_CHARDEV(qemu_chr_fe_get_driver(&conn->chr));
-    int64_t reconnect_ms = sock->reconnect_time_ms;
+    SocketChardev *sock = ivshmem2_conn_socket(conn);
+    GMainContext *context = CHARDEV(sock)->gcontext;
 
-    for (;;) {
-        Error *err = NULL;
-        int ret;
-
-        /* one attempt, where the chardev would try until it succeeds */
-        sock->reconnect_time_ms = 0;
-        ret = qemu_chr_fe_wait_connected(&conn->chr, &err);
-        sock->reconnect_time_ms = reconnect_ms;
-        if (ret == 0) {
-            return true;
-        }
-        if (!reconnect_ms || !ivshmem2_deadline_ms(deadline)) {
-            error_propagate_prepend(errp, err, "no connection with the "
-                                    "ivshmem2-server: ");
+    while (!g_main_context_find_source_by_user_data(context,
+                                                    sock->connect_task)) {
+        if (!ivshmem2_deadline_ms(deadline)) {
+            error_setg(errp, "no connection with the ivshmem2-server: it does "
+                       "not accept connections");
             return false;
         }
-        error_free(err);
-        g_usleep(MIN(reconnect_ms, ivshmem2_deadline_ms(deadline)) * 1000);
+        g_usleep(1000);
     }
+    qio_task_wait_thread(sock->connect_task);
+    return true;
+}
+
+/* Returns the socket, or -errno.  Does not wait. */
+static int ivshmem2_conn_try(const UnixSocketAddress *addr)
+{
+    struct sockaddr_un un = { .sun_family = AF_UNIX };
+    bool abstract = addr->has_abstract && addr->abstract;
+    bool tight = !addr->has_tight || addr->tight;
+    size_t len = strlen(addr->path);
+    socklen_t size = sizeof(un);
+    int fd, ret;
+
+    if (len + abstract > sizeof(un.sun_path)) {
+        return -ENAMETOOLONG;
+    }
+    memcpy(un.sun_path + abstract, addr->path, len);
+    if (abstract && tight) {
+        size = offsetof(struct sockaddr_un, sun_path) + 1 + len;
+    }
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) {
+        return -errno;
+    }
+    if (RETRY_ON_EINTR(connect(fd, (struct sockaddr *)&un, size)) < 0) {
+        ret = -errno;
+        close(fd);
+        return ret;
+    }
+    return fd;
+}
+
+static void ivshmem2_conn_stop_timer(SocketChardev *sock)
+{
+    if (sock->reconnect_timer) {
+        g_source_destroy(sock->reconnect_timer);
+        g_source_unref(sock->reconnect_timer);
+        sock->reconnect_timer = NULL;
+    }
+}
+
+/*
+ * Connect a chardev that is not connected.  Its own functions would wait for
+ * a server that does not accept.  With reconnect-ms, wait for the server to
+ * appear, except while a guest is running and the user set no timeout.
+ */
+static bool ivshmem2_conn_connect(Ivshmem2Conn *conn, int64_t deadline,
+                                  Error **errp)
+{
+    SocketChardev *sock = ivshmem2_conn_socket(conn);
+    int fd;
+
+    if (sock->state == TCP_CHARDEV_STATE_CONNECTING &&
+        (!sock->connect_task ||
+         !ivshmem2_conn_wait_for_thread(conn, deadline, errp))) {
+        return false;
+    }
+    ivshmem2_conn_stop_timer(sock);
+    if (sock->state == TCP_CHARDEV_STATE_CONNECTED) {
+        return true;
+    }
+    if (sock->addr->type != SOCKET_ADDRESS_TYPE_UNIX) {
+        error_setg(errp, "no connection with the ivshmem2-server: the socket "
+                   "that QEMU was started with is closed");
+        return false;
+    }
+    while ((fd = ivshmem2_conn_try(&sock->addr->u.q_unix)) < 0) {
+        bool absent = fd == -ENOENT || fd == -ECONNREFUSED;
+
+        if (!(fd == -EAGAIN || (absent && conn->await_server)) ||
+            !ivshmem2_deadline_ms(deadline)) {
+            error_setg(errp, "no connection with the ivshmem2-server: %s: %s",
+                       sock->addr->u.q_unix.path, fd == -EAGAIN ?
+                       "it does not accept connections" : strerror(-fd));
+            return false;
+        }
+        g_usleep(CONNECT_POLL_MS * 1000);
+    }
+    if (qemu_chr_add_client(CHARDEV(sock), fd) < 0) {
+        close(fd);
+        error_setg(errp, "chardev '%s' does not take a connection",
+                   CHARDEV(sock)->label);
+        return false;
+    }
+    return true;
 }
 
 static gboolean ivshmem2_conn_timed_out(void *opaque)
@@ -270,6 +388,7 @@ static bool ivshmem2_conn_handshake(Ivshmem2Conn *conn, int64_t deadline,
 
     g_source_set_callback(timer, ivshmem2_conn_timed_out, &timed_out, NULL);
     g_source_attach(timer, context);
+    conn->too_late = false;
     ivshmem2_conn_set_handlers(conn, context, true);
     while (!timed_out && !conn->error &&
            !ivshmem2_session_ready(conn->session)) {
@@ -294,23 +413,75 @@ static bool ivshmem2_conn_handshake(Ivshmem2Conn *conn, int64_t deadline,
     return conn->joined;
 }
 
+static void ivshmem2_conn_disconnect(Ivshmem2Conn *conn)
+{
+    SocketChardev *sock = ivshmem2_conn_socket(conn);
+
+    /* Disconnecting in this state, a chardev looks for what it has not got. */
+    if (sock->state != TCP_CHARDEV_STATE_CONNECTING) {
+        qemu_chr_fe_disconnect(&conn->chr);
+    }
+}
+
 bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
-                        uint32_t timeout_ms, MemReentrancyGuard *guard,
+                        uint32_t timeout_ms, bool await_server,
+                        MemReentrancyGuard *guard,
                         void (*resumed)(void *opaque), void *opaque,
                         Error **errp)
 {
     int64_t deadline = ivshmem2_deadline(timeout_ms * INT64_C(1000));
+    SocketChardev *sock;
+    Error *err = NULL;
+    bool idle;
 
     if (!ivshmem2_conn_check_chardev(conn, errp)) {
         return false;
     }
+    sock = ivshmem2_conn_socket(conn);
+    conn->reconnect_ms = sock->reconnect_time_ms;
+    conn->await_server = await_server && conn->reconnect_ms;
     conn->resumed = resumed;
     conn->opaque = opaque;
     conn->bh = qemu_bh_new_guarded(ivshmem2_conn_bh, conn, guard);
     conn->session = ivshmem2_session_new(hello);
     ivshmem2_decoder_init(&conn->decoder, IVSHMEM2_SERVER);
-    return ivshmem2_conn_connect(conn, deadline, errp) &&
-           ivshmem2_conn_handshake(conn, deadline, errp);
+    idle = sock->state == TCP_CHARDEV_STATE_CONNECTED;
+    if (!ivshmem2_conn_connect(conn, deadline, errp)) {
+        return false;
+    }
+    /* Until the handshake is complete, the chardev starts no timer. */
+    sock->reconnect_time_ms = 0;
+    if (!ivshmem2_conn_handshake(conn, deadline, &err) && idle &&
+        conn->too_late && sock->addr->type == SOCKET_ADDRESS_TYPE_UNIX) {
+        /* The server was tired of waiting for our HELLO. */
+        error_free(err);
+        err = NULL;
+        ivshmem2_conn_disconnect(conn);
+        g_clear_pointer(&conn->error, error_free);
+        if (ivshmem2_conn_connect(conn, deadline, &err)) {
+            ivshmem2_conn_handshake(conn, deadline, &err);
+        }
+    }
+    sock->reconnect_time_ms = conn->reconnect_ms;
+    error_propagate(errp, err);
+    return conn->joined;
+}
+
+void ivshmem2_conn_goodbye(Ivshmem2Conn *conn)
+{
+    if (!conn->session || !conn->joined) {
+        return;
+    }
+    ivshmem2_conn_socket(conn)->reconnect_time_ms = 0;
+    ivshmem2_conn_stop_timer(ivshmem2_conn_socket(conn));
+    ivshmem2_session_goodbye(conn->session);
+    ivshmem2_conn_pump(conn);
+    qemu_chr_fe_set_handlers(&conn->chr, NULL, NULL, NULL, NULL, NULL, NULL,
+                             true);
+    ivshmem2_conn_disconnect(conn);
+    conn->connected = false;
+    ivshmem2_conn_drop_watch(conn);
+    qemu_bh_cancel(conn->bh);
 }
 
 void ivshmem2_conn_leave(Ivshmem2Conn *conn)
@@ -320,7 +491,9 @@ void ivshmem2_conn_leave(Ivshmem2Conn *conn)
     }
     ivshmem2_session_goodbye(conn->session);
     ivshmem2_conn_pump(conn);
-    qemu_chr_fe_disconnect(&conn->chr);
+    ivshmem2_conn_socket(conn)->reconnect_time_ms = conn->reconnect_ms;
+    conn->joined = false;       /* no backing off */
+    ivshmem2_conn_disconnect(conn);
     conn->connected = false;
     ivshmem2_conn_drop_watch(conn);
     qemu_chr_fe_set_handlers(&conn->chr, NULL, NULL, NULL, NULL, NULL, NULL,
@@ -329,6 +502,5 @@ void ivshmem2_conn_leave(Ivshmem2Conn *conn)
     g_clear_pointer(&conn->session, ivshmem2_session_free);
     g_clear_pointer(&conn->bh, qemu_bh_delete);
     g_clear_pointer(&conn->error, error_free);
-    g_clear_pointer(&conn->warning, g_free);
-    conn->joined = false;
+    conn->warnings = 0;
 }

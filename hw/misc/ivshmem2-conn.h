@@ -23,21 +23,33 @@ typedef struct Ivshmem2Conn {
     bool connected;
     bool broken;                /* the connection is to be closed */
     Error *error;               /* why it is closed */
-    char *warning;              /* the last one that was printed */
+    bool too_late;              /* the server did not wait for us */
+    bool given_up;              /* the server does not know the session */
+    bool await_server;          /* wait for an absent server */
+    unsigned warnings;          /* printed since the last handshake */
+    int64_t reconnect_ms;       /* the chardev's, as the user set it */
     QEMUBH *bh;
     void (*resumed)(void *opaque);
     void *opaque;
 } Ivshmem2Conn;
 
 /*
- * Connect and complete the handshake within @timeout_ms.  @resumed is called
+ * Connect and complete the handshake within @timeout_ms.  With @await_server, a
+ * chardev with reconnect-ms waits for an absent server as long.  @resumed is called
  * with @opaque each time that the session is resumed after the connection was
  * lost.  After a failure, too, ivshmem2_conn_leave() has to be called.
  */
 bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
-                        uint32_t timeout_ms, MemReentrancyGuard *guard,
+                        uint32_t timeout_ms, bool await_server,
+                        MemReentrancyGuard *guard,
                         void (*resumed)(void *opaque), void *opaque,
                         Error **errp);
+
+/*
+ * QEMU ends: say goodbye, disconnect and do not come back.  The session stays
+ * until ivshmem2_conn_leave().
+ */
+void ivshmem2_conn_goodbye(Ivshmem2Conn *conn);
 
 /*
  * Say goodbye and disconnect.  The device must not use the session's eventfds

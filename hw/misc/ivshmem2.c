@@ -28,6 +28,8 @@
 #include "hw/qdev-properties.h"
 #include "hw/qdev-properties-system.h"
 #include "migration/blocker.h"
+#include "system/runstate.h"
+#include "system/runstate-action.h"
 #include "system/system.h"
 #include "ivshmem2-conn.h"
 #include "ivshmem2-doorbell.h"
@@ -39,6 +41,10 @@ OBJECT_DECLARE_SIMPLE_TYPE(Ivshmem2State, IVSHMEM2)
 
 /* The first capability: 4-byte aligned, so that it can be read as dwords */
 #define IVSHMEM2_CAP_OFFSET     0x40
+
+/* How long a device waits for its server, unless the user says it */
+#define IVSHMEM2_COLD_PLUG_MS   5000
+#define IVSHMEM2_HOT_PLUG_MS    250     /* the guest stands still */
 
 struct Ivshmem2State {
     PCIDevice parent_obj;
@@ -72,6 +78,8 @@ struct Ivshmem2State {
     Ivshmem2Irq irq;            /* with properties */
 
     Error *migration_blocker;
+    Notifier shutdown;
+    VMChangeStateEntry *vm_change;
 };
 
 /*
@@ -289,6 +297,9 @@ static void ivshmem2_init_hello(Ivshmem2State *s, Ivshmem2Hello *hello)
 static bool ivshmem2_join(Ivshmem2State *s, Error **errp)
 {
     g_autoptr(GError) err = NULL;
+    bool hotplug = DEVICE(s)->hotplugged;
+    uint32_t timeout_ms = s->handshake_timeout_ms ?:
+        hotplug ? IVSHMEM2_HOT_PLUG_MS : IVSHMEM2_COLD_PLUG_MS;
     Ivshmem2Hello hello;
 
     if (s->msix == ON_OFF_AUTO_ON && !msi_nonbroken) {
@@ -296,7 +307,8 @@ static bool ivshmem2_join(Ivshmem2State *s, Error **errp)
         return false;
     }
     ivshmem2_init_hello(s, &hello);
-    if (!ivshmem2_conn_join(&s->conn, &hello, s->handshake_timeout_ms,
+    if (!ivshmem2_conn_join(&s->conn, &hello, timeout_ms,
+                            !hotplug || s->handshake_timeout_ms,
                             &DEVICE(s)->mem_reentrancy_guard,
                             ivshmem2_resumed, s, errp)) {
         return false;
@@ -502,6 +514,35 @@ static void ivshmem2_remove_sections(Ivshmem2State *s)
     }
 }
 
+/*
+ * The end of QEMU
+ */
+
+/* No guest runs, and none is going to. */
+static void ivshmem2_goodbye(Ivshmem2State *s)
+{
+    ivshmem2_irq_reset(&s->irq);
+    ivshmem2_set_state(s, 0);
+    ivshmem2_doorbells_exit(&s->doorbells);
+    ivshmem2_conn_goodbye(&s->conn);
+}
+
+static void ivshmem2_vm_changed(void *opaque, bool running, RunState state)
+{
+    if (!running && state == RUN_STATE_SHUTDOWN &&
+        shutdown_action != SHUTDOWN_ACTION_PAUSE) {
+        ivshmem2_goodbye(opaque);
+    }
+}
+
+/* A machine that runs says goodbye when it has been stopped. */
+static void ivshmem2_shutdown(Notifier *n, void *opaque)
+{
+    if (!runstate_is_running() && shutdown_action != SHUTDOWN_ACTION_PAUSE) {
+        ivshmem2_goodbye(container_of(n, Ivshmem2State, shutdown));
+    }
+}
+
 /* Undo ivshmem2_realize(), also when it failed: PCI core does not. */
 static void ivshmem2_unrealize(Ivshmem2State *s)
 {
@@ -513,6 +554,11 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
             msix_unset_vector_notifiers(pdev);
         }
         msix_uninit_exclusive_bar(pdev);
+    }
+    if (s->vm_change) {
+        qemu_del_vm_change_state_handler(s->vm_change);
+        notifier_remove(&s->shutdown);
+        s->vm_change = NULL;
     }
     ivshmem2_remove_sections(s);
     ivshmem2_doorbells_exit(&s->doorbells);
@@ -543,6 +589,9 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
     ivshmem2_init_bars(s);
     ivshmem2_doorbells_init(&s->doorbells, &s->regs, s->info.id,
                             s->use_ioeventfd ? s->max_ioeventfds : 0);
+    s->vm_change = qemu_add_vm_change_state_handler(ivshmem2_vm_changed, s);
+    s->shutdown.notify = ivshmem2_shutdown;
+    qemu_register_shutdown_notifier(&s->shutdown);
     trace_ivshmem2_device_realize(s->info.id, s->info.max_peers,
                                   s->info.vectors);
 }
@@ -696,7 +745,7 @@ static const Property ivshmem2_properties[] = {
      */
     DEFINE_PROP_UINT8("x-irqfd-after", Ivshmem2State, irq.irqfd_after, 64),
     DEFINE_PROP_UINT32("handshake-timeout-ms", Ivshmem2State,
-                       handshake_timeout_ms, 5000),
+                       handshake_timeout_ms, 0),
 };
 
 static void ivshmem2_class_init(ObjectClass *klass, void *data)
@@ -719,7 +768,7 @@ static void ivshmem2_class_init(ObjectClass *klass, void *data)
                               ivshmem2_get_peer_id, ivshmem2_set_peer_id,
                               NULL, NULL);
     object_class_property_set_description(klass, "peer-id",
-                                          "ID on the conn, or 'any'");
+                                          "ID on the link, or 'any'");
     object_class_property_add_bool(klass, "connected",
                                    ivshmem2_get_connected, NULL);
 }

@@ -131,6 +131,12 @@ static bool check_header(Ivshmem2Decoder *d, GError **error)
     const MsgType *t = find_type(hdr->type);
     const char *sender = d->from == IVSHMEM2_SERVER ? "server" : "client";
 
+    if (!hdr->type && !hdr->fds && !hdr->size && d->from == IVSHMEM2_SERVER) {
+        /* the version number with which it begins */
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "this is an ivshmem version-1 server, an "
+                             "ivshmem2-server is needed");
+    }
     if (!t) {
         return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
                              "%s sent a message of unknown type 0x%x, is it "
@@ -168,6 +174,13 @@ static bool check_message(Ivshmem2Decoder *d, GError **error)
     Ivshmem2Msg *msg = &d->msg;
     const MsgType *t = find_type(msg->hdr.type);
 
+    if (d->n_fds < msg->hdr.fds) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                             "%s came with %u descriptors, but announced %u: "
+                             "if the limit of open files (RLIMIT_NOFILE, "
+                             "ulimit -n) is too low here, raise it",
+                             t->name, d->n_fds, msg->hdr.fds);
+    }
     if (d->n_fds != msg->hdr.fds) {
         return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
                              "%s came with %u descriptors, but announced %u",

@@ -14,6 +14,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include "hw/pci/pci_regs.h"
 #include "qemu/atomic.h"
 #include "qemu/bswap.h"
@@ -743,7 +744,7 @@ static void change_version_1(TestPacket *p)
 static void test_version_1(void *obj, void *link, QGuestAllocator *alloc)
 {
     static const Case script = CASE(WELCOME, version_1, CALL(change_version_1),
-                                    "is it an ivshmem2 server?");
+                                    "this is an ivshmem version-1 server");
 
     plug_cases(obj, link, alloc, &script, 1);
 }
@@ -1121,6 +1122,195 @@ static void test_late_deaf(void *obj, void *link, QGuestAllocator *alloc)
     test_link_wait_fds(bus->qts, fds);
 }
 
+/*
+ * Servers that make the device wait.  QMP, and with it the guest, waits as long
+ * as device_add; the bound is far below the 5 s of a machine that starts.
+ */
+#define PAUSE_US    (2 * G_USEC_PER_SEC)
+
+static char *plug_hastily(QPCIBus *bus, const char *socket, int reconnect_ms)
+{
+    gint64 start;
+    QDict *response;
+    char *error;
+
+    test_link_add_chardev(bus->qts, "hasty", socket, reconnect_ms);
+    start = g_get_monotonic_time();
+    response = qtest_qmp(bus->qts, "{ 'execute': 'device_add', 'arguments': {"
+                         " 'driver': 'ivshmem2', 'id': 'hasty',"
+                         " 'chardev': 'hasty' } }");
+    g_assert_cmpint(g_get_monotonic_time() - start, <, PAUSE_US);
+    g_assert_true(qdict_haskey(response, "error"));
+    error = g_strdup(qdict_get_str(qdict_get_qdict(response, "error"),
+                                   "desc"));
+    qobject_unref(response);
+    g_test_message("%s", error);
+    return error;
+}
+
+static void test_hasty_silence(void *obj, void *link, QGuestAllocator *alloc)
+{
+    static const Case script = { .step = STEP_ACCEPT, .action = ACT_SILENCE };
+    QPCIBus *bus = obj;
+    Server *server = server_start(link, &script, PEERS);
+    g_autofree char *error =
+        plug_hastily(bus, ((TestLink *)link)->socket, 0);
+
+    g_assert_nonnull(strstr(error, "not complete in time"));
+    test_link_remove_chardev(bus->qts, "hasty");
+    server_stop(server);
+}
+
+static void test_hasty_absent(void *obj, void *link, QGuestAllocator *alloc)
+{
+    QPCIBus *bus = obj;
+    g_autofree char *error =
+        plug_hastily(bus, ((TestLink *)link)->socket, 60000);
+
+    g_assert_nonnull(strstr(error, "No such file"));
+    test_link_remove_chardev(bus->qts, "hasty");
+}
+
+/* Connect until @path's server has no room; returns how often that worked. */
+static int fill_backlog(const char *path, int *fds, int max)
+{
+    struct sockaddr_un un = { .sun_family = AF_UNIX };
+
+    g_assert_cmpint(strlen(path), <, sizeof(un.sun_path));
+    strcpy(un.sun_path, path);
+    for (int n = 0; n < max; n++) {
+        fds[n] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
+                        0);
+        g_assert_cmpint(fds[n], >=, 0);
+        if (connect(fds[n], (struct sockaddr *)&un, sizeof(un)) < 0) {
+            g_assert_cmpint(errno, ==, EAGAIN);
+            close(fds[n]);
+            return n;
+        }
+    }
+    g_assert_not_reached();
+}
+
+/* The chardev's own thread waits in connect(); the device must not. */
+static void test_hasty_backlog(void *obj, void *opaque,
+                               QGuestAllocator *alloc)
+{
+    TestLink *link = opaque;
+    QPCIBus *bus = obj;
+    int listener = test_packet_listen(link);
+    int fds[256];
+    int n = fill_backlog(link->socket, fds, ARRAY_SIZE(fds));
+    g_autofree char *error = plug_hastily(bus, link->socket, 100);
+
+    g_assert_nonnull(strstr(error, "does not accept connections"));
+    close(listener);
+    while (n) {
+        close(fds[--n]);
+    }
+    g_unlink(link->socket);
+    test_link_remove_chardev(bus->qts, "hasty");
+}
+
+/* The chardev was connected too early: the server does not wait any more. */
+static void *close_first(void *opaque)
+{
+    Server *s = opaque;
+    int fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    char byte;
+
+    /* the HELLO shows that the device took the connection for a good one */
+    g_assert_cmpint(recv(fd, &byte, 1, MSG_PEEK), ==, 1);
+    close(fd);
+    return server_thread(s);
+}
+
+static void test_idle(void *obj, void *link, QGuestAllocator *alloc)
+{
+    static const Case good = { .step = STEP_COUNT };
+    QPCIBus *bus = obj;
+    unsigned fds = test_link_count_fds(bus->qts);
+    Server *s = g_new0(Server, 1);
+
+    s->link = link;
+    s->script = &good;
+    s->max_peers = PEERS;
+    s->fd = -1;
+    s->stop_fd = eventfd(0, EFD_CLOEXEC);
+    s->listen_fd = test_packet_listen(link);
+    s->thread = g_thread_new("server", close_first, s);
+    g_assert_null(test_link_plug(bus->qts, "idle", s->link->socket, 0,
+                                 test_packet_props(NULL, 60000)));
+    test_link_unplug(bus->qts, "idle", SLOT);
+    server_stop(s);
+    test_link_wait_fds(bus->qts, fds);
+}
+
+/*
+ * A new server that does not know the session: the device asks it a few
+ * times at most, although the chardev connects again every 10 ms.
+ */
+static void test_late_unknown(void *obj, void *link, QGuestAllocator *alloc)
+{
+    QPCIBus *bus = obj;
+    unsigned fds = test_link_count_fds(bus->qts);
+    QIvshmem2 d = {};
+    Server *server = plug_scripted(bus, link, &d, alloc, PEERS, 10);
+    struct pollfd pfd = { .fd = server->listen_fd, .events = POLLIN };
+    TestPacket p = { .msg.hdr.type = IVSHMEM2_MSG_REFUSED,
+                     .msg.refusal.code = IVSHMEM2_REFUSAL_SESSION };
+    int n = 0;
+
+    ivshmem2_close(&server->fd);
+    wait_connected(&d, false);
+    test_packet_finish(&p);
+    while (poll(&pfd, 1, 2000) > 0) {
+        Ivshmem2Msg wire = test_packet_encode(&p);
+        int fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+
+        g_assert_cmpint(fd, >=, 0);
+        test_packet_send(fd, &wire, p.size, NULL, 0);
+        wait_closed(server, fd);
+        close(fd);
+        g_assert_cmpint(++n, <=, 3);
+    }
+    g_assert_cmpint(n, >=, 1);
+    test_link_unplug(bus->qts, "late", SLOT);
+    server_stop(server);
+    test_link_wait_fds(bus->qts, fds);
+}
+
+/* A QEMU that ends in order says goodbye, whether its machine runs or not. */
+static void test_goodbye(void *obj, void *opaque, QGuestAllocator *alloc)
+{
+    static const char *const options[] = { "", "-S" };
+    TestLink *link = opaque;
+
+    for (int i = 0; i < ARRAY_SIZE(options); i++) {
+        Server *server = server_start(link, NULL, PEERS);
+        QTestState *qts = qtest_initf("%s -chardev socket,id=c,path=%s"
+                                      " -device ivshmem2,chardev=c",
+                                      options[i], link->socket);
+        Ivshmem2Header last = {}, hdr;
+        char payload[256];
+
+        server_take(server);
+        qtest_quit(qts);
+        while (recv(server->fd, &hdr, sizeof(hdr), MSG_WAITALL) ==
+               sizeof(hdr)) {
+            size_t left = le32_to_cpu(hdr.size) - sizeof(hdr);
+
+            g_assert_cmpuint(left, <=, sizeof(payload));
+            if (left) {
+                g_assert_cmpint(recv(server->fd, payload, left, MSG_WAITALL),
+                                ==, left);
+            }
+            last = hdr;
+        }
+        g_assert_cmphex(le16_to_cpu(last.type), ==, IVSHMEM2_MSG_GOODBYE);
+        server_stop(server);
+    }
+}
+
 static void register_ivshmem2_hostile_test(void)
 {
     static const struct {
@@ -1147,6 +1337,12 @@ static void register_ivshmem2_hostile_test(void)
         { "ivshmem2/hostile/late-message", test_late_message },
         { "ivshmem2/hostile/late-resume", test_late_resume },
         { "ivshmem2/hostile/late-deaf", test_late_deaf },
+        { "ivshmem2/hostile/late-unknown", test_late_unknown },
+        { "ivshmem2/hostile/hasty-silence", test_hasty_silence },
+        { "ivshmem2/hostile/hasty-absent", test_hasty_absent },
+        { "ivshmem2/hostile/hasty-backlog", test_hasty_backlog },
+        { "ivshmem2/hostile/idle", test_idle },
+        { "ivshmem2/hostile/goodbye", test_goodbye },
     };
 
     for (int i = 0; i < ARRAY_SIZE(tests); i++) {

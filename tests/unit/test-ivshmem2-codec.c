@@ -265,6 +265,8 @@ typedef struct Lie {
 } Lie;
 
 static const Lie lies[] = {
+    { "version-1", IVSHMEM2_SERVER, { 0, 0, 0 }, 0, false,
+      "this is an ivshmem version-1 server" },
     { "type-0", IVSHMEM2_CLIENT, { 0, 0, 8 }, 0, false, "unknown type 0x0" },
     { "type-client", IVSHMEM2_CLIENT, { 6, 0, 8 }, 0, false,
       "unknown type 0x6, is it an ivshmem2 client?" },
@@ -297,7 +299,7 @@ static const Lie lies[] = {
     { "fds-on-ready", IVSHMEM2_SERVER, { IVSHMEM2_MSG_READY, 1, 8 }, 1, false,
       "1 descriptors with READY" },
     { "fds-missing", IVSHMEM2_SERVER, { IVSHMEM2_MSG_OUTPUTS, 2, 16 }, 1, true,
-      "OUTPUTS came with 1 descriptors, but announced 2" },
+      "announced 2: if the limit of open files" },
     { "fds-surplus", IVSHMEM2_SERVER, { IVSHMEM2_MSG_EVENTFDS, 1, 16 }, 2, true,
       "EVENTFDS came with 2 descriptors, but announced 1" },
     { "fds-hidden", IVSHMEM2_CLIENT, { IVSHMEM2_MSG_RING, 0, 16 }, 1, true,
