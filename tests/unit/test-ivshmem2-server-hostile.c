@@ -120,9 +120,9 @@ static void test_surplus_fds(void)
         Client c;
 
         client_connect(&c, &w.s);
-        send_with_fds(c.transport.fd, &hello, len, w.c.memory[0], n);
-        client_hear_refusal(&c, IVSHMEM2_REFUSAL_PROTOCOL,
-                          n > 16 ? "descriptors were lost" : "descriptors");
+        if (send_with_fds(c.transport.fd, &hello, len, w.c.memory[0], n)) {
+            client_hear_refusal(&c, IVSHMEM2_REFUSAL_PROTOCOL, "descriptors");
+        }
         client_close(&c);
     }
     witness_end(&w);
