@@ -26,12 +26,13 @@
 #define NEW_SUFFIX          ".new"
 
 /* Other servers hold the lock only for some system calls. */
-#define LOCK_TRIES          200
+#define LOCK_TRIES          40
 #define LOCK_INTERVAL       (G_USEC_PER_SEC / 100)
 
 /*
  * Makes one of two servers that start at once find the other.  The lock is on
- * the directory, so that it leaves no file behind.
+ * the directory, so that it leaves no file behind.  Everybody who can read the
+ * directory can have this lock, so the server starts without it, too.
  */
 static int lock_directory(const char *path, GError **error)
 {
@@ -44,9 +45,10 @@ static int lock_directory(const char *path, GError **error)
     }
     for (int i = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; i++) {
         if (errno != EWOULDBLOCK || i == LOCK_TRIES) {
-            ivshmem2_fail_errno(error, "cannot lock the directory %s", dir);
-            ivshmem2_close(&fd);
-            return -1;
+            g_warning("another process keeps the directory %s locked (see "
+                      "lslocks), so two servers that start now may not notice "
+                      "each other: %s", dir, g_strerror(errno));
+            break;
         }
         g_usleep(LOCK_INTERVAL);
     }
@@ -123,7 +125,7 @@ static bool set_access(const char *path, mode_t mode, gid_t gid,
         return ivshmem2_fail_errno(error, "cannot give the socket %s to group "
                                    "%u", path, gid);
     }
-    if (chmod(path, mode) < 0) {
+    if (fchmodat(AT_FDCWD, path, mode, AT_SYMLINK_NOFOLLOW) < 0) {
         return ivshmem2_fail_errno(error, "cannot set the mode of %s", path);
     }
     return true;

@@ -111,7 +111,6 @@ static void watched_end(Watched *w)
     g_assert_cmpint(status, ==, 0);
     w->s.pid = 0;
     client_close(&w->c);
-    server_end(&w->s);
 }
 
 /* A connected socket whose close waits, as nobody reads what it has sent */
@@ -204,27 +203,27 @@ static void test_descriptor(gconstpointer opaque)
     for (unsigned i = 0; i < t->n; i++) {
         ivshmem2_close(&others[i]);
     }
+    server_end(&w.s);
 }
+
+typedef struct Filler {
+    int fd;
+    gint stop;
+    gint stopped;
+} Filler;
 
 /* Fills its own eventfd whenever it is not full. */
 static gpointer fill(gpointer opaque)
 {
-    int *fd = opaque;
+    Filler *f = opaque;
     uint64_t most = UINT64_MAX - 1;
-    int copy = *fd;
 
-    fcntl(copy, F_SETFL, 0);
-    while (g_atomic_int_get(fd) >= 0) {
-        struct pollfd pfd = { .fd = copy, .events = POLLOUT };
-
-        ivshmem2_eventfd_drain(copy);
-        if (poll(&pfd, 1, 0) == 1 && ivshmem2_eventfd_drain(copy) == 0) {
-            g_assert_cmpint(write(copy, &most, sizeof(most)), ==,
-                            sizeof(most));
-        }
+    fcntl(f->fd, F_SETFL, 0);
+    while (!g_atomic_int_get(&f->stop)) {
+        ivshmem2_eventfd_drain(f->fd);
+        g_assert_cmpint(write(f->fd, &most, sizeof(most)), ==, sizeof(most));
     }
-    /* what waits now ends */
-    ivshmem2_eventfd_drain(copy);
+    g_atomic_int_set(&f->stopped, 1);
     return NULL;
 }
 
@@ -234,19 +233,24 @@ static void test_full_eventfd(void)
     GThread *thread;
     Watched w;
     Client c;
-    int fd;
+    Filler f = { 0 };
 
     watched_start(&w, KERNEL_WITHOUT_AIO, "--max-peers 4");
     client_join(&c, &w.s, 1);
-    fd = c.eventfds[1][0];
-    thread = g_thread_new("fill", fill, &fd);
+    f.fd = c.eventfds[1][0];
+    thread = g_thread_new("fill", fill, &f);
     while (g_get_monotonic_time() < end) {
         for (int i = 0; i < 100; i++) {
             client_ring(&w.c, 1, 0);
         }
         ping(&w);
     }
-    g_atomic_int_set(&fd, -1);
+    g_atomic_int_set(&f.stop, 1);
+    while (!g_atomic_int_get(&f.stopped)) {
+        /* what waits now ends */
+        ivshmem2_eventfd_drain(f.fd);
+        g_usleep(1000);
+    }
     g_thread_join(thread);
     /* interrupts still arrive */
     for (int i = 0; i < 10; i++) {
@@ -255,6 +259,7 @@ static void test_full_eventfd(void)
     }
     client_close(&c);
     watched_end(&w);
+    server_end(&w.s);
 }
 
 static const Case cases[] = {
