@@ -289,6 +289,7 @@ static void test_half_close(void)
         shutdown(c.transport.fd, how);
         server_wait_fds(&w.s, w.n_fds + 1);
         client_close(&c);
+        wait_until_free(&w.s, 1);
 
         client_join(&c, &w.s, 1);
         client_say_target(&c, IVSHMEM2_MSG_RING, 1, 0);
@@ -298,8 +299,8 @@ static void test_half_close(void)
         }
         server_wait_fds(&w.s, w.n_fds + 1);
         client_close(&c);
+        wait_until_free(&w.s, 1);
     }
-    wait_until_free(&w.s, 1);
     witness_end(&w);
 }
 
