@@ -246,9 +246,6 @@ static const Case server_cases[] = {
     CASE("--socket-group root", "cannot give the socket ",
          REFUSE(lchown, EPERM)),
 #endif
-#ifdef SYS_rename
-    CASE("", "cannot name the socket ", REFUSE(rename, EROFS)),
-#endif
 };
 
 static void test_server(void)

@@ -30,9 +30,6 @@
 /* Longer than the tests take */
 #define LINGER_SECONDS  1000
 
-/* Without an answer: then the server waits for the full eventfd */
-#define WAITING_TIME    (G_USEC_PER_SEC / 10)
-
 /* More than the server lets wait for being closed */
 #define MANY            70
 
@@ -216,11 +213,12 @@ static void test_descriptor(gconstpointer opaque)
 typedef struct Filler {
     int fd;
     gint answers;               /* that the server has given */
+    gint writing;
     gint stop;
     gint stopped;
 } Filler;
 
-/* Fills its own eventfd whenever it is not full. */
+/* Fills its own eventfd as the server looks at it, and leaves it full. */
 static gpointer fill(gpointer opaque)
 {
     Filler *f = opaque;
@@ -228,30 +226,34 @@ static gpointer fill(gpointer opaque)
 
     fcntl(f->fd, F_SETFL, 0);
     while (!g_atomic_int_get(&f->stop)) {
+        gint answers = g_atomic_int_get(&f->answers);
+
+        ivshmem2_eventfd_drain(f->fd);
+        for (int i = g_random_int_range(0, 2000); i; i--) {
+            g_atomic_int_get(&f->stop);
+        }
+        g_atomic_int_set(&f->writing, 1);
         g_assert_cmpint(write(f->fd, &most, sizeof(most)), ==, sizeof(most));
+        g_atomic_int_set(&f->writing, 0);
+        while (g_atomic_int_get(&f->answers) == answers &&
+               !g_atomic_int_get(&f->stop)) {
+            continue;
+        }
     }
     g_atomic_int_set(&f->stopped, 1);
     return NULL;
 }
 
-/* Empties it, so that both go on, until the server is seen to wait. */
+/* The server was faster: let the filler try again. */
 static gpointer empty(gpointer opaque)
 {
     Filler *f = opaque;
-    int64_t since = g_get_monotonic_time();
-    gint last = 0;
 
     while (!g_atomic_int_get(&f->stopped)) {
-        gint answers = g_atomic_int_get(&f->answers);
-        int64_t now = g_get_monotonic_time();
-
-        if (answers != last) {
-            last = answers;
-            since = now;
-        }
-        if (now - since < WAITING_TIME || g_atomic_int_get(&f->stop)) {
+        if (g_atomic_int_get(&f->writing)) {
             ivshmem2_eventfd_drain(f->fd);
         }
+        g_usleep(100);
     }
     return NULL;
 }
