@@ -2,9 +2,9 @@
  * The server's I/O: the listening socket and the connections
  *
  * Nothing here waits for a client, and nothing takes as long as a client
- * likes: no close of what it sent, no blocking write, no connect, no lock.  As long as there is something to send to a
- * client, nothing is read from it, so a client that stops reading costs no more
- * than its connection.
+ * likes: no close of what it sent, no blocking write, no connect, no lock.  As
+ * long as there is something to send to a client, nothing is read from it, so
+ * a client that stops reading costs no more than its connection.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

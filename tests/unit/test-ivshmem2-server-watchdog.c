@@ -179,8 +179,8 @@ static void attack(Watched *w, const Case *t, int *other)
         setsockopt(fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off));
         close(fd);
     } else {
-        /* the last one is with the server */
-        close(fd);
+        /* mostly the last one is then with the server; if not, this waits */
+        ivshmem2_dispose(&fd);
         if (!t->ignore_answers) {
             client_hear_refusal(&c, IVSHMEM2_REFUSAL_PROTOCOL, "descriptors");
         }
