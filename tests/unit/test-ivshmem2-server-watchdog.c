@@ -173,14 +173,17 @@ static void attack(Watched *w, const Case *t, int *other)
     } else {
         client_connect(&c, &w->s);
     }
+    /* the last one is to be with the server */
+    kill(w->s.pid, SIGSTOP);
     if (!send_descriptor(&c, t->joined ? &ring : &hello, fd, t->flags)) {
         /* so this is the only one, and its close must not wait */
         g_assert_false(t->kernel_takes_fds);
         setsockopt(fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off));
         close(fd);
+        kill(w->s.pid, SIGCONT);
     } else {
-        /* mostly the last one is then with the server; if not, this waits */
-        ivshmem2_dispose(&fd);
+        close(fd);
+        kill(w->s.pid, SIGCONT);
         if (!t->ignore_answers) {
             client_hear_refusal(&c, IVSHMEM2_REFUSAL_PROTOCOL, "descriptors");
         }
