@@ -121,7 +121,8 @@ static void test_surplus_fds(void)
 
         client_connect(&c, &w.s);
         if (send_with_fds(c.transport.fd, &hello, len, w.c.memory[0], n)) {
-            client_hear_refusal(&c, IVSHMEM2_REFUSAL_PROTOCOL, "descriptors");
+            /* the end may be ECONNRESET, as not all was read */
+            client_hear(&c, IVSHMEM2_MSG_REFUSED);
         }
         client_close(&c);
     }
