@@ -1,9 +1,10 @@
 /*
  * The server's I/O: the listening socket and the connections
  *
- * Nothing here waits for a client.  As long as there is something to send to a
- * client, nothing is read from it, so a client that stops reading costs no more
- * than its connection.
+ * Nothing here waits for a client, and nothing takes as long as a client
+ * likes: no close of what it sent, no blocking write, no connect, no lock.  As
+ * long as there is something to send to a client, nothing is read from it, so
+ * a client that stops reading costs no more than its connection.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -56,6 +57,9 @@
  */
 #define SHORT_TIME              G_USEC_PER_SEC
 
+/* Sockets with descriptors that wait for being closed, at most */
+#define MAX_DISPOSALS           64
+
 /* Between two warnings that no connection can be accepted */
 #define COMPLAINT_INTERVAL      (10 * G_USEC_PER_SEC)
 
@@ -79,6 +83,7 @@ struct Ivshmem2Daemon {
     int signal_fd;
     Ivshmem2Watch signal_watch;
     int signal;                 /* the last one that arrived, or 0 */
+    bool ending;
     bool more;                  /* interrupts of a broadcast are left */
 };
 
@@ -94,7 +99,7 @@ typedef struct Connection {
     uint8_t unread;             /* it may not have read so many descriptors */
     uint8_t last_sent;          /* of them: with the last message */
     Ivshmem2Transport conn;
-    Ivshmem2Client *client;
+    Ivshmem2Client *client;     /* NULL: nothing is left but the socket */
 } Connection;
 
 /* A slot whose former occupant's process may still use the eventfds */
@@ -131,20 +136,60 @@ static void connection_leave_lobby(Connection *c)
     admit(c->daemon);
 }
 
-static void connection_free(Connection *c)
+/* Nothing is left but the socket, and what is charged for it. */
+static void connection_destroy(Connection *c)
 {
     Ivshmem2Daemon *d = c->daemon;
 
     connection_leave_lobby(c);
     ivshmem2_timer_stop(&c->timer);
-    ivshmem2_client_free(c->client);
-    ivshmem2_loop_remove(&d->loop, &c->watch, c->conn.fd);
     ivshmem2_transport_clear(&c->conn);
     g_queue_unlink(&d->connections, &c->node);
     ivshmem2_budget_discharge_fds(d->budget, 1);
     ivshmem2_loop_free_later(&d->loop, c);
     if (d->listen_timer.queue) {
         listen_again(d);
+    }
+}
+
+static void parking_expired(Ivshmem2Timer *t)
+{
+    Connection *c = IVSHMEM2_CONTAINER(t, Connection, timer);
+
+    if (ivshmem2_disposals() < MAX_DISPOSALS) {
+        connection_destroy(c);
+    } else {
+        ivshmem2_timer_start(t, &c->daemon->short_times, parking_expired);
+    }
+}
+
+/*
+ * The thread that closes sockets with descriptors has enough to do.  Until it
+ * has done it, the connection counts as one of its user that has not joined.
+ */
+static void connection_park(Connection *c)
+{
+    Ivshmem2Daemon *d = c->daemon;
+
+    connection_leave_lobby(c);
+    ivshmem2_lobby_enter(&d->lobby, &c->joiner, c->joiner.uid);
+    ivshmem2_timer_start(&c->timer, &d->short_times, parking_expired);
+}
+
+static void connection_free(Connection *c)
+{
+    Ivshmem2Daemon *d = c->daemon;
+
+    if (c->client) {
+        ivshmem2_client_free(c->client);
+        c->client = NULL;
+        ivshmem2_loop_remove(&d->loop, &c->watch, c->conn.fd);
+    }
+    if (!d->ending && ivshmem2_socket_has_unread(c->conn.fd) &&
+        ivshmem2_disposals() >= MAX_DISPOSALS) {
+        connection_park(c);
+    } else {
+        connection_destroy(c);
     }
 }
 
@@ -305,14 +350,10 @@ static bool connection_receive(Connection *c, bool *closed)
  */
 static bool connection_discard(Connection *c, bool *closed)
 {
-    char buf[4096];
-    ssize_t len = recv(c->conn.fd, buf, sizeof(buf), MSG_DONTWAIT);
+    int ret = ivshmem2_socket_discard(c->conn.fd);
 
-    if (len < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-        return false;
-    }
-    *closed = len == 0 || (len < 0 && errno != EINTR);
-    return !*closed;
+    *closed = ret < 0;
+    return ret > 0;
 }
 
 static void connection_end(Connection *c)
@@ -571,12 +612,12 @@ static void take_connection(Ivshmem2Daemon *d, int fd)
 
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
         complain(d, g_strerror(errno));
-        ivshmem2_close(&fd);
+        ivshmem2_socket_close(&fd);
         return;
     }
     if (!ivshmem2_budget_allows_refusal(d->budget, cred.uid)) {
         complain(d, "too many by one user that have not joined yet");
-        ivshmem2_close(&fd);
+        ivshmem2_socket_close(&fd);
         return;
     }
     has_share = ivshmem2_budget_allows(d->budget, IVSHMEM2_ENTRANT, cred.uid);
@@ -662,6 +703,7 @@ Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
     d->short_times.duration = SHORT_TIME;
     d->checks.duration = CHECK_INTERVAL;
     d->listen_fd = listen_fd;
+    ivshmem2_socket_refuse_fds(listen_fd);
     d->listen_watch.ready = listen_ready;
     d->signal_fd = -1;
     if (!ivshmem2_loop_init(&d->loop, error) ||
@@ -677,6 +719,9 @@ Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
 /* Send the last message as far as the socket takes it. */
 static void say_farewell(Connection *c)
 {
+    if (!c->client) {
+        return;
+    }
     ivshmem2_client_refuse(c->client, IVSHMEM2_REFUSAL_SHUTDOWN,
                            "the server ends");
     while (connection_has_output(c) && connection_send(c)) {
@@ -688,6 +733,7 @@ void ivshmem2_daemon_free(Ivshmem2Daemon *d)
 {
     GList *node;
 
+    d->ending = true;
     ivshmem2_server_shutdown(d->server);
     while ((node = d->connections.head)) {
         say_farewell(node->data);

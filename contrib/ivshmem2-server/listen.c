@@ -22,16 +22,14 @@
 /* The first descriptor that a service manager passes */
 #define LISTEN_FDS_START    3
 
-/* Of the socket's name until the server listens */
-#define NEW_SUFFIX          ".new"
-
 /* Other servers hold the lock only for some system calls. */
-#define LOCK_TRIES          200
+#define LOCK_TRIES          40
 #define LOCK_INTERVAL       (G_USEC_PER_SEC / 100)
 
 /*
  * Makes one of two servers that start at once find the other.  The lock is on
- * the directory, so that it leaves no file behind.
+ * the directory, so that it leaves no file behind.  Everybody who can read the
+ * directory can have this lock, so the server starts without it, too.
  */
 static int lock_directory(const char *path, GError **error)
 {
@@ -44,9 +42,10 @@ static int lock_directory(const char *path, GError **error)
     }
     for (int i = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; i++) {
         if (errno != EWOULDBLOCK || i == LOCK_TRIES) {
-            ivshmem2_fail_errno(error, "cannot lock the directory %s", dir);
-            ivshmem2_close(&fd);
-            return -1;
+            g_warning("another process keeps the directory %s locked (see "
+                      "lslocks), so two servers that start now may not notice "
+                      "each other: %s", dir, g_strerror(errno));
+            break;
         }
         g_usleep(LOCK_INTERVAL);
     }
@@ -59,11 +58,16 @@ static void unlock_directory(int *fd)
     ivshmem2_close(fd);
 }
 
-static bool set_address(struct sockaddr_un *addr, const char *path,
-                        const char *suffix, GError **error)
+/* A name that begins with @ is no file (see unix(7)). */
+static bool is_abstract(const char *path)
 {
-    g_autofree char *name = g_strconcat(path, suffix, NULL);
-    size_t max = sizeof(addr->sun_path) - sizeof(NEW_SUFFIX);
+    return path[0] == '@';
+}
+
+static bool set_address(struct sockaddr_un *addr, const char *path,
+                        GError **error)
+{
+    size_t max = sizeof(addr->sun_path) - 1;
 
     if (!*path || strlen(path) > max) {
         return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
@@ -72,7 +76,7 @@ static bool set_address(struct sockaddr_un *addr, const char *path,
     }
     memset(addr, 0, sizeof(*addr));
     addr->sun_family = AF_UNIX;
-    memcpy(addr->sun_path, name, strlen(name));
+    memcpy(addr->sun_path, path, strlen(path));
     return true;
 }
 
@@ -116,14 +120,14 @@ static bool remove_stale(const struct sockaddr_un *addr, GError **error)
 }
 
 /* Before anybody can connect; the group first, as the mode is for it. */
-static bool set_access(const char *path, mode_t mode, gid_t gid,
-                       GError **error)
+static bool set_group(const char *path, mode_t mode, gid_t gid,
+                      GError **error)
 {
-    if (gid != (gid_t)-1 && lchown(path, -1, gid) < 0) {
+    if (lchown(path, -1, gid) < 0) {
         return ivshmem2_fail_errno(error, "cannot give the socket %s to group "
                                    "%u", path, gid);
     }
-    if (chmod(path, mode) < 0) {
+    if (fchmodat(AT_FDCWD, path, mode, AT_SYMLINK_NOFOLLOW) < 0) {
         return ivshmem2_fail_errno(error, "cannot set the mode of %s", path);
     }
     return true;
@@ -133,14 +137,18 @@ static bool bind_and_listen(int fd, const struct sockaddr_un *addr,
                             mode_t mode, gid_t gid, GError **error)
 {
     const char *path = addr->sun_path;
-    mode_t mask = umask(0777);
-    int ret = bind(fd, (const struct sockaddr *)addr, sizeof(*addr));
+    bool has_group = gid != (gid_t)-1;
+    mode_t mask = umask(has_group ? 0777 : 0);
+    int ret;
 
+    /* the file gets the mode of the socket */
+    fchmod(fd, mode);
+    ret = bind(fd, (const struct sockaddr *)addr, sizeof(*addr));
     umask(mask);
     if (ret < 0) {
         return ivshmem2_fail_errno(error, "cannot create the socket %s", path);
     }
-    if (!set_access(path, mode, gid, error)) {
+    if (has_group && !set_group(path, mode, gid, error)) {
         unlink(path);
         return false;
     }
@@ -152,36 +160,47 @@ static bool bind_and_listen(int fd, const struct sockaddr_un *addr,
     return true;
 }
 
-/*
- * The socket gets its name when the server listens: a client that sees the
- * file can connect.
- */
 static bool make_socket(Ivshmem2Listener *l, const struct sockaddr_un *addr,
-                        const struct sockaddr_un *new_addr, mode_t mode,
-                        gid_t gid, GError **error)
+                        mode_t mode, gid_t gid, GError **error)
 {
     const char *path = addr->sun_path;
-    const char *new_path = new_addr->sun_path;
     struct stat st;
 
-    if (!remove_stale(addr, error) || !remove_stale(new_addr, error)) {
+    if (!remove_stale(addr, error)) {
         return false;
     }
     l->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (l->fd < 0) {
         return ivshmem2_fail_errno(error, "cannot create a socket");
     }
-    if (!bind_and_listen(l->fd, new_addr, mode, gid, error)) {
+    if (!bind_and_listen(l->fd, addr, mode, gid, error)) {
         return false;
     }
-    if (lstat(new_path, &st) < 0 || rename(new_path, path) < 0) {
-        ivshmem2_fail_errno(error, "cannot name the socket %s", path);
-        unlink(new_path);
-        return false;
+    if (lstat(path, &st) == 0) {
+        l->path = g_strdup(path);
+        l->dev = st.st_dev;
+        l->ino = st.st_ino;
     }
-    l->path = g_strdup(path);
-    l->dev = st.st_dev;
-    l->ino = st.st_ino;
+    return true;
+}
+
+static bool make_abstract_socket(Ivshmem2Listener *l, struct sockaddr_un *addr,
+                                 const char *path, GError **error)
+{
+    socklen_t len = offsetof(struct sockaddr_un, sun_path) + strlen(path);
+
+    addr->sun_path[0] = 0;
+    l->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (l->fd < 0) {
+        return ivshmem2_fail_errno(error, "cannot create a socket");
+    }
+    if (bind(l->fd, (struct sockaddr *)addr, len) < 0 ||
+        listen(l->fd, SOMAXCONN) < 0) {
+        return errno == EADDRINUSE
+               ? ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                               "another process uses the socket name %s", path)
+               : ivshmem2_fail_errno(error, "cannot listen at %s", path);
+    }
     return true;
 }
 
@@ -201,20 +220,23 @@ static void close_listener(Ivshmem2Listener *l)
 bool ivshmem2_listen(Ivshmem2Listener *l, const char *path, mode_t mode,
                      gid_t gid, GError **error)
 {
-    struct sockaddr_un addr, new_addr;
-    int lock;
+    struct sockaddr_un addr;
+    int lock = -1;
     bool ok;
 
     *l = (Ivshmem2Listener) { .fd = -1 };
-    if (!set_address(&addr, path, "", error) ||
-        !set_address(&new_addr, path, NEW_SUFFIX, error)) {
+    if (!set_address(&addr, path, error)) {
         return false;
     }
-    lock = lock_directory(path, error);
-    if (lock < 0) {
-        return false;
+    if (is_abstract(path)) {
+        ok = make_abstract_socket(l, &addr, path, error);
+    } else {
+        lock = lock_directory(path, error);
+        if (lock < 0) {
+            return false;
+        }
+        ok = make_socket(l, &addr, mode, gid, error);
     }
-    ok = make_socket(l, &addr, &new_addr, mode, gid, error);
     if (!ok) {
         close_listener(l);
     }

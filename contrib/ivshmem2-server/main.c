@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include "daemon.h"
+#include "libivshmem2-core.h"
 #include "libivshmem2-util.h"
 #include "listen.h"
 #include "log.h"
@@ -61,6 +62,7 @@ static bool serve(const Ivshmem2Options *o, Ivshmem2Listener *listener,
                   Ivshmem2Access **access, const sigset_t *signals,
                   GError **error)
 {
+    g_autoptr(GError) warning = NULL;
     Ivshmem2Link *link = ivshmem2_link_new(&o->link, error);
     Ivshmem2Budget *budget;
     Ivshmem2Daemon *daemon;
@@ -69,6 +71,9 @@ static bool serve(const Ivshmem2Options *o, Ivshmem2Listener *listener,
     if (!link) {
         g_prefix_error(error, "cannot make the link: ");
         return false;
+    }
+    if (!ivshmem2_signals_prepare(&warning)) {
+        g_warning("%s", warning->message);
     }
     budget = ivshmem2_budget_new(&o->budget);
     daemon = ivshmem2_daemon_new(link, budget, listener->fd,

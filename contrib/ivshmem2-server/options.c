@@ -258,6 +258,14 @@ static bool parse_socket(Ivshmem2Options *o, GError **error)
                              "%s needs --socket", opt.socket_mode ?
                              "--socket-mode" : "--socket-group");
     }
+    if (opt.socket && opt.socket[0] == '@' &&
+        (opt.socket_mode || opt.socket_group)) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "%s is not possible with the abstract socket %s, "
+                             "which has no permissions: use --access",
+                             opt.socket_mode ? "--socket-mode"
+                             : "--socket-group", opt.socket);
+    }
     if (opt.socket_mode) {
         if (!ivshmem2_scan_number(opt.socket_mode, 8, &mode, &end) || *end ||
             mode > 0777) {

@@ -211,7 +211,7 @@ static void push_fds(Ivshmem2Decoder *d, const int *fds, size_t n_fds)
         if (d->n_fds < IVSHMEM2_MAX_FDS) {
             d->fds[d->n_fds++] = fd;
         } else {
-            ivshmem2_close(&fd);
+            ivshmem2_dispose(&fd);
         }
     }
 }
@@ -263,7 +263,7 @@ int ivshmem2_decoder_steal_fd(Ivshmem2Decoder *d, unsigned i)
 void ivshmem2_decoder_reset(Ivshmem2Decoder *d)
 {
     for (unsigned i = 0; i < d->n_fds; i++) {
-        ivshmem2_close(&d->fds[i]);
+        ivshmem2_dispose(&d->fds[i]);
     }
     d->n_fds = 0;
     d->have = 0;

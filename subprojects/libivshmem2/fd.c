@@ -22,6 +22,16 @@
 /* Eventfds signalled with one system call, at most */
 #define SIGNALS     16
 
+/* Between two tries to have the kernel signal */
+#define RETRY_INTERVAL      G_USEC_PER_SEC
+
+/* Threads that signal where the kernel does not, and when one is stuck */
+#define SIGNALLERS          4
+#define STUCK_TIME          (G_USEC_PER_SEC / 50)
+
+/* Eventfds that wait for these threads, at most */
+#define MAX_WAITING         4096
+
 void ivshmem2_close(int *fd)
 {
     if (*fd >= 0) {
@@ -29,6 +39,49 @@ void ivshmem2_close(int *fd)
         *fd = -1;
     }
 }
+
+/* Closing */
+
+static gint n_disposals;
+
+static gpointer close_queued(gpointer queue)
+{
+    for (;;) {
+        int fd = GPOINTER_TO_INT(g_async_queue_pop(queue)) - 1;
+
+        close(fd);
+        g_atomic_int_add(&n_disposals, -1);
+    }
+    return NULL;
+}
+
+void ivshmem2_dispose(int *fd)
+{
+    static GMutex lock;
+    static GAsyncQueue *queue;
+    static GThread *thread;
+
+    if (*fd < 0) {
+        return;
+    }
+    g_atomic_int_inc(&n_disposals);
+    g_mutex_lock(&lock);
+    queue = queue ? queue : g_async_queue_new();
+    /* Without a thread they stay open, until the next try to start one. */
+    thread = thread ? thread
+             : g_thread_try_new("ivshmem2-closer", close_queued, queue, NULL);
+    /* 0 would be NULL, which is not for queues */
+    g_async_queue_push(queue, GINT_TO_POINTER(*fd + 1));
+    g_mutex_unlock(&lock);
+    *fd = -1;
+}
+
+unsigned ivshmem2_disposals(void)
+{
+    return g_atomic_int_get(&n_disposals);
+}
+
+/* Checking */
 
 bool ivshmem2_check_memfd(int fd, uint64_t size, bool writable,
                           const char *what, GError **error)
@@ -81,26 +134,58 @@ bool ivshmem2_check_eventfd(int fd, GError **error)
     return true;
 }
 
+/* Signals */
+
 /*
  * A write to a full counter waits.  Every process that holds the file can
  * fill the counter and clear O_NONBLOCK.  The kernel's own signals never wait:
  * here it signals the end of an asynchronous read that is too short to
- * succeed.  One system call does this for many eventfds.  Returns the number
- * of eventfds that were signalled.
+ * succeed.  One system call does this for many eventfds.
+ *
+ * All users together may have fs.aio-max-nr of these, so the kernel may refuse
+ * for a while.
  */
+static aio_context_t kernel_context(void)
+{
+    static GMutex lock;
+    static aio_context_t context;
+    static gsize ready;
+    static int64_t next_try;
+
+    if (g_atomic_pointer_get(&ready)) {
+        return context;
+    }
+    g_mutex_lock(&lock);
+    if (!ready && g_get_monotonic_time() >= next_try) {
+        if (syscall(SYS_io_setup, SIGNALS, &context) == 0) {
+            g_atomic_pointer_set(&ready, 1);
+        }
+        next_try = g_get_monotonic_time() + RETRY_INTERVAL;
+    }
+    g_mutex_unlock(&lock);
+    return g_atomic_pointer_get(&ready) ? context : 0;
+}
+
+bool ivshmem2_signals_prepare(GError **error)
+{
+    if (kernel_context()) {
+        return true;
+    }
+    return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                         "the kernel has no asynchronous I/O for this process "
+                         "(other processes may use all of fs.aio-max-nr): "
+                         "interrupts are slower, and depend on threads");
+}
+
+/* Returns the number of eventfds that were signalled. */
 static size_t signal_by_kernel(const int *fds, size_t n)
 {
-    static aio_context_t context;
-    static gsize tried;
+    aio_context_t context = kernel_context();
     struct iocb iocbs[SIGNALS];
     struct iocb *list[SIGNALS];
     struct io_event events[SIGNALS];
     long done;
 
-    if (g_once_init_enter(&tried)) {
-        syscall(SYS_io_setup, SIGNALS, &context);
-        g_once_init_leave(&tried, 1);
-    }
     if (!context) {
         return 0;
     }
@@ -123,18 +208,95 @@ static size_t signal_by_kernel(const int *fds, size_t n)
     return done;
 }
 
-/*
- * For systems without asynchronous I/O.  A full counter is left as it is: it
- * is readable already, and wakes its owner up anyway.
- */
-static void signal_by_write(int fd)
+/* Writes that are being made */
+static GMutex writes_lock;
+static struct {
+    int fd;
+    int64_t since;
+    bool busy;
+} writes[SIGNALLERS];
+
+static size_t write_begin(int fd)
 {
+    size_t i = 0;
+
+    g_mutex_lock(&writes_lock);
+    while (writes[i].busy) {
+        i++;
+    }
+    writes[i].busy = true;
+    writes[i].fd = fd;
+    writes[i].since = g_get_monotonic_time();
+    g_mutex_unlock(&writes_lock);
+    return i;
+}
+
+static void write_end(size_t i)
+{
+    g_mutex_lock(&writes_lock);
+    writes[i].busy = false;
+    g_mutex_unlock(&writes_lock);
+}
+
+/*
+ * A full counter is left as it is: it is readable already, and wakes its
+ * owner up anyway.
+ */
+static void signal_by_write(gpointer data, gpointer opaque)
+{
+    int fd = GPOINTER_TO_INT(data) - 1;
     struct pollfd pfd = { .fd = fd, .events = POLLOUT };
     uint64_t one = 1;
 
-    while (poll(&pfd, 1, 0) == 1 && (pfd.revents & POLLOUT) &&
-           write(fd, &one, sizeof(one)) < 0 && errno == EINTR) {
-        continue;
+    if (poll(&pfd, 1, 0) == 1 && (pfd.revents & POLLOUT)) {
+        size_t i = write_begin(fd);
+
+        while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+            continue;
+        }
+        write_end(i);
+    }
+    close(fd);
+}
+
+/*
+ * Its owner has filled the counter at the wrong moment.  After this the write
+ * completes, and the eventfd is readable as before.
+ */
+static void end_stuck_writes(void)
+{
+    int64_t now = g_get_monotonic_time();
+
+    g_mutex_lock(&writes_lock);
+    for (size_t i = 0; i < SIGNALLERS; i++) {
+        if (writes[i].busy && now - writes[i].since > STUCK_TIME) {
+            ivshmem2_eventfd_drain(writes[i].fd);
+        }
+    }
+    g_mutex_unlock(&writes_lock);
+}
+
+/* For systems without asynchronous I/O: a thread may wait, the caller not. */
+static void signal_by_thread(int fd)
+{
+    static GThreadPool *pool;
+    static gsize made;
+    int copy;
+
+    if (g_once_init_enter(&made)) {
+        pool = g_thread_pool_new(signal_by_write, NULL, SIGNALLERS, FALSE,
+                                 NULL);
+        g_once_init_leave(&made, 1);
+    }
+    end_stuck_writes();
+    if (g_thread_pool_unprocessed(pool) >= MAX_WAITING) {
+        return;
+    }
+    /* the caller may close its own before the write */
+    copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (copy >= 0) {
+        /* if no thread can be started now, the next push starts one */
+        g_thread_pool_push(pool, GINT_TO_POINTER(copy + 1), NULL);
     }
 }
 
@@ -144,7 +306,7 @@ void ivshmem2_eventfds_signal(const int *fds, size_t n)
         size_t done = signal_by_kernel(fds, n);
 
         if (!done) {
-            signal_by_write(*fds);
+            signal_by_thread(*fds);
             done = 1;
         }
         fds += done;

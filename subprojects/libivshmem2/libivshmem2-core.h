@@ -87,7 +87,7 @@ int ivshmem2_decoder_push_consume(Ivshmem2Decoder *d, const void *buf,
 /* Take descriptor @i of the complete message. */
 int ivshmem2_decoder_steal_fd(Ivshmem2Decoder *d, unsigned i);
 
-/* Forget the message, close what was not stolen, be ready for the next one. */
+/* Forget the message, dispose of what was not stolen, be ready for the next. */
 void ivshmem2_decoder_reset(Ivshmem2Decoder *d);
 
 /*
@@ -98,6 +98,17 @@ void ivshmem2_decoder_reset(Ivshmem2Decoder *d);
 void ivshmem2_close(int *fd);
 
 /*
+ * The same for a descriptor that another process sent and that is not known to
+ * be what it should be, or for a socket that may have such descriptors in its
+ * queue.  To close a socket or a file of a file system in user space may take
+ * as long as another process likes, so a thread does it.
+ */
+void ivshmem2_dispose(int *fd);
+
+/* Descriptors that the thread has not closed yet */
+unsigned ivshmem2_disposals(void);
+
+/*
  * Is @fd a memory file of at least @size bytes that cannot shrink or grow,
  * open for reading, and for writing too if @writable?
  */
@@ -105,6 +116,13 @@ bool ivshmem2_check_memfd(int fd, uint64_t size, bool writable,
                           const char *what, GError **error);
 
 bool ivshmem2_check_eventfd(int fd, GError **error);
+
+/*
+ * Take from the kernel what signals need, which it may refuse later.  Without
+ * it signals work, too, but slower.  Returns false with @error set if it
+ * refuses now; then signals try again once in a while.
+ */
+bool ivshmem2_signals_prepare(GError **error);
 
 /*
  * Make an eventfd readable.  Does not wait, not even for a counter that

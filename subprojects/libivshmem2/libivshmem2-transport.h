@@ -12,6 +12,30 @@
 
 #include "libivshmem2-core.h"
 
+/*
+ * Sockets.  A connected one of them may have descriptors of any kind in its
+ * queue, and to close the last one of a file may take for ever.  So the server
+ * neither receives nor closes descriptors: the kernel is told to refuse them
+ * (ivshmem2_socket_refuse_fds(), also for a listening socket), and where it
+ * does not, they stay in the queue, and a thread closes the socket.
+ */
+void ivshmem2_socket_refuse_fds(int fd);
+
+/*
+ * Receive some bytes and forget them.  Returns 1 if there may be more, 0 if
+ * there are none now, -1 if nothing more can be received.
+ */
+int ivshmem2_socket_discard(int fd);
+
+/*
+ * End receiving.  Returns true if there may be descriptors in the queue: then
+ * the socket is to be closed by ivshmem2_dispose().
+ */
+bool ivshmem2_socket_has_unread(int fd);
+
+/* Close *@fd, a socket or -1, as is right for it. */
+void ivshmem2_socket_close(int *fd);
+
 typedef struct Ivshmem2Transport {
     int fd;                     /* owned */
     uint32_t out_size;          /* of the message being sent, 0: none */

@@ -243,6 +243,7 @@ static void fail_connect(const char *path, GError **error)
 static int connect_to(const char *path, int64_t deadline, GError **error)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    socklen_t len = sizeof(addr);
     int left_ms = ivshmem2_deadline_ms(deadline);
     /* SO_SNDTIMEO 0 means no limit */
     struct timeval timeout = {
@@ -258,12 +259,17 @@ static int connect_to(const char *path, int64_t deadline, GError **error)
         return -1;
     }
     strcpy(addr.sun_path, path);
+    if (path[0] == '@') {
+        /* not a file, see unix(7); its length is the name's */
+        addr.sun_path[0] = 0;
+        len = offsetof(struct sockaddr_un, sun_path) + strlen(path);
+    }
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd >= 0) {
         /* connect() waits at most this long for a server to accept */
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
         do {
-            ret = connect(fd, (struct sockaddr *)&addr, sizeof(addr));
+            ret = connect(fd, (struct sockaddr *)&addr, len);
         } while (ret < 0 && errno == EINTR);
         if (ret == 0) {
             return fd;

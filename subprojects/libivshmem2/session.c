@@ -160,6 +160,7 @@ Ivshmem2Session *ivshmem2_session_new(const Ivshmem2Hello *hello)
     s->state_fd = -1;
     s->rw_fd = -1;
     s->eventfds = g_hash_table_new(NULL, NULL);
+    ivshmem2_signals_prepare(NULL);
     g_queue_init(&s->eventfd_keys);
     return s;
 }

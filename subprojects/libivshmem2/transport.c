@@ -10,28 +10,113 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include "libivshmem2-transport.h"
 #include "libivshmem2-util.h"
+
+#ifndef SO_PASSPIDFD
+#define SO_PASSPIDFD    76
+#endif
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS   83
+#endif
+
+/* Instead of a number of bytes: descriptors are next in the queue */
+#define FOREIGN_FDS     -2
+
+/* Pieces of a closed connection that are read to see what is behind them */
+#define MAX_DISCARDS    64
 
 typedef union FdSpace {
     struct cmsghdr align;
     char bytes[CMSG_SPACE(sizeof(int) * IVSHMEM2_MAX_FDS)];
 } FdSpace;
 
+void ivshmem2_socket_refuse_fds(int fd)
+{
+    const int off = 0;
+
+    /* Linux 6.16 */
+    setsockopt(fd, SOL_SOCKET, SO_PASSRIGHTS, &off, sizeof(off));
+    /* Only descriptors are to make MSG_CTRUNC come. */
+    setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &off, sizeof(off));
+    setsockopt(fd, SOL_SOCKET, SO_PASSSEC, &off, sizeof(off));
+    setsockopt(fd, SOL_SOCKET, SO_PASSPIDFD, &off, sizeof(off));
+}
+
+/*
+ * Receive, but leave the descriptors of a client where they are: in the queue
+ * of the socket.  To receive them, also without room for them, is to close
+ * them here.  Returns the number of bytes, FOREIGN_FDS, or -1.
+ */
+static ssize_t receive_without_fds(int fd, void *buf, size_t size)
+{
+    struct iovec iov = { .iov_base = buf, .iov_len = size };
+    struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
+    ssize_t len;
+
+    do {
+        len = recvmsg(fd, &mh, MSG_PEEK | MSG_DONTWAIT);
+    } while (len < 0 && errno == EINTR);
+    if (len > 0 && (mh.msg_flags & MSG_CTRUNC)) {
+        return FOREIGN_FDS;
+    }
+    /* exactly what was looked at: nothing that came later */
+    return len > 0 ? recv(fd, buf, len, MSG_DONTWAIT) : len;
+}
+
+int ivshmem2_socket_discard(int fd)
+{
+    char buf[4096];
+    ssize_t len = receive_without_fds(fd, buf, sizeof(buf));
+
+    if (len > 0 || (len < 0 && errno == EINTR && len != FOREIGN_FDS)) {
+        return 1;
+    }
+    return len == -1 && (errno == EAGAIN || errno == EWOULDBLOCK) ? 0 : -1;
+}
+
+bool ivshmem2_socket_has_unread(int fd)
+{
+    int bytes;
+
+    /* After this nothing is added to the queue. */
+    shutdown(fd, SHUT_RD);
+    for (int i = 0; i < MAX_DISCARDS && ivshmem2_socket_discard(fd) > 0; i++) {
+        continue;
+    }
+    return ioctl(fd, FIONREAD, &bytes) < 0 || bytes > 0;
+}
+
+void ivshmem2_socket_close(int *fd)
+{
+    if (*fd >= 0 && ivshmem2_socket_has_unread(*fd)) {
+        ivshmem2_dispose(fd);
+    }
+    ivshmem2_close(fd);
+}
+
 void ivshmem2_transport_init_consume(Ivshmem2Transport *c, int fd,
                                      Ivshmem2Side peer)
 {
+    const int on = 1;
+
     memset(c, 0, sizeof(*c));
     c->fd = fd;
+    /* urgent data would take its descriptors past the checks */
+    setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on));
+    if (peer == IVSHMEM2_CLIENT) {
+        ivshmem2_socket_refuse_fds(fd);
+    }
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     ivshmem2_decoder_init(&c->in, peer);
 }
 
 void ivshmem2_transport_clear(Ivshmem2Transport *c)
 {
-    ivshmem2_close(&c->fd);
+    ivshmem2_socket_close(&c->fd);
     ivshmem2_decoder_reset(&c->in);
     c->out_size = 0;
     c->out_fds = NULL;
@@ -55,6 +140,16 @@ static size_t take_fds(struct msghdr *mh, int *fds)
     return n;
 }
 
+static ssize_t receive_message(Ivshmem2Transport *c, struct msghdr *mh)
+{
+    if (c->in.from == IVSHMEM2_CLIENT) {
+        mh->msg_controllen = 0;
+        return receive_without_fds(c->fd, mh->msg_iov->iov_base,
+                                   mh->msg_iov->iov_len);
+    }
+    return recvmsg(c->fd, mh, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+}
+
 static int receive_some(Ivshmem2Transport *c, GError **error)
 {
     uint8_t buf[sizeof(Ivshmem2Msg)];
@@ -74,8 +169,13 @@ static int receive_some(Ivshmem2Transport *c, GError **error)
     size_t n_fds;
 
     do {
-        len = recvmsg(c->fd, &mh, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-    } while (len < 0 && errno == EINTR);
+        len = receive_message(c, &mh);
+    } while (len == -1 && errno == EINTR);
+    if (len == FOREIGN_FDS) {
+        ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
+                      "descriptors came, but messages of clients have none");
+        return -1;
+    }
     if (len < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
         return 0;
     }
@@ -86,7 +186,7 @@ static int receive_some(Ivshmem2Transport *c, GError **error)
     n_fds = take_fds(&mh, fds);
     if (mh.msg_flags & MSG_CTRUNC) {
         for (size_t i = 0; i < n_fds; i++) {
-            ivshmem2_close(&fds[i]);
+            ivshmem2_dispose(&fds[i]);
         }
         ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
                       "descriptors were lost: more than fit a message, or "

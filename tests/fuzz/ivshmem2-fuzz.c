@@ -123,6 +123,9 @@ unsigned fuzz_count_fds(void)
     unsigned here;
     int first = 0;
 
+    while (ivshmem2_disposals()) {
+        g_usleep(10);
+    }
     /*
      * The system uses the lowest free number, so there are no more open ones
      * after so many that are free.

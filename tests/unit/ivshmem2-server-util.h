@@ -110,8 +110,11 @@ void server_wait_fds(Server *s, unsigned n);
 int server_try_connect(Server *s);
 int server_connect(Server *s);
 
-/* Send @data in one piece, and @n times the descriptor @passed with it. */
-void send_with_fds(int fd, const void *data, size_t len, int passed,
+/*
+ * Send @data in one piece, and @n times the descriptor @passed with it.
+ * Returns false if the kernel refuses this for the receiver (Linux 6.16).
+ */
+bool send_with_fds(int fd, const void *data, size_t len, int passed,
                    unsigned n);
 
 #endif /* IVSHMEM2_SERVER_UTIL_H */

@@ -19,12 +19,16 @@
 
 #define MEMORY_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
-/* Descriptors that this process has open */
+/* Descriptors that this process has open, but for those being closed */
 static inline unsigned count_fds(void)
 {
-    GDir *dir = g_dir_open("/proc/self/fd", 0, NULL);
     unsigned n = 0;
+    GDir *dir;
 
+    while (ivshmem2_disposals()) {
+        g_usleep(100);
+    }
+    dir = g_dir_open("/proc/self/fd", 0, NULL);
     g_assert_nonnull(dir);
     while (g_dir_read_name(dir)) {
         n++;

@@ -120,9 +120,10 @@ static void test_surplus_fds(void)
         Client c;
 
         client_connect(&c, &w.s);
-        send_with_fds(c.transport.fd, &hello, len, w.c.memory[0], n);
-        client_hear_refusal(&c, IVSHMEM2_REFUSAL_PROTOCOL,
-                          n > 16 ? "descriptors were lost" : "descriptors");
+        if (send_with_fds(c.transport.fd, &hello, len, w.c.memory[0], n)) {
+            /* the end may be ECONNRESET, as not all was read */
+            client_hear(&c, IVSHMEM2_MSG_REFUSED);
+        }
         client_close(&c);
     }
     witness_end(&w);
@@ -289,6 +290,7 @@ static void test_half_close(void)
         shutdown(c.transport.fd, how);
         server_wait_fds(&w.s, w.n_fds + 1);
         client_close(&c);
+        wait_until_free(&w.s, 1);
 
         client_join(&c, &w.s, 1);
         client_say_target(&c, IVSHMEM2_MSG_RING, 1, 0);
@@ -298,8 +300,8 @@ static void test_half_close(void)
         }
         server_wait_fds(&w.s, w.n_fds + 1);
         client_close(&c);
+        wait_until_free(&w.s, 1);
     }
-    wait_until_free(&w.s, 1);
     witness_end(&w);
 }
 

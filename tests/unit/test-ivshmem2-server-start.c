@@ -191,11 +191,55 @@ static void test_race(void)
     server_end(&s);
 }
 
-/* A server waits for the lock, but not for ever. */
+/* A name with @ is no file. */
+static void test_abstract(void)
+{
+    g_autofree char *name = g_strdup_printf("@ivshmem2-test-%d", getpid());
+    g_auto(GStrv) argv = server_argv("", name, "");
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    socklen_t len = offsetof(struct sockaddr_un, sun_path) + strlen(name);
+    g_autofree char *text = NULL;
+    int tries = SOON_MS / 10;
+    Server s;
+    int fd, ret;
+
+    server_init(&s);
+    s.pid = spawn(argv, NULL, NULL);
+    memcpy(addr.sun_path + 1, name + 1, strlen(name) - 1);
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    while ((ret = connect(fd, (struct sockaddr *)&addr, len)) < 0 &&
+           errno == ECONNREFUSED) {
+        wait_a_little(&tries);
+    }
+    g_assert_cmpint(ret, ==, 0);
+    ivshmem2_close(&fd);
+    text = server_fail(argv);
+    assert_says_text(text, "another process uses the socket name @");
+    g_assert_false(g_file_test(name, G_FILE_TEST_EXISTS));
+    server_end(&s);
+}
+
+/* The name under which other programs see the socket */
+static void test_bound_name(void)
+{
+    struct sockaddr_un addr;
+    socklen_t len = sizeof(addr);
+    Server s;
+    int fd;
+
+    server_init(&s);
+    server_start(&s, "");
+    fd = server_connect(&s);
+    g_assert_cmpint(getpeername(fd, (struct sockaddr *)&addr, &len), ==, 0);
+    g_assert_cmpstr(addr.sun_path, ==, s.socket);
+    ivshmem2_close(&fd);
+    server_end(&s);
+}
+
+/* A server waits for the lock, but not for ever, and starts without it. */
 static void test_lock(void)
 {
     g_auto(GStrv) argv = NULL;
-    g_autofree char *text = NULL;
     Server s;
     int fd;
 
@@ -203,8 +247,10 @@ static void test_lock(void)
     argv = server_argv("", s.socket, "");
     fd = open(s.dir, O_RDONLY | O_CLOEXEC);
     g_assert_cmpint(flock(fd, LOCK_EX), ==, 0);
-    text = server_fail(argv);
-    assert_says_text(text, "cannot lock the directory");
+    s.pid = spawn(argv, NULL, NULL);
+    wait_for_file(s.socket);
+    /* at its end as well */
+    g_assert_cmpint(server_stop(&s, SIGTERM), ==, 0);
     s.pid = spawn(argv, NULL, NULL);
     g_usleep(NEVER_MS * 1000);
     g_assert_false(g_file_test(s.socket, G_FILE_TEST_EXISTS));
@@ -567,6 +613,8 @@ int main(int argc, char **argv)
                     test_second_start);
     g_test_add_func("/ivshmem2/server-start/race", test_race);
     g_test_add_func("/ivshmem2/server-start/lock", test_lock);
+    g_test_add_func("/ivshmem2/server-start/abstract", test_abstract);
+    g_test_add_func("/ivshmem2/server-start/bound-name", test_bound_name);
     g_test_add_func("/ivshmem2/server-start/not-a-socket",
                     test_not_a_socket);
     g_test_add_func("/ivshmem2/server-start/datagram-socket",
