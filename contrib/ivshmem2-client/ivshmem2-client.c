@@ -189,8 +189,12 @@ static char *next_line(Client *c, GString *input)
             g_string_erase(input, 0, newline + 1 - input->str);
             return line;
         }
-        poll(pfds, 2, -1);
+        if (poll(pfds, 2, c->server_gone ? -1 : LOOK_MS) <= 0) {
+            check_server(c);
+            continue;
+        }
         if (pfds[1].revents) {
+            end_interrupted(true, NULL);
             return NULL;
         }
         len = read(STDIN_FILENO, buf, sizeof(buf));
@@ -260,8 +264,10 @@ static Status cmd_shell(Client *c, char **args, GError **error)
         g_strstrip(line);
         if (line[0] && line[0] != '#') {
             g_autoptr(GError) local = NULL;
-            Status status = run_line(c, line, &local);
+            Status status;
 
+            check_server(c);
+            status = run_line(c, line, &local);
             print_result(c, status, local);
         }
         g_free(line);
@@ -357,7 +363,9 @@ static GOptionContext *make_context(void)
         "The shell prints 'ok', 'timeout' or 'error: TEXT' after each "
         "command.\n"
         "\n"
-        "Exit status: 0 success, 1 failure, 2 wrong usage, 3 timeout.\n"
+        "Exit status: 0 success, 1 failure, 2 wrong usage, 3 timeout.  A "
+        "signal ends state,\nshell, and without --count watch and pong with "
+        "0, other commands with 1.\n"
         "\n"
         "Examples:\n"
         "  ivshmem2-client --socket /tmp/ivshmem2.sock info\n"

@@ -160,6 +160,9 @@ Status cmd_state(Client *c, char **args, GError **error)
     do {
         event = next_event(c, deadline, -1, NULL, error);
     } while (event == EVENT_INTERRUPT);
+    if (event == EVENT_SIGNAL) {
+        return end_interrupted(true, error);
+    }
     return event == EVENT_ERROR ? STATUS_ERROR : STATUS_OK;
 }
 
@@ -194,7 +197,7 @@ Status cmd_wait(Client *c, char **args, GError **error)
         case EVENT_TIMEOUT:
             return STATUS_TIMEOUT;
         case EVENT_SIGNAL:
-            return fail_interrupted(error);
+            return end_interrupted(false, error);
         case EVENT_ERROR:
             return STATUS_ERROR;
         }
@@ -243,7 +246,9 @@ Status cmd_watch(Client *c, char **args, GError **error)
             break;
         case EVENT_ERROR:
             return STATUS_ERROR;
-        default:
+        case EVENT_SIGNAL:
+            return end_interrupted(left < 0, error);
+        case EVENT_TIMEOUT:
             return left < 0 ? STATUS_OK : STATUS_TIMEOUT;
         }
     }

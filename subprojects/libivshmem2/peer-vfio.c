@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <linux/pci_regs.h>
 #include <linux/vfio.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -119,7 +120,10 @@ static bool vfio_service(Ivshmem2Peer *peer, GError **error)
 
 static bool vfio_connected(const Ivshmem2Peer *peer)
 {
-    return !((const VfioPeer *)peer)->removed;
+    const VfioPeer *p = (const VfioPeer *)peer;
+    struct pollfd pfd = { .fd = p->request_fd, .events = POLLIN };
+
+    return !p->removed && poll(&pfd, 1, 0) <= 0;
 }
 
 static bool make_eventfds(VfioPeer *p, uint32_t n, GError **error)

@@ -456,7 +456,8 @@ static void test_server_killed(void)
     b = join(&l, 1);
     link_kill(&l);
 
-    /* a wait notices it, and goes on waiting */
+    /* this is seen at once; a wait notices it, too, and goes on waiting */
+    g_assert_false(ivshmem2_peer_connected(a));
     g_assert_cmpint(ivshmem2_peer_wait(a, -1, NULL, NEVER_MS, NULL), ==, 0);
     g_assert_false(ivshmem2_peer_connected(a));
     for (int i = 0; i < 10; i++) {
@@ -1158,9 +1159,12 @@ static void test_cli_interrupted(void)
         { "wait", 1, "interrupted" },
         { "--vector 1 wait", 1, "interrupted" },
         { "--timeout 100 ping 0", 1, "interrupted" },
-        { "watch", 0, "" },
-        { "pong", 0, "" },
-        { "shell", 0, "" },
+        { "watch", 0, "ended by a signal" },
+        { "--count 3 watch", 1, "interrupted" },
+        { "pong", 0, "ended by a signal" },
+        { "--count 3 pong", 1, "interrupted" },
+        { "state 1", 0, "ended by a signal" },
+        { "shell", 0, "ended by a signal" },
     };
     Link l;
     Ivshmem2Peer *a;
@@ -1207,7 +1211,7 @@ static void test_cli_events(void)
 static void test_cli_server_gone(void)
 {
     static const char commands[] =
-        "ring 2\ninfo\nping 2\nstate 4\nstate x\n\"a\n--vector x wait\n";
+        "info\nring 2\nping 2\nstate 4\nstate x\n\"a\n--vector x wait\n";
     Link l;
     Ivshmem2Peer *a;
     GPid pid;
@@ -1240,6 +1244,74 @@ static void test_cli_server_gone(void)
     g_spawn_close_pid(pid);
     ivshmem2_peer_close(a);
     link_end(&l);
+}
+
+/* Read from @fd until there is @words. */
+static void await_words(int fd, const char *words)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+
+    while (!strstr(text->str, words)) {
+        struct pollfd pfd = { .fd = fd, .events = POLLIN };
+        char buf[512];
+        ssize_t len = -1;
+
+        if (poll(&pfd, 1, SOON_MS) == 1) {
+            len = read(fd, buf, sizeof(buf));
+        }
+        if (len <= 0) {
+            g_error("not '%s' in '%s'", words, text->str);
+        }
+        g_string_append_len(text, buf, len);
+    }
+}
+
+/* Commands that wait say at once that the server is gone, and wait on. */
+static void test_cli_server_dies(void)
+{
+    static const struct {
+        const char *args;
+        bool json;
+        bool rung;              /* ends when its vector 1 is rung */
+        int status;             /* after a signal */
+        const char *words;
+    } cases[] = {
+        { "watch", false, false, 0, "ended by a signal" },
+        { "wait", false, false, 1, "interrupted" },
+        { "--vector 1 wait", false, true, 0, "" },
+        { "--json wait", true, true, 0, "" },
+        { "state 1", false, false, 0, "ended by a signal" },
+        { "pong", false, false, 0, "ended by a signal" },
+        { "shell", false, false, 0, "ended by a signal" },
+        { "--json shell", true, false, 0, "ended by a signal" },
+    };
+
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        Link l;
+        Ivshmem2Peer *a;
+        GPid pid;
+        int in, out, err;
+
+        link_start(&l, "--max-peers 4 --output-size 4K");
+        a = join(&l, 0);
+        pid = start_peer(&l, a, cases[i].args, &in, &out, &err);
+        link_kill(&l);
+        if (cases[i].json) {
+            await_words(out, "{\"event\": \"server-gone\", \"text\": ");
+        } else {
+            await_words(err, "ivshmem2-client: the server is gone");
+        }
+        if (cases[i].rung) {
+            ring(a, 1, 1);
+        } else {
+            kill(pid, SIGTERM);
+        }
+        assert_end(pid, err, cases[i].status, cases[i].words);
+        close(in);
+        close(out);
+        ivshmem2_peer_close(a);
+        link_end(&l);
+    }
 }
 
 static void test_cli_protocols(void)
@@ -1324,6 +1396,7 @@ static const struct {
     { "/ivshmem2/cli/interrupted", test_cli_interrupted },
     { "/ivshmem2/cli/events", test_cli_events },
     { "/ivshmem2/cli/server-gone", test_cli_server_gone },
+    { "/ivshmem2/cli/server-dies", test_cli_server_dies },
     { "/ivshmem2/cli/protocols", test_cli_protocols },
     { "/ivshmem2/cli/bad-arguments", test_cli_bad_arguments },
 };
