@@ -92,6 +92,26 @@ Status cmd_peers(Client *c, char **args, GError **error)
     return STATUS_OK;
 }
 
+/* A doorbell tells nothing about the target; its state does. */
+static void print_rung(Client *c, uint32_t id, uint32_t vector, uint64_t count)
+{
+    uint32_t state = ivshmem2_peer_state(c->peer, id);
+
+    if (c->json) {
+        Json *json = json_new();
+
+        json_number(json, "target", id);
+        json_number(json, "vector", vector);
+        json_number(json, "count", count);
+        json_number(json, "state", state);
+        json_print(json);
+    } else {
+        printf("rang vector %u of peer %u%s\n", vector, id,
+               state || id == c->info->id ? "" :
+               ", which is absent or has not set a state: its state is 0");
+    }
+}
+
 Status cmd_ring(Client *c, char **args, GError **error)
 {
     uint64_t id, vector = 0;
@@ -109,16 +129,7 @@ Status cmd_ring(Client *c, char **args, GError **error)
             return STATUS_ERROR;
         }
     }
-    if (c->json) {
-        Json *json = json_new();
-
-        json_number(json, "target", id);
-        json_number(json, "vector", vector);
-        json_number(json, "count", count);
-        json_print(json);
-    } else {
-        printf("rang vector %u of peer %u\n", (unsigned)vector, (unsigned)id);
-    }
+    print_rung(c, id, vector, count);
     return STATUS_OK;
 }
 

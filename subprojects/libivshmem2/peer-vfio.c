@@ -420,9 +420,7 @@ static bool open_group(VfioPeer *p, GError **error)
     g_autofree char *number = NULL;
     g_autofree char *path = NULL;
 
-    if (!driver || !g_str_has_suffix(driver, "/vfio-pci")) {
-        return fail_not_bound(p, error);
-    }
+    /* first, because without an IOMMU vfio-pci refuses the device */
     if (!group) {
         return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
                              "the device is in no IOMMU group; the virtual "
@@ -431,6 +429,9 @@ static bool open_group(VfioPeer *p, GError **error)
                              "  -machine q35 -device intel-iommu,intremap=on\n"
                              "and intel_iommu=on on the kernel's command "
                              "line");
+    }
+    if (!driver || !g_str_has_suffix(driver, "/vfio-pci")) {
+        return fail_not_bound(p, error);
     }
     number = g_path_get_basename(group);
     path = g_strdup_printf("/dev/vfio/%s", number);

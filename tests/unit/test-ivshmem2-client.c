@@ -865,6 +865,53 @@ static void test_cli_usage(void)
     }
 }
 
+#define FAKE_DEVICES    "/sys/bus/pci/devices"
+
+/*
+ * What the client says of a device in @group ("": in none) that is not bound
+ * to vfio-pci, in a mount namespace with a /sys of its own
+ */
+static void assert_unbound(const char *group, const char *words,
+                           const char *others)
+{
+    g_autofree char *script = g_strdup_printf(
+        "mount -t tmpfs none " FAKE_DEVICES " && cd " FAKE_DEVICES " && "
+        "mkdir 0000:00:04.0 && cd 0000:00:04.0 && "
+        "echo 0x110a > vendor && echo 0x4106 > device && "
+        "if [ -n '%s' ]; then ln -s '%s' iommu_group; fi && "
+        "exec '%s' --pci 00:04.0 info", group, group,
+        g_getenv("IVSHMEM2_CLIENT"));
+    const char *argv[] = { "unshare", "-rm", "sh", "-c", script, NULL };
+    g_autofree char *out = NULL;
+    g_autofree char *err = NULL;
+    int status;
+
+    g_assert_true(g_spawn_sync(NULL, (char **)argv, NULL,
+                               G_SPAWN_SEARCH_PATH, end_with_parent, NULL,
+                               &out, &err, &status, NULL));
+    g_assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) != 1 || !strstr(err, words) ||
+        strstr(err, others)) {
+        g_error("status %d, '%s'", WEXITSTATUS(status), err);
+    }
+}
+
+/* In a guest: no advice that cannot work there */
+static void test_cli_no_iommu(void)
+{
+    int status;
+
+    if (!g_spawn_command_line_sync("unshare -rm mount -t tmpfs none "
+                                   FAKE_DEVICES, NULL, NULL, &status, NULL) ||
+        status) {
+        g_test_skip("cannot mount in a namespace of its own");
+        return;
+    }
+    assert_unbound("", "needs an IOMMU", "driver_override");
+    assert_unbound("/sys/kernel/iommu_groups/7", "driver_override",
+                   "needs an IOMMU");
+}
+
 static void test_cli_commands(void)
 {
     Link l;
@@ -881,6 +928,11 @@ static void test_cli_commands(void)
     ivshmem2_peer_wait(a, -1, NULL, 0, NULL);
     assert_run(&l, "ring 1 1", 0, "rang vector 1 of peer 1\n", "");
     assert_interrupt(a, 1, 1);
+    assert_run(&l, "--json ring 1 1", 0, "\"state\": 9}\n", "");
+    assert_run(&l, "--id 2 ring 2", 0, "rang vector 0 of peer 2\n", "");
+    assert_run(&l, "--id 2 ring 3 1", 0, "rang vector 1 of peer 3, which is "
+               "absent or has not set a state: its state is 0\n", "");
+    assert_run(&l, "--id 2 --json ring 3 1", 0, "\"state\": 0}\n", "");
     assert_run(&l, "ring 4", 2, "",
                "ID '4' is not valid, it must be a number from 0 to 3");
     assert_run(&l, "ring 1 2", 2, "",
@@ -1389,6 +1441,7 @@ static const struct {
     { "/ivshmem2/client/bad-servers", test_bad_servers },
     { "/ivshmem2/cli/usage", test_cli_usage },
     { "/ivshmem2/cli/commands", test_cli_commands },
+    { "/ivshmem2/cli/no-iommu", test_cli_no_iommu },
     { "/ivshmem2/cli/stdin", test_cli_stdin },
     { "/ivshmem2/cli/shell", test_cli_shell },
     { "/ivshmem2/cli/ping", test_cli_ping },
