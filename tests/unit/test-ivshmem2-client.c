@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -865,6 +866,80 @@ static void test_cli_usage(void)
     }
 }
 
+static void assert_end(GPid pid, int fd, int expected, const char *words)
+{
+    g_autofree char *text = read_all(fd);
+    int status;
+
+    waitpid(pid, &status, 0);
+    g_spawn_close_pid(pid);
+    g_assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) != expected || !strstr(text, words)) {
+        g_error("status %d, or not '%s' in '%s'", WEXITSTATUS(status), words,
+                text);
+    }
+}
+
+/* Bytes of memory that the sections take, which the server holds open */
+static uint64_t allocated(Link *l)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/fd", l->server);
+    GDir *dir = g_dir_open(path, 0, NULL);
+    uint64_t sum = 0;
+    const char *name;
+
+    while ((name = g_dir_read_name(dir))) {
+        g_autofree char *file = g_build_filename(path, name, NULL);
+        g_autofree char *target = g_file_read_link(file, NULL);
+        struct stat st;
+
+        if (target && g_str_has_prefix(target, "/memfd:")) {
+            g_assert_cmpint(stat(file, &st), ==, 0);
+            sum += st.st_blocks * 512;
+        }
+    }
+    g_dir_close(dir);
+    return sum;
+}
+
+/* Reading memory that nobody has written does not allocate it. */
+static void test_cli_read_untouched(void)
+{
+    const size_t size = 64 << 20;
+    const size_t at = size / 2 + 5;
+    g_autofree char *read_rw = NULL;
+    g_autofree char *zeros = g_malloc0(size);
+    GPid pid;
+    Link l;
+    int in, out;
+
+    link_start(&l, "--max-peers 3 --rw-size 64M --output-size 64M");
+    assert_run(&l, "write rw 33554437 Hello", 0, "wrote 5 bytes", "");
+    read_rw = g_strdup_printf("--socket %s read rw 0 67108864", l.socket);
+    pid = start_client(read_rw, &in, &out, NULL);
+    {
+        g_autofree char *data = g_malloc(size);
+        size_t got = 0;
+        ssize_t len;
+
+        while ((len = read(out, data + got, size - got)) > 0) {
+            got += len;
+        }
+        g_assert_cmpuint(got, ==, size);
+        g_assert_cmpmem(data, at, zeros, at);
+        g_assert_cmpmem(data + at, 5, "Hello", 5);
+        g_assert_cmpmem(data + at + 5, size - at - 5, zeros, size - at - 5);
+    }
+    assert_end(pid, out, 0, "");
+    close(in);
+    assert_run(&l, "dump rw 33550336 1048576", 0, "|.....Hello......|", "");
+    assert_run(&l, "--json dump rw 33554400 1048576", 0, "48656c6c6f", "");
+    assert_run(&l, "dump output:2 0 1048576", 0, "000ffff0  00 ", "");
+    g_assert_cmpuint(allocated(&l), >, 0);
+    g_assert_cmpuint(allocated(&l), <, 1 << 20);
+    link_end(&l);
+}
+
 #define FAKE_DEVICES    "/sys/bus/pci/devices"
 
 /*
@@ -1186,20 +1261,6 @@ static GPid start_peer(Link *l, Ivshmem2Peer *other, const char *args,
     return pid;
 }
 
-static void assert_end(GPid pid, int fd, int expected, const char *words)
-{
-    g_autofree char *text = read_all(fd);
-    int status;
-
-    waitpid(pid, &status, 0);
-    g_spawn_close_pid(pid);
-    g_assert_true(WIFEXITED(status));
-    if (WEXITSTATUS(status) != expected || !strstr(text, words)) {
-        g_error("status %d, or not '%s' in '%s'", WEXITSTATUS(status), words,
-                text);
-    }
-}
-
 /* A signal ends a client in every command that waits. */
 static void test_cli_interrupted(void)
 {
@@ -1442,6 +1503,7 @@ static const struct {
     { "/ivshmem2/cli/usage", test_cli_usage },
     { "/ivshmem2/cli/commands", test_cli_commands },
     { "/ivshmem2/cli/no-iommu", test_cli_no_iommu },
+    { "/ivshmem2/cli/read-untouched", test_cli_read_untouched },
     { "/ivshmem2/cli/stdin", test_cli_stdin },
     { "/ivshmem2/cli/shell", test_cli_shell },
     { "/ivshmem2/cli/ping", test_cli_ping },
