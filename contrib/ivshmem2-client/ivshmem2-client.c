@@ -70,6 +70,7 @@ static struct {
     char *name;
     char *state;
     gboolean json;
+    gboolean version;
 } opt_link;
 
 static struct {
@@ -91,6 +92,8 @@ static const GOptionEntry link_options[] = {
       "State to set on joining (default: 0, as on leaving)", "VALUE" },
     { "json", 'j', 0, G_OPTION_ARG_NONE, &opt_link.json,
       "Print JSON objects, each on one line", NULL },
+    { "version", 0, 0, G_OPTION_ARG_NONE, &opt_link.version,
+      "Print the version of libivshmem2 and of the protocol", NULL },
     { NULL }
 };
 
@@ -389,6 +392,13 @@ static Status run(Client *c, char ***words, GError **error)
     if (!g_option_context_parse_strv(context, words, error) ||
         !take_settings(&c->set, error)) {
         return STATUS_USAGE;
+    }
+    if (opt_link.version) {
+        printf("ivshmem2-client %d.%d.%d, protocol versions %u to %u\n",
+               LIBIVSHMEM2_VERSION_MAJOR, LIBIVSHMEM2_VERSION_MINOR,
+               LIBIVSHMEM2_VERSION_MICRO, IVSHMEM2_VERSION_MIN,
+               IVSHMEM2_VERSION_MAX);
+        return STATUS_OK;
     }
     e = find_command(*words + 1, error);
     if (!e) {

@@ -853,6 +853,13 @@ static void test_cli_usage(void)
         g_assert_nonnull(strstr(r.out, "ring ID [VECTOR]"));
     }
     {
+        g_auto(Run) r = run_client("", "--version");
+
+        g_assert_cmpint(r.status, ==, 0);
+        g_assert_true(g_str_has_prefix(r.out, "ivshmem2-client 1."));
+        g_assert_nonnull(strstr(r.out, "protocol versions "));
+    }
+    {
         g_auto(Run) r = run_client("", "--socket /nonexistent/socket info");
 
         g_assert_cmpint(r.status, ==, 1);
