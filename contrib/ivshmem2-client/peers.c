@@ -70,6 +70,9 @@ Status cmd_info(Client *c, char **args, GError **error)
 
 Status cmd_peers(Client *c, char **args, GError **error)
 {
+    /* without a server, peers that die keep their state */
+    bool connected = ivshmem2_peer_connected(c->peer);
+
     for (uint32_t id = 0; id < c->info->max_peers; id++) {
         uint32_t state = ivshmem2_peer_state(c->peer, id);
         bool self = id == c->info->id;
@@ -86,7 +89,8 @@ Status cmd_peers(Client *c, char **args, GError **error)
             json_print(json);
         } else {
             printf("peer %u: state %u%s\n", id, state,
-                   self ? " (this one)" : "");
+                   self ? " (this one)" :
+                   connected ? "" : " (or dead: the server is gone)");
         }
     }
     return STATUS_OK;

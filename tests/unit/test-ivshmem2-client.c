@@ -1331,7 +1331,7 @@ static void test_cli_events(void)
 static void test_cli_server_gone(void)
 {
     static const char commands[] =
-        "info\nring 2\nping 2\nstate 4\nstate x\n\"a\n--vector x wait\n";
+        "info\npeers\nring 2\nping 2\nstate 4\nstate x\n\"a\n--vector x wait\n";
     Link l;
     Ivshmem2Peer *a;
     GPid pid;
@@ -1339,6 +1339,7 @@ static void test_cli_server_gone(void)
 
     link_start(&l, "--max-peers 4 --output-size 4K --push-limit 0");
     a = join(&l, 0);
+    set_state(a, 6);
     pid = start_peer(&l, a, "shell", &in, &out, NULL);
     link_kill(&l);
     g_assert_cmpint(write(in, commands, strlen(commands)), ==,
@@ -1347,7 +1348,9 @@ static void test_cli_server_gone(void)
     {
         g_autofree char *text = read_all(out);
         static const char *const said[] = {
-            "(gone)\n", "ok\n", "error: the server is gone, and only it knew",
+            "(gone)\n", "ok\n",
+            "peer 0: state 6 (or dead: the server is gone)",
+            "error: the server is gone, and only it knew",
             "state 4\nok\n",
             "error: VALUE 'x' is not valid, it must be a number",
             "error: Text ended before matching quote",
