@@ -3,8 +3,12 @@
 # BUILD=DIR         the build folder (build), which needs up to 2 GB
 # QEMU_SUITE=SUITE  take QEMU's source from this suite of Debian (trixie)
 # QEMU_SRC=DIR      take a QEMU tree of your own instead; it is only read
+# PREFIX=DIR        for install: where to (/usr/local)
+# DESTDIR=DIR       for install: put in front of all paths, for packages
 # ONLY=PATTERN      for check, coverage and fuzz: only programs that match
 # SANITIZE=LIST     for check: address,undefined or, host tools only, thread
+# SIGNOFF=PERSON    for patches: sign them off as this 'NAME <EMAIL>'
+# AUTHOR=PERSON     for patches: the author, if git does not know who wrote them
 # SECONDS=N         for fuzz: time for all fuzzers together (60)
 # RUNS=N            for fuzz: inputs for each fuzzer, without a time limit
 #
@@ -16,7 +20,7 @@ SECONDS ?= 60
 # An option of both tests/run and tests/fuzz/run
 only = $(if $(ONLY),--only '$(ONLY)')
 
-.PHONY: help setup qemu tools guest demo check conformance check-asan \
+.PHONY: help setup qemu tools install guest demo check conformance check-asan \
         coverage fuzz bench bench-scale checkpatch patches clean distclean
 
 help: ## print this list
@@ -76,13 +80,19 @@ qemu: setup ## build QEMU with ivshmem2
 tools: setup ## build library, server, client and unit tests, without QEMU
 	@scripts/build-tools
 
+install: setup ## install the tools below PREFIX, say where QEMU is
+	@scripts/install
+
 guest: setup ## fetch a Linux kernel for the guests
 	@guest/kernel
 
 clean: ## remove what was built, keep what was downloaded
-	rm -rf $(BUILD)/tools $(BUILD)/tools-* $(BUILD)/logs $(BUILD)/logs-* \
-	    $(BUILD)/fuzz $(BUILD)/patches $(BUILD)/qemu-*/build \
-	    $(BUILD)/qemu-*/asan $(BUILD)/qemu-*/coverage
+	rm -rf $(addprefix $(BUILD)/,tools tools.log tools-* logs logs-* fuzz \
+	    patches results.tsv coverage.txt bench.json bench.svg \
+	    bench-scale.json bench-eventfd guest-bare guest/initramfs* \
+	    qemu-*/src qemu-*/src.files qemu-*/build qemu-*/asan \
+	    qemu-*/coverage)
 
 distclean: ## remove everything
 	rm -rf $(BUILD)
+	find . -path ./build -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -225,6 +225,8 @@ class Client:
                     raise Refused(text)
                 continue
             item = json.loads(text)
+            if item.get('event') == 'server-gone':
+                continue            # it can come at any time
             if 'result' not in item:
                 objects.append(item)
             elif item['result'] == 'ok':

@@ -31,6 +31,7 @@ typedef struct Client {
     bool on_host;
     bool json;
     bool in_shell;
+    bool server_gone;           /* and the user knows */
     int signal_fd;              /* readable: a signal tells us to end */
     Settings set;
 } Client;
@@ -45,6 +46,12 @@ typedef Status Command(Client *c, char **args, GError **error);
 Command cmd_info, cmd_peers, cmd_ring, cmd_state, cmd_wait, cmd_watch;
 Command cmd_read, cmd_write, cmd_dump;
 Command cmd_ping, cmd_pong;
+
+/* Tell the user, once, if the server is gone. */
+void check_server(Client *c);
+
+/* Signals and the server's end are noticed within this time */
+#define LOOK_MS     200
 
 /* Can the vector that the user gave, if any, interrupt this peer? */
 bool check_vector(const Client *c, GError **error);
@@ -65,8 +72,11 @@ typedef enum Event {
 Event next_event(Client *c, int64_t deadline, int only, int *vector,
                  GError **error);
 
-/* Set @error and return the status of a wait that a signal ended. */
-Status fail_interrupted(GError **error);
+/*
+ * The status of a command that a signal ended: success if it is how the
+ * command usually ends, else a failure with @error set.
+ */
+Status end_interrupted(bool usual, GError **error);
 
 /* Output: JSON objects, each on a line of its own */
 typedef struct Json Json;

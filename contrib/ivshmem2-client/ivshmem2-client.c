@@ -70,6 +70,7 @@ static struct {
     char *name;
     char *state;
     gboolean json;
+    gboolean version;
 } opt_link;
 
 static struct {
@@ -91,6 +92,8 @@ static const GOptionEntry link_options[] = {
       "State to set on joining (default: 0, as on leaving)", "VALUE" },
     { "json", 'j', 0, G_OPTION_ARG_NONE, &opt_link.json,
       "Print JSON objects, each on one line", NULL },
+    { "version", 0, 0, G_OPTION_ARG_NONE, &opt_link.version,
+      "Print the version of libivshmem2 and of the protocol", NULL },
     { NULL }
 };
 
@@ -189,8 +192,12 @@ static char *next_line(Client *c, GString *input)
             g_string_erase(input, 0, newline + 1 - input->str);
             return line;
         }
-        poll(pfds, 2, -1);
+        if (poll(pfds, 2, c->server_gone ? -1 : LOOK_MS) <= 0) {
+            check_server(c);
+            continue;
+        }
         if (pfds[1].revents) {
+            end_interrupted(true, NULL);
             return NULL;
         }
         len = read(STDIN_FILENO, buf, sizeof(buf));
@@ -260,8 +267,10 @@ static Status cmd_shell(Client *c, char **args, GError **error)
         g_strstrip(line);
         if (line[0] && line[0] != '#') {
             g_autoptr(GError) local = NULL;
-            Status status = run_line(c, line, &local);
+            Status status;
 
+            check_server(c);
+            status = run_line(c, line, &local);
             print_result(c, status, local);
         }
         g_free(line);
@@ -357,7 +366,9 @@ static GOptionContext *make_context(void)
         "The shell prints 'ok', 'timeout' or 'error: TEXT' after each "
         "command.\n"
         "\n"
-        "Exit status: 0 success, 1 failure, 2 wrong usage, 3 timeout.\n"
+        "Exit status: 0 success, 1 failure, 2 wrong usage, 3 timeout.  A "
+        "signal ends state,\nshell, and without --count watch and pong with "
+        "0, other commands with 1.\n"
         "\n"
         "Examples:\n"
         "  ivshmem2-client --socket /tmp/ivshmem2.sock info\n"
@@ -381,6 +392,13 @@ static Status run(Client *c, char ***words, GError **error)
     if (!g_option_context_parse_strv(context, words, error) ||
         !take_settings(&c->set, error)) {
         return STATUS_USAGE;
+    }
+    if (opt_link.version) {
+        printf("ivshmem2-client %d.%d.%d, protocol versions %u to %u\n",
+               LIBIVSHMEM2_VERSION_MAJOR, LIBIVSHMEM2_VERSION_MINOR,
+               LIBIVSHMEM2_VERSION_MICRO, IVSHMEM2_VERSION_MIN,
+               IVSHMEM2_VERSION_MAX);
+        return STATUS_OK;
     }
     e = find_command(*words + 1, error);
     if (!e) {

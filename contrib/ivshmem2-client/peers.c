@@ -70,6 +70,9 @@ Status cmd_info(Client *c, char **args, GError **error)
 
 Status cmd_peers(Client *c, char **args, GError **error)
 {
+    /* without a server, peers that die keep their state */
+    bool connected = ivshmem2_peer_connected(c->peer);
+
     for (uint32_t id = 0; id < c->info->max_peers; id++) {
         uint32_t state = ivshmem2_peer_state(c->peer, id);
         bool self = id == c->info->id;
@@ -86,10 +89,31 @@ Status cmd_peers(Client *c, char **args, GError **error)
             json_print(json);
         } else {
             printf("peer %u: state %u%s\n", id, state,
-                   self ? " (this one)" : "");
+                   self ? " (this one)" :
+                   connected ? "" : " (or dead: the server is gone)");
         }
     }
     return STATUS_OK;
+}
+
+/* A doorbell tells nothing about the target; its state does. */
+static void print_rung(Client *c, uint32_t id, uint32_t vector, uint64_t count)
+{
+    uint32_t state = ivshmem2_peer_state(c->peer, id);
+
+    if (c->json) {
+        Json *json = json_new();
+
+        json_number(json, "target", id);
+        json_number(json, "vector", vector);
+        json_number(json, "count", count);
+        json_number(json, "state", state);
+        json_print(json);
+    } else {
+        printf("rang vector %u of peer %u%s\n", vector, id,
+               state || id == c->info->id ? "" :
+               ", which is absent or has not set a state: its state is 0");
+    }
 }
 
 Status cmd_ring(Client *c, char **args, GError **error)
@@ -109,16 +133,7 @@ Status cmd_ring(Client *c, char **args, GError **error)
             return STATUS_ERROR;
         }
     }
-    if (c->json) {
-        Json *json = json_new();
-
-        json_number(json, "target", id);
-        json_number(json, "vector", vector);
-        json_number(json, "count", count);
-        json_print(json);
-    } else {
-        printf("rang vector %u of peer %u\n", (unsigned)vector, (unsigned)id);
-    }
+    print_rung(c, id, vector, count);
     return STATUS_OK;
 }
 
@@ -160,6 +175,9 @@ Status cmd_state(Client *c, char **args, GError **error)
     do {
         event = next_event(c, deadline, -1, NULL, error);
     } while (event == EVENT_INTERRUPT);
+    if (event == EVENT_SIGNAL) {
+        return end_interrupted(true, error);
+    }
     return event == EVENT_ERROR ? STATUS_ERROR : STATUS_OK;
 }
 
@@ -194,7 +212,7 @@ Status cmd_wait(Client *c, char **args, GError **error)
         case EVENT_TIMEOUT:
             return STATUS_TIMEOUT;
         case EVENT_SIGNAL:
-            return fail_interrupted(error);
+            return end_interrupted(false, error);
         case EVENT_ERROR:
             return STATUS_ERROR;
         }
@@ -243,7 +261,9 @@ Status cmd_watch(Client *c, char **args, GError **error)
             break;
         case EVENT_ERROR:
             return STATUS_ERROR;
-        default:
+        case EVENT_SIGNAL:
+            return end_interrupted(left < 0, error);
+        case EVENT_TIMEOUT:
             return left < 0 ? STATUS_OK : STATUS_TIMEOUT;
         }
     }

@@ -107,7 +107,7 @@ static Status round_trip(Client *c, Ping *p, double *us, GError **error)
                           p->target);
             return STATUS_TIMEOUT;
         case EVENT_SIGNAL:
-            return fail_interrupted(error);
+            return end_interrupted(false, error);
         case EVENT_ERROR:
             return STATUS_ERROR;
         }
@@ -240,6 +240,9 @@ Status cmd_pong(Client *c, char **args, GError **error)
     } else {
         printf("%llu answers\n", (unsigned long long)answers);
     }
-    return event != EVENT_INTERRUPT && wanted != UINT64_MAX ? STATUS_TIMEOUT
-                                                            : STATUS_OK;
+    if (event == EVENT_SIGNAL) {
+        return end_interrupted(wanted == UINT64_MAX, error);
+    }
+    return event == EVENT_TIMEOUT && wanted != UINT64_MAX ? STATUS_TIMEOUT
+                                                          : STATUS_OK;
 }

@@ -4,15 +4,19 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #include "client.h"
 #include "libivshmem2-util.h"
 
 #define DUMP_DEFAULT    256
-/* Bytes of standard input that are handled at a time */
+/* Bytes that are handled at a time */
 #define CHUNK           65536
 
 typedef struct Section {
@@ -20,7 +24,55 @@ typedef struct Section {
     char *data;
     uint64_t size;
     bool writable;
+    bool has_holes;             /* see can_see_holes() */
 } Section;
+
+/*
+ * Reading a page that nobody has written allocates it.  On the host, mincore()
+ * tells which pages those are, if no page of this process is swapped out,
+ * because it takes such pages for missing ones.
+ */
+static bool can_see_holes(const Client *c)
+{
+    g_autofree char *text = NULL;
+    const char *swap;
+
+    if (!c->on_host ||
+        !g_file_get_contents("/proc/self/smaps_rollup", &text, NULL, NULL)) {
+        return false;
+    }
+    swap = strstr(text, "\nSwap:");
+    return swap && g_ascii_strtoull(swap + strlen("\nSwap:"), NULL, 10) == 0;
+}
+
+static bool is_hole(const Section *s, char *page, size_t page_size)
+{
+    unsigned char resident;
+
+    return s->has_holes && mincore(page, page_size, &resident) == 0 &&
+           !(resident & 1);
+}
+
+/* Copy data of a section without allocating memory for it. */
+static void fetch(const Section *s, uint64_t offset, char *buf, size_t length)
+{
+    const size_t page_size = sysconf(_SC_PAGE_SIZE);
+
+    while (length) {
+        char *from = s->data + offset;
+        size_t in_page = (uintptr_t)from % page_size;
+        size_t n = MIN(length, page_size - in_page);
+
+        if (is_hole(s, from - in_page, page_size)) {
+            memset(buf, 0, n);
+        } else {
+            memcpy(buf, from, n);
+        }
+        buf += n;
+        offset += n;
+        length -= n;
+    }
+}
 
 static Status find_section(Client *c, const char *name, Section *s,
                            GError **error)
@@ -57,6 +109,7 @@ static Status find_section(Client *c, const char *name, Section *s,
                       strcmp(name, "rw") == 0 ? "R/W" : "output");
         return STATUS_ERROR;
     }
+    s->has_holes = can_see_holes(c);
     return STATUS_OK;
 }
 
@@ -64,9 +117,15 @@ static void print_json(const Section *s, uint64_t offset, uint64_t length)
 {
     Json *json = json_new();
     GString *hex = g_string_new(NULL);
+    char buf[512];
 
-    for (uint64_t i = 0; i < length; i++) {
-        g_string_append_printf(hex, "%02x", (uint8_t)s->data[offset + i]);
+    for (uint64_t i = 0; i < length; i += sizeof(buf)) {
+        size_t n = MIN(sizeof(buf), length - i);
+
+        fetch(s, offset + i, buf, n);
+        for (size_t j = 0; j < n; j++) {
+            g_string_append_printf(hex, "%02x", (uint8_t)buf[j]);
+        }
     }
     json_string(json, "section", s->name);
     json_number(json, "offset", offset);
@@ -74,6 +133,25 @@ static void print_json(const Section *s, uint64_t offset, uint64_t length)
     json_string(json, "hex", hex->str);
     json_print(json);
     g_string_free(hex, TRUE);
+}
+
+static Status write_stdout(const Section *s, uint64_t offset, uint64_t length,
+                           GError **error)
+{
+    g_autofree char *buf = g_malloc(CHUNK);
+    bool ok = true;
+
+    for (uint64_t i = 0; ok && i < length; i += CHUNK) {
+        size_t n = MIN(CHUNK, length - i);
+
+        fetch(s, offset + i, buf, n);
+        ok = fwrite(buf, 1, n, stdout) == n;
+    }
+    if (!ok || fflush(stdout)) {
+        ivshmem2_fail_errno(error, "cannot write to standard output");
+        return STATUS_ERROR;
+    }
+    return STATUS_OK;
 }
 
 Status cmd_read(Client *c, char **args, GError **error)
@@ -94,19 +172,14 @@ Status cmd_read(Client *c, char **args, GError **error)
         print_json(&s, offset, length);
         return STATUS_OK;
     }
-    if (fwrite(s.data + offset, 1, length, stdout) != length ||
-        fflush(stdout)) {
-        ivshmem2_fail_errno(error, "cannot write to standard output");
-        return STATUS_ERROR;
-    }
-    return STATUS_OK;
+    return write_stdout(&s, offset, length, error);
 }
 
 static void print_line(const Section *s, uint64_t offset, uint64_t length)
 {
     char bytes[16];
 
-    memcpy(bytes, s->data + offset, length);
+    fetch(s, offset, bytes, length);
     printf("%08llx ", (unsigned long long)offset);
     for (unsigned i = 0; i < sizeof(bytes); i++) {
         if (i % 8 == 0) {

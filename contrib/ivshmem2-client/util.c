@@ -11,9 +11,6 @@
 #include "client.h"
 #include "libivshmem2-util.h"
 
-/* Signals are noticed within this time */
-#define SIGNAL_MS   200
-
 bool check_vector(const Client *c, GError **error)
 {
     if (c->set.vector >= (int)c->info->enabled_vectors) {
@@ -27,6 +24,27 @@ bool check_vector(const Client *c, GError **error)
 
 /* Events */
 
+void check_server(Client *c)
+{
+    const char *text = "the server is gone; memory and the doorbells of peers "
+                       "that are known go on working";
+
+    /* in a guest, a wait fails when the device is being removed */
+    if (!c->on_host || c->server_gone || ivshmem2_peer_connected(c->peer)) {
+        return;
+    }
+    c->server_gone = true;
+    if (c->json) {
+        Json *json = json_new();
+
+        json_string(json, "event", "server-gone");
+        json_string(json, "text", text);
+        json_print(json);
+    } else {
+        fprintf(stderr, "ivshmem2-client: %s\n", text);
+    }
+}
+
 Event next_event(Client *c, int64_t deadline, int only, int *vector,
                  GError **error)
 {
@@ -38,6 +56,7 @@ Event next_event(Client *c, int64_t deadline, int only, int *vector,
         int left = ivshmem2_deadline_ms(deadline);
         int ret;
 
+        check_server(c);
         /*
          * The peer's descriptor is ready for any vector.  For a single one,
          * wait in the library, in short turns, to notice signals.
@@ -51,7 +70,7 @@ Event next_event(Client *c, int64_t deadline, int only, int *vector,
             return EVENT_SIGNAL;
         }
         ret = ivshmem2_peer_wait(c->peer, only, vector, only < 0 ? 0 :
-                                 left < 0 ? SIGNAL_MS : MIN(left, SIGNAL_MS),
+                                 left < 0 ? LOOK_MS : MIN(left, LOOK_MS),
                                  error);
         if (ret) {
             return ret < 0 ? EVENT_ERROR : EVENT_INTERRUPT;
@@ -62,8 +81,12 @@ Event next_event(Client *c, int64_t deadline, int only, int *vector,
     }
 }
 
-Status fail_interrupted(GError **error)
+Status end_interrupted(bool usual, GError **error)
 {
+    if (usual) {
+        fprintf(stderr, "ivshmem2-client: ended by a signal\n");
+        return STATUS_OK;
+    }
     ivshmem2_fail(error, IVSHMEM2_ERROR_IO, "interrupted by a signal");
     return STATUS_ERROR;
 }

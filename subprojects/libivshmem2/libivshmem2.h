@@ -174,10 +174,10 @@ typedef struct Ivshmem2PeerInfo {
 const Ivshmem2PeerInfo *ivshmem2_peer_info(const Ivshmem2Peer *peer);
 
 /*
- * Is the server (host) or the device (guest) still there, as far as the
- * functions below have found out?  Without a server, memory and the doorbells
+ * Is the server (host) or the device (guest) still there?  Looks at the
+ * connection, and does not wait.  Without a server, memory and the doorbells
  * of peers that are known go on working, and state changes interrupt those
- * peers only.  Does not wait.
+ * peers only.
  */
 bool ivshmem2_peer_connected(const Ivshmem2Peer *peer);
 

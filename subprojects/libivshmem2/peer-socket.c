@@ -40,9 +40,15 @@ typedef struct SocketPeer {
     uint32_t state;             /* others can write the State Table, too */
 } SocketPeer;
 
+/* A server that is gone may not have been noticed by talk() yet. */
 static bool socket_connected(const Ivshmem2Peer *peer)
 {
-    return ((const SocketPeer *)peer)->conn.fd >= 0;
+    struct pollfd pfd = {
+        .fd = ((const SocketPeer *)peer)->conn.fd,
+        .events = POLLRDHUP,
+    };
+
+    return pfd.fd >= 0 && poll(&pfd, 1, 0) <= 0;
 }
 
 /* The conversation */

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <linux/pci_regs.h>
 #include <linux/vfio.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -119,7 +120,10 @@ static bool vfio_service(Ivshmem2Peer *peer, GError **error)
 
 static bool vfio_connected(const Ivshmem2Peer *peer)
 {
-    return !((const VfioPeer *)peer)->removed;
+    const VfioPeer *p = (const VfioPeer *)peer;
+    struct pollfd pfd = { .fd = p->request_fd, .events = POLLIN };
+
+    return !p->removed && poll(&pfd, 1, 0) <= 0;
 }
 
 static bool make_eventfds(VfioPeer *p, uint32_t n, GError **error)
@@ -416,9 +420,7 @@ static bool open_group(VfioPeer *p, GError **error)
     g_autofree char *number = NULL;
     g_autofree char *path = NULL;
 
-    if (!driver || !g_str_has_suffix(driver, "/vfio-pci")) {
-        return fail_not_bound(p, error);
-    }
+    /* first, because without an IOMMU vfio-pci refuses the device */
     if (!group) {
         return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
                              "the device is in no IOMMU group; the virtual "
@@ -427,6 +429,9 @@ static bool open_group(VfioPeer *p, GError **error)
                              "  -machine q35 -device intel-iommu,intremap=on\n"
                              "and intel_iommu=on on the kernel's command "
                              "line");
+    }
+    if (!driver || !g_str_has_suffix(driver, "/vfio-pci")) {
+        return fail_not_bound(p, error);
     }
     number = g_path_get_basename(group);
     path = g_strdup_printf("/dev/vfio/%s", number);

@@ -151,10 +151,9 @@ static int wait_once(Ivshmem2Peer *peer, int only, int timeout_ms,
         ret = epoll_wait(peer->epoll_fd, &event, 1, timeout_ms);
         *what = ret > 0 ? event.data.u32 : 0;
     } else {
-        bool service = ivshmem2_peer_connected(peer);
         struct pollfd pfds[2] = {
             { .fd = peer->eventfds[only], .events = POLLIN },
-            { .fd = service ? peer->service_fd : -1, .events = POLLIN },
+            { .fd = peer->service_fd, .events = POLLIN },
         };
 
         ret = poll(pfds, 2, timeout_ms);

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -456,7 +457,8 @@ static void test_server_killed(void)
     b = join(&l, 1);
     link_kill(&l);
 
-    /* a wait notices it, and goes on waiting */
+    /* this is seen at once; a wait notices it, too, and goes on waiting */
+    g_assert_false(ivshmem2_peer_connected(a));
     g_assert_cmpint(ivshmem2_peer_wait(a, -1, NULL, NEVER_MS, NULL), ==, 0);
     g_assert_false(ivshmem2_peer_connected(a));
     for (int i = 0; i < 10; i++) {
@@ -851,6 +853,13 @@ static void test_cli_usage(void)
         g_assert_nonnull(strstr(r.out, "ring ID [VECTOR]"));
     }
     {
+        g_auto(Run) r = run_client("", "--version");
+
+        g_assert_cmpint(r.status, ==, 0);
+        g_assert_true(g_str_has_prefix(r.out, "ivshmem2-client 1."));
+        g_assert_nonnull(strstr(r.out, "protocol versions "));
+    }
+    {
         g_auto(Run) r = run_client("", "--socket /nonexistent/socket info");
 
         g_assert_cmpint(r.status, ==, 1);
@@ -862,6 +871,127 @@ static void test_cli_usage(void)
         g_assert_cmpint(r.status, ==, 1);
         g_assert_nonnull(strstr(r.err, "there is no PCI device"));
     }
+}
+
+static void assert_end(GPid pid, int fd, int expected, const char *words)
+{
+    g_autofree char *text = read_all(fd);
+    int status;
+
+    waitpid(pid, &status, 0);
+    g_spawn_close_pid(pid);
+    g_assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) != expected || !strstr(text, words)) {
+        g_error("status %d, or not '%s' in '%s'", WEXITSTATUS(status), words,
+                text);
+    }
+}
+
+/* Bytes of memory that the sections take, which the server holds open */
+static uint64_t allocated(Link *l)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/fd", l->server);
+    GDir *dir = g_dir_open(path, 0, NULL);
+    uint64_t sum = 0;
+    const char *name;
+
+    while ((name = g_dir_read_name(dir))) {
+        g_autofree char *file = g_build_filename(path, name, NULL);
+        g_autofree char *target = g_file_read_link(file, NULL);
+        struct stat st;
+
+        if (target && g_str_has_prefix(target, "/memfd:")) {
+            g_assert_cmpint(stat(file, &st), ==, 0);
+            sum += st.st_blocks * 512;
+        }
+    }
+    g_dir_close(dir);
+    return sum;
+}
+
+/* Reading memory that nobody has written does not allocate it. */
+static void test_cli_read_untouched(void)
+{
+    const size_t size = 64 << 20;
+    const size_t at = size / 2 + 5;
+    g_autofree char *read_rw = NULL;
+    g_autofree char *zeros = g_malloc0(size);
+    GPid pid;
+    Link l;
+    int in, out;
+
+    link_start(&l, "--max-peers 3 --rw-size 64M --output-size 64M");
+    assert_run(&l, "write rw 33554437 Hello", 0, "wrote 5 bytes", "");
+    read_rw = g_strdup_printf("--socket %s read rw 0 67108864", l.socket);
+    pid = start_client(read_rw, &in, &out, NULL);
+    {
+        g_autofree char *data = g_malloc(size);
+        size_t got = 0;
+        ssize_t len;
+
+        while ((len = read(out, data + got, size - got)) > 0) {
+            got += len;
+        }
+        g_assert_cmpuint(got, ==, size);
+        g_assert_cmpmem(data, at, zeros, at);
+        g_assert_cmpmem(data + at, 5, "Hello", 5);
+        g_assert_cmpmem(data + at + 5, size - at - 5, zeros, size - at - 5);
+    }
+    assert_end(pid, out, 0, "");
+    close(in);
+    assert_run(&l, "dump rw 33550336 1048576", 0, "|.....Hello......|", "");
+    assert_run(&l, "--json dump rw 33554400 1048576", 0, "48656c6c6f", "");
+    assert_run(&l, "dump output:2 0 1048576", 0, "000ffff0  00 ", "");
+    g_assert_cmpuint(allocated(&l), >, 0);
+    g_assert_cmpuint(allocated(&l), <, 1 << 20);
+    link_end(&l);
+}
+
+#define FAKE_DEVICES    "/sys/bus/pci/devices"
+
+/*
+ * What the client says of a device in @group ("": in none) that is not bound
+ * to vfio-pci, in a mount namespace with a /sys of its own
+ */
+static void assert_unbound(const char *group, const char *words,
+                           const char *others)
+{
+    g_autofree char *script = g_strdup_printf(
+        "mount -t tmpfs none " FAKE_DEVICES " && cd " FAKE_DEVICES " && "
+        "mkdir 0000:00:04.0 && cd 0000:00:04.0 && "
+        "echo 0x110a > vendor && echo 0x4106 > device && "
+        "if [ -n '%s' ]; then ln -s '%s' iommu_group; fi && "
+        "exec '%s' --pci 00:04.0 info", group, group,
+        g_getenv("IVSHMEM2_CLIENT"));
+    const char *argv[] = { "unshare", "-rm", "sh", "-c", script, NULL };
+    g_autofree char *out = NULL;
+    g_autofree char *err = NULL;
+    int status;
+
+    g_assert_true(g_spawn_sync(NULL, (char **)argv, NULL,
+                               G_SPAWN_SEARCH_PATH, end_with_parent, NULL,
+                               &out, &err, &status, NULL));
+    g_assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) != 1 || !strstr(err, words) ||
+        strstr(err, others)) {
+        g_error("status %d, '%s'", WEXITSTATUS(status), err);
+    }
+}
+
+/* In a guest: no advice that cannot work there */
+static void test_cli_no_iommu(void)
+{
+    int status;
+
+    if (!g_spawn_command_line_sync("unshare -rm mount -t tmpfs none "
+                                   FAKE_DEVICES, NULL, NULL, &status, NULL) ||
+        status) {
+        g_test_skip("cannot mount in a namespace of its own");
+        return;
+    }
+    assert_unbound("", "needs an IOMMU", "driver_override");
+    assert_unbound("/sys/kernel/iommu_groups/7", "driver_override",
+                   "needs an IOMMU");
 }
 
 static void test_cli_commands(void)
@@ -880,6 +1010,11 @@ static void test_cli_commands(void)
     ivshmem2_peer_wait(a, -1, NULL, 0, NULL);
     assert_run(&l, "ring 1 1", 0, "rang vector 1 of peer 1\n", "");
     assert_interrupt(a, 1, 1);
+    assert_run(&l, "--json ring 1 1", 0, "\"state\": 9}\n", "");
+    assert_run(&l, "--id 2 ring 2", 0, "rang vector 0 of peer 2\n", "");
+    assert_run(&l, "--id 2 ring 3 1", 0, "rang vector 1 of peer 3, which is "
+               "absent or has not set a state: its state is 0\n", "");
+    assert_run(&l, "--id 2 --json ring 3 1", 0, "\"state\": 0}\n", "");
     assert_run(&l, "ring 4", 2, "",
                "ID '4' is not valid, it must be a number from 0 to 3");
     assert_run(&l, "ring 1 2", 2, "",
@@ -1133,20 +1268,6 @@ static GPid start_peer(Link *l, Ivshmem2Peer *other, const char *args,
     return pid;
 }
 
-static void assert_end(GPid pid, int fd, int expected, const char *words)
-{
-    g_autofree char *text = read_all(fd);
-    int status;
-
-    waitpid(pid, &status, 0);
-    g_spawn_close_pid(pid);
-    g_assert_true(WIFEXITED(status));
-    if (WEXITSTATUS(status) != expected || !strstr(text, words)) {
-        g_error("status %d, or not '%s' in '%s'", WEXITSTATUS(status), words,
-                text);
-    }
-}
-
 /* A signal ends a client in every command that waits. */
 static void test_cli_interrupted(void)
 {
@@ -1158,9 +1279,12 @@ static void test_cli_interrupted(void)
         { "wait", 1, "interrupted" },
         { "--vector 1 wait", 1, "interrupted" },
         { "--timeout 100 ping 0", 1, "interrupted" },
-        { "watch", 0, "" },
-        { "pong", 0, "" },
-        { "shell", 0, "" },
+        { "watch", 0, "ended by a signal" },
+        { "--count 3 watch", 1, "interrupted" },
+        { "pong", 0, "ended by a signal" },
+        { "--count 3 pong", 1, "interrupted" },
+        { "state 1", 0, "ended by a signal" },
+        { "shell", 0, "ended by a signal" },
     };
     Link l;
     Ivshmem2Peer *a;
@@ -1207,7 +1331,7 @@ static void test_cli_events(void)
 static void test_cli_server_gone(void)
 {
     static const char commands[] =
-        "ring 2\ninfo\nping 2\nstate 4\nstate x\n\"a\n--vector x wait\n";
+        "info\npeers\nring 2\nping 2\nstate 4\nstate x\n\"a\n--vector x wait\n";
     Link l;
     Ivshmem2Peer *a;
     GPid pid;
@@ -1215,6 +1339,7 @@ static void test_cli_server_gone(void)
 
     link_start(&l, "--max-peers 4 --output-size 4K --push-limit 0");
     a = join(&l, 0);
+    set_state(a, 6);
     pid = start_peer(&l, a, "shell", &in, &out, NULL);
     link_kill(&l);
     g_assert_cmpint(write(in, commands, strlen(commands)), ==,
@@ -1223,7 +1348,9 @@ static void test_cli_server_gone(void)
     {
         g_autofree char *text = read_all(out);
         static const char *const said[] = {
-            "(gone)\n", "ok\n", "error: the server is gone, and only it knew",
+            "(gone)\n", "ok\n",
+            "peer 0: state 6 (or dead: the server is gone)",
+            "error: the server is gone, and only it knew",
             "state 4\nok\n",
             "error: VALUE 'x' is not valid, it must be a number",
             "error: Text ended before matching quote",
@@ -1240,6 +1367,74 @@ static void test_cli_server_gone(void)
     g_spawn_close_pid(pid);
     ivshmem2_peer_close(a);
     link_end(&l);
+}
+
+/* Read from @fd until there is @words. */
+static void await_words(int fd, const char *words)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+
+    while (!strstr(text->str, words)) {
+        struct pollfd pfd = { .fd = fd, .events = POLLIN };
+        char buf[512];
+        ssize_t len = -1;
+
+        if (poll(&pfd, 1, SOON_MS) == 1) {
+            len = read(fd, buf, sizeof(buf));
+        }
+        if (len <= 0) {
+            g_error("not '%s' in '%s'", words, text->str);
+        }
+        g_string_append_len(text, buf, len);
+    }
+}
+
+/* Commands that wait say at once that the server is gone, and wait on. */
+static void test_cli_server_dies(void)
+{
+    static const struct {
+        const char *args;
+        bool json;
+        bool rung;              /* ends when its vector 1 is rung */
+        int status;             /* after a signal */
+        const char *words;
+    } cases[] = {
+        { "watch", false, false, 0, "ended by a signal" },
+        { "wait", false, false, 1, "interrupted" },
+        { "--vector 1 wait", false, true, 0, "" },
+        { "--json wait", true, true, 0, "" },
+        { "state 1", false, false, 0, "ended by a signal" },
+        { "pong", false, false, 0, "ended by a signal" },
+        { "shell", false, false, 0, "ended by a signal" },
+        { "--json shell", true, false, 0, "ended by a signal" },
+    };
+
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        Link l;
+        Ivshmem2Peer *a;
+        GPid pid;
+        int in, out, err;
+
+        link_start(&l, "--max-peers 4 --output-size 4K");
+        a = join(&l, 0);
+        pid = start_peer(&l, a, cases[i].args, &in, &out, &err);
+        link_kill(&l);
+        if (cases[i].json) {
+            await_words(out, "{\"event\": \"server-gone\", \"text\": ");
+        } else {
+            await_words(err, "ivshmem2-client: the server is gone");
+        }
+        if (cases[i].rung) {
+            ring(a, 1, 1);
+        } else {
+            kill(pid, SIGTERM);
+        }
+        assert_end(pid, err, cases[i].status, cases[i].words);
+        close(in);
+        close(out);
+        ivshmem2_peer_close(a);
+        link_end(&l);
+    }
 }
 
 static void test_cli_protocols(void)
@@ -1317,6 +1512,8 @@ static const struct {
     { "/ivshmem2/client/bad-servers", test_bad_servers },
     { "/ivshmem2/cli/usage", test_cli_usage },
     { "/ivshmem2/cli/commands", test_cli_commands },
+    { "/ivshmem2/cli/no-iommu", test_cli_no_iommu },
+    { "/ivshmem2/cli/read-untouched", test_cli_read_untouched },
     { "/ivshmem2/cli/stdin", test_cli_stdin },
     { "/ivshmem2/cli/shell", test_cli_shell },
     { "/ivshmem2/cli/ping", test_cli_ping },
@@ -1324,6 +1521,7 @@ static const struct {
     { "/ivshmem2/cli/interrupted", test_cli_interrupted },
     { "/ivshmem2/cli/events", test_cli_events },
     { "/ivshmem2/cli/server-gone", test_cli_server_gone },
+    { "/ivshmem2/cli/server-dies", test_cli_server_dies },
     { "/ivshmem2/cli/protocols", test_cli_protocols },
     { "/ivshmem2/cli/bad-arguments", test_cli_bad_arguments },
 };
