@@ -185,7 +185,6 @@ static void free_slot(Ivshmem2Server *s, uint32_t id)
 {
     /* The last occupant could write its entry as long as it lived. */
     clear_state(s, id);
-    ivshmem2_link_drain(s->link, id);
     ivshmem2_bits_add(&s->free_ids, id);
     set_slot_user(s, &s->slots[id], NO_UID);
 }
@@ -429,6 +428,8 @@ static void take_slot(Ivshmem2Client *c, uint32_t id, bool resume)
         }
     } else {
         clear_state(s, id);
+        /* others can signal an ID at any time, also while it is free */
+        ivshmem2_link_drain(s->link, id);
     }
     describe_vm(c, vm);
     g_info("'%s' (pid %d, uid %u%s) %s ID %u", c->name, c->pid, c->uid, vm,

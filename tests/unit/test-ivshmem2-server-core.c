@@ -174,8 +174,8 @@ static void test_slots(void)
     leave(&f, 1);
     ivshmem2_link_signal(f.link, 1, 0);
     ivshmem2_server_release(f.server, 1);
-    g_assert_cmpuint(signals(&f, 1), ==, 0);
     g_assert_cmphex(join(&f, 2, 1, 12), ==, IVSHMEM2_MSG_READY);
+    g_assert_cmpuint(signals(&f, 1), ==, 0);
     say(&f, 2, IVSHMEM2_MSG_GOODBYE);
     g_assert_true(ivshmem2_client_is_over(f.clients[2]));
     leave(&f, 2);
@@ -798,6 +798,14 @@ static void test_bad_access(void)
         { "[a]\nusers=1\nids=1-2-3\n", "ids: '1-2-3' is not valid" },
         { "[a]\nusers=1\nids=0x1\n", "ids: '0x1' is not valid" },
         { "[a]\nusers=\\q\n", "there is no user '\\q'" },
+        { "[a]\nusers[de]=1\n", "[a] has 'users[de]=1'" },
+        { "[a]\nusers=1\nids=1\nusers=2\n", "[a] has 'users' twice" },
+        { "[a]\nusers=1\n  ids = 1\n# ids\n\tids=2\r\n",
+          "[a] has 'ids' twice" },
+        { "[a]\nusers=1\n[b]\nusers=2\n[a]\nids=1\n",
+          "[a] is there twice" },
+        { "[a b]\nusers=1\n[b]\nusers=2\n\n [a b]  \n",
+          "[a b] is there twice" },
     };
 
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {

@@ -142,6 +142,47 @@ static void test_goodbye(void)
     server_end(&s);
 }
 
+/* What was signalled before a peer joined is not for it. */
+static void test_rung_before(void)
+{
+    Server s;
+    Client a, b;
+    Other o;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 3");
+    client_join(&a, &s, 0);
+    /* nobody had the ID yet */
+    ivshmem2_eventfd_signal(a.eventfds[1][0]);
+    client_join(&b, &s, 1);
+    assert_quiet(&b);
+    /* its last owner left */
+    client_leave(&b);
+    ivshmem2_eventfd_signal(a.eventfds[1][1]);
+    client_join(&b, &s, 1);
+    assert_quiet(&b);
+    /* it was held for the same process */
+    client_close(&b);
+    ivshmem2_eventfd_signal(a.eventfds[1][1]);
+    client_join(&b, &s, 1);
+    assert_quiet(&b);
+    client_leave(&b);
+    /* it was held for another one */
+    other_start(&o, &s, 1, 0);
+    other_do(&o, ORDER_CLOSE);
+    other_end(&o, 0);
+    wait_until_free(&s, 1);
+    ivshmem2_eventfd_signal(a.eventfds[1][1]);
+    client_join(&b, &s, 1);
+    assert_quiet(&b);
+    /* and what comes later is */
+    ivshmem2_eventfd_signal(a.eventfds[1][1]);
+    assert_interrupted(&b, 1);
+    client_leave(&b);
+    client_leave(&a);
+    server_end(&s);
+}
+
 /* GOODBYE and close at once, with answers that the client never reads */
 static void test_goodbye_and_close(void)
 {
@@ -395,6 +436,7 @@ int main(int argc, char **argv)
                     test_refusal_of_a_talker);
     g_test_add_func("/ivshmem2/server/lowest-id", test_lowest_id);
     g_test_add_func("/ivshmem2/server/goodbye", test_goodbye);
+    g_test_add_func("/ivshmem2/server/rung-before", test_rung_before);
     g_test_add_func("/ivshmem2/server/goodbye-and-close",
                     test_goodbye_and_close);
     g_test_add_func("/ivshmem2/server/goodbye-early", test_goodbye_early);
