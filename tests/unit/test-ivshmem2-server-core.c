@@ -128,14 +128,19 @@ static Ivshmem2Msg make_hello(uint32_t id)
     };
 }
 
-static uint16_t join(Fixture *f, uint32_t i, uint32_t id, pid_t pid)
+static uint16_t join_as(Fixture *f, uint32_t i, uint32_t id, pid_t pid,
+                        uid_t uid)
 {
     const Ivshmem2Msg msg = make_hello(id);
 
-    f->clients[i] = ivshmem2_client_new(f->server, pid, 1000,
-                                        &f->clients[i]);
+    f->clients[i] = ivshmem2_client_new(f->server, pid, uid, &f->clients[i]);
     ivshmem2_client_receive(f->clients[i], &msg);
     return listen_to_it(f->clients[i]);
+}
+
+static uint16_t join(Fixture *f, uint32_t i, uint32_t id, pid_t pid)
+{
+    return join_as(f, i, id, pid, 1000);
 }
 
 static void say(Fixture *f, uint32_t i, uint16_t type)
@@ -191,6 +196,84 @@ static void test_slots(void)
     g_assert_cmphex(join(&f, 1, 1, 2), ==, IVSHMEM2_MSG_READY);
     leave(&f, 1);
     g_assert_cmphex(join(&f, 1, 1, 3), ==, IVSHMEM2_MSG_READY);
+    teardown(&f);
+}
+
+/* Client @i of this process and user gets @id if it wants any. */
+static void expect_id(Fixture *f, uint32_t i, pid_t pid, uid_t uid,
+                      uint32_t id)
+{
+    g_assert_cmphex(join_as(f, i, IVSHMEM2_ID_ANY, pid, uid), ==,
+                    IVSHMEM2_MSG_READY);
+    g_assert_cmpuint(ivshmem2_client_id(f->clients[i]), ==, id);
+}
+
+/* A process that connects again and again needs one ID, any or not. */
+static void test_any_of_the_same_process(void)
+{
+    GArray *ids = g_array_new(false, false, sizeof(Ivshmem2IdRange));
+    const Ivshmem2IdRange high = { 2, 3 };
+    const Ivshmem2Msg msg = make_hello(IVSHMEM2_ID_ANY);
+    Fixture f;
+
+    setup(&f, 4);
+    expect_id(&f, 0, 10, 1000, 0);
+    for (int round = 0; round < 10; round++) {
+        expect_id(&f, 1, 11, 1000, 1);
+        leave(&f, 1);
+    }
+    /* the held one comes first, even if a lower one is free */
+    say(&f, 0, IVSHMEM2_MSG_GOODBYE);
+    leave(&f, 0);
+    expect_id(&f, 1, 11, 1000, 1);
+    /* only one connection has it */
+    expect_id(&f, 0, 11, 1000, 0);
+    leave(&f, 0);
+    leave(&f, 1);
+    /* others do not get what is held, whatever user or pid they have */
+    expect_id(&f, 2, 12, 1000, 2);
+    expect_id(&f, 3, 11, 1001, 3);
+    say(&f, 2, IVSHMEM2_MSG_GOODBYE);
+    leave(&f, 2);
+    /* and it has to be one that the process still may take */
+    g_array_append_val(ids, high);
+    f.clients[2] = ivshmem2_client_new(f.server, 11, 1000, &f.clients[2]);
+    ivshmem2_client_restrict_consume(f.clients[2], ids);
+    ivshmem2_client_receive(f.clients[2], &msg);
+    g_assert_cmphex(listen_to_it(f.clients[2]), ==, IVSHMEM2_MSG_READY);
+    g_assert_cmpuint(ivshmem2_client_id(f.clients[2]), ==, 2);
+    teardown(&f);
+}
+
+static void say_goodbye(Fixture *f, uint32_t i)
+{
+    say(f, i, IVSHMEM2_MSG_GOODBYE);
+    leave(f, i);
+}
+
+/* What another user had comes last, and the log says so. */
+static void test_any_of_another_user(void)
+{
+    Fixture f;
+
+    setup(&f, 3);
+    expect_id(&f, 0, 10, 1000, 0);
+    say_goodbye(&f, 0);
+    expect_id(&f, 1, 11, 1001, 1);
+    say_goodbye(&f, 1);
+    /* the lowest of its own and of new ones */
+    expect_id(&f, 0, 12, 1000, 0);
+    expect_id(&f, 1, 13, 1000, 2);
+    g_test_expect_message(G_LOG_DOMAIN, G_LOG_LEVEL_WARNING,
+                          "'' (pid 14, uid 1000) gets ID 1, which the user "
+                          "with uid 1001 had*");
+    expect_id(&f, 2, 14, 1000, 1);
+    g_test_assert_expected_messages();
+    say_goodbye(&f, 0);
+    g_test_expect_message(G_LOG_DOMAIN, G_LOG_LEVEL_WARNING,
+                          "*gets ID 0, which the user with uid 1000 had*");
+    g_assert_cmphex(join_as(&f, 0, 0, 15, 1002), ==, IVSHMEM2_MSG_READY);
+    g_test_assert_expected_messages();
     teardown(&f);
 }
 
@@ -804,7 +887,7 @@ static void test_bad_access(void)
           "[a] has 'ids' twice" },
         { "[a]\nusers=1\n[b]\nusers=2\n[a]\nids=1\n",
           "[a] is there twice" },
-        { "[a b]\nusers=1\n[b]\nusers=2\n\n [a b]  \n",
+        { "[a b]\nusers=1\n[b]\nusers=2\n\n [a b]\t\n",
           "[a b] is there twice" },
     };
 
@@ -893,6 +976,10 @@ int main(int argc, char **argv)
     /* thousands of lines */
     g_log_set_handler(G_LOG_DOMAIN, G_LOG_LEVEL_INFO, ignore, NULL);
     g_test_add_func("/ivshmem2/server-core/slots", test_slots);
+    g_test_add_func("/ivshmem2/server-core/any-of-the-same-process",
+                    test_any_of_the_same_process);
+    g_test_add_func("/ivshmem2/server-core/any-of-another-user",
+                    test_any_of_another_user);
     g_test_add_func("/ivshmem2/server-core/all-ids", test_all_ids);
     g_test_add_func("/ivshmem2/server-core/broadcast", test_broadcast);
     g_test_add_func("/ivshmem2/server-core/broadcast-meanwhile",
