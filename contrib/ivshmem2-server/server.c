@@ -502,6 +502,7 @@ Ivshmem2Client *ivshmem2_client_new(Ivshmem2Server *s, pid_t pid, uid_t uid,
 
 void ivshmem2_client_restrict_consume(Ivshmem2Client *c, GArray *ids)
 {
+    g_clear_pointer(&c->ids, g_array_unref);
     c->ids = ids;
 }
 

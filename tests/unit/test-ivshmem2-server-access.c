@@ -84,6 +84,30 @@ static void test_access(void)
     server_end(&s);
 }
 
+/* Wait until a client that wants @id is refused for this reason. */
+static void wait_until_refused(Server *s, uint32_t id, const char *text)
+{
+    Ivshmem2Msg hello = make_hello(id);
+    int tries = SOON_MS / 10;
+
+    for (;;) {
+        const Ivshmem2Msg *msg;
+        bool found;
+        Client c;
+
+        client_connect(&c, s);
+        client_say(&c, &hello);
+        g_assert_cmpuint(client_hear_any(&c), ==, IVSHMEM2_MSG_REFUSED);
+        msg = &c.transport.in.msg;
+        found = strstr(msg->refusal.text, text);
+        client_close(&c);
+        if (found) {
+            return;
+        }
+        wait_a_little(&tries);
+    }
+}
+
 /* SIGHUP brings new rules into force, unless they are wrong. */
 static void test_access_reload(void)
 {
@@ -116,6 +140,47 @@ static void test_access_reload(void)
     /* peers that have joined stay */
     client_sync(&first);
     client_leave(&first);
+    g_unlink(path);
+    server_end(&s);
+}
+
+/* New rules count for connections that have not joined. */
+static void test_access_reload_before_hello(void)
+{
+    g_autofree char *path = NULL;
+    g_autofree char *options = NULL;
+    g_autofree char *nobody = g_strdup_printf("[a]\nusers=%u\n",
+                                              geteuid() + 1);
+    Ivshmem2Msg hello = make_hello(1);
+    Client a, b, c;
+    Server s;
+
+    server_init(&s);
+    path = g_build_filename(s.dir, "rules", NULL);
+    options = g_strdup_printf("--max-peers 4 --access %s", path);
+    g_assert_true(g_file_set_contents(path, "[a]\nusers=*\n", -1, NULL));
+    server_start(&s, options);
+    client_connect(&a, &s);
+    client_connect(&b, &s);
+    client_join(&c, &s, 3);
+
+    /* fewer IDs */
+    g_assert_true(g_file_set_contents(path, "[a]\nusers=*\nids=0,2\n", -1,
+                                      NULL));
+    kill(s.pid, SIGHUP);
+    wait_until_refused(&s, 3, "may not take ID 3, but 0, 2");
+    client_say(&a, &hello);
+    client_hear_refusal(&a, IVSHMEM2_REFUSAL_PERMISSION,
+                        "may not take ID 1, but 0, 2");
+    client_close(&a);
+
+    /* none */
+    g_assert_true(g_file_set_contents(path, nobody, -1, NULL));
+    kill(s.pid, SIGHUP);
+    client_hear_refusal(&b, IVSHMEM2_REFUSAL_PERMISSION, "may not connect");
+    client_close(&b);
+    client_sync(&c);
+    client_leave(&c);
     g_unlink(path);
     server_end(&s);
 }
@@ -174,6 +239,8 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     g_test_add_func("/ivshmem2/server/access", test_access);
     g_test_add_func("/ivshmem2/server/access-reload", test_access_reload);
+    g_test_add_func("/ivshmem2/server/access-reload-before-hello",
+                    test_access_reload_before_hello);
     g_test_add_func("/ivshmem2/server/no-access", test_no_access);
     g_test_add_func("/ivshmem2/server/access-of-others", test_access_of_others);
     return g_test_run();
