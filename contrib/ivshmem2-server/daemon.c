@@ -658,11 +658,31 @@ static void unhold_slot(void *hold)
     g_free(h);
 }
 
+static bool is_alive(void *connection)
+{
+    Connection *c = connection;
+    Ivshmem2Process *process = ivshmem2_process_open(
+        c->conn.fd, ivshmem2_client_pid(c->client));
+    bool alive = process;
+
+    if (process) {
+        ivshmem2_process_free(process);
+    }
+    return alive;
+}
+
+static bool is_hold_alive(void *hold)
+{
+    return ivshmem2_process_is_alive(((Hold *)hold)->process);
+}
+
 /* The daemon */
 
 static const Ivshmem2ServerOps server_ops = {
     .hold = hold_slot,
     .unhold = unhold_slot,
+    .is_alive = is_alive,
+    .is_hold_alive = is_hold_alive,
     .wake = wake,
 };
 

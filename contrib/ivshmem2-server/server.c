@@ -263,13 +263,18 @@ static void leave(Ivshmem2Client *c, bool detached)
 /* Is @c of the process that occupies @slot, or that it is held for? */
 static bool is_owner(const Ivshmem2Client *c, const Slot *slot)
 {
-    pid_t pid = slot->client ? slot->client->pid : slot->hold->pid;
+    const Ivshmem2ServerOps *ops = c->server->ops;
+    const Ivshmem2Client *old = slot->client;
+    pid_t pid = old ? old->pid : slot->hold->pid;
 
     /*
-     * A pid is given to another process only when the first one is gone, and
-     * then that one has no claim any more.
+     * Once a process is gone, its pid is given to others.  Two that live and
+     * have the same pid are one.
      */
-    return pid && pid == c->pid && slot->uid == c->uid;
+    return pid && pid == c->pid && slot->uid == c->uid &&
+           ops->is_alive(c->connection) &&
+           (old ? ops->is_alive(old->connection)
+                : ops->is_hold_alive(slot->hold->watch));
 }
 
 /*

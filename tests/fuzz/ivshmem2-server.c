@@ -108,6 +108,19 @@ static void unhold_slot(void *opaque)
     g_free(hold);
 }
 
+static bool is_alive(void *connection)
+{
+    Player *p = connection;
+
+    return !game->dead[p->process];
+}
+
+static bool is_hold_alive(void *hold)
+{
+    /* die() ends all holds */
+    return true;
+}
+
 static void wake(void *connection)
 {
     Player *p = connection;
@@ -119,6 +132,8 @@ static void wake(void *connection)
 static const Ivshmem2ServerOps ops = {
     .hold = hold_slot,
     .unhold = unhold_slot,
+    .is_alive = is_alive,
+    .is_hold_alive = is_hold_alive,
     .wake = wake,
 };
 

@@ -46,6 +46,25 @@ static void unhold_slot(void *hold)
     g_free(hold);
 }
 
+/* Has the process of pid 13 ended?  Its pid is given to another one then. */
+static bool ended_13;
+
+/* A client that connected when this pid was that of a new process */
+static const void *connection_after;
+
+static bool is_alive(void *connection)
+{
+    Ivshmem2Client **c = connection;
+
+    return !ended_13 || ivshmem2_client_pid(*c) != 13 ||
+           connection == connection_after;
+}
+
+static bool is_hold_alive(void *hold)
+{
+    return !ended_13;
+}
+
 static void wake(void *connection)
 {
 }
@@ -53,6 +72,8 @@ static void wake(void *connection)
 static const Ivshmem2ServerOps ops = {
     .hold = hold_slot,
     .unhold = unhold_slot,
+    .is_alive = is_alive,
+    .is_hold_alive = is_hold_alive,
     .wake = wake,
 };
 
@@ -206,6 +227,44 @@ static void expect_id(Fixture *f, uint32_t i, pid_t pid, uid_t uid,
     g_assert_cmphex(join_as(f, i, IVSHMEM2_ID_ANY, pid, uid), ==,
                     IVSHMEM2_MSG_READY);
     g_assert_cmpuint(ivshmem2_client_id(f->clients[i]), ==, id);
+}
+
+/* The pid of a process that ended is given to another one. */
+static void test_recycled_pid(void)
+{
+    Ivshmem2Msg resume = make_hello(1);
+    Fixture f;
+
+    setup(&f, 3);
+    memcpy(resume.hello.session, f.link->welcome.session, IVSHMEM2_UUID_SIZE);
+    for (int held = 0; held < 2; held++) {
+        /* 0: the process has ended; 1: it lives, but not as this user */
+        for (int how = 0; how < 2; how++) {
+            uid_t uid = how ? 1001 : 1000;
+
+            g_assert_cmphex(join(&f, 0, 1, 13), ==, IVSHMEM2_MSG_READY);
+            if (held) {
+                leave(&f, 0);
+            }
+            ended_13 = !how;
+            connection_after = &f.clients[2];
+            f.clients[2] = ivshmem2_client_new(f.server, 13, uid,
+                                               &f.clients[2]);
+            ivshmem2_client_receive(f.clients[2], &resume);
+            g_assert_cmphex(listen_to_it(f.clients[2]), ==,
+                            IVSHMEM2_MSG_REFUSED);
+            leave(&f, 2);
+            g_assert_cmphex(join_as(&f, 2, IVSHMEM2_ID_ANY, 13, uid), ==,
+                            IVSHMEM2_MSG_READY);
+            g_assert_cmpuint(ivshmem2_client_id(f.clients[2]), ==, how * 2);
+            say(&f, 2, IVSHMEM2_MSG_GOODBYE);
+            leave(&f, 2);
+            leave(&f, 0);
+            ended_13 = false;
+            ivshmem2_server_release(f.server, 1);
+        }
+    }
+    teardown(&f);
 }
 
 /* A process that connects again and again needs one ID, any or not. */
@@ -976,6 +1035,7 @@ int main(int argc, char **argv)
     /* thousands of lines */
     g_log_set_handler(G_LOG_DOMAIN, G_LOG_LEVEL_INFO, ignore, NULL);
     g_test_add_func("/ivshmem2/server-core/slots", test_slots);
+    g_test_add_func("/ivshmem2/server-core/recycled-pid", test_recycled_pid);
     g_test_add_func("/ivshmem2/server-core/any-of-the-same-process",
                     test_any_of_the_same_process);
     g_test_add_func("/ivshmem2/server-core/any-of-another-user",
