@@ -5,6 +5,7 @@
  */
 
 #include "ivshmem2-raw-client.h"
+#include <sys/syscall.h>
 
 /* Refusals */
 
@@ -402,6 +403,91 @@ static void test_resume_refused(void)
     server_end(&s);
 }
 
+/* fork(); 0 or the pid that the child is to have.  -1: that is impossible. */
+static pid_t fork_as(pid_t pid)
+{
+    struct {
+        uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack,
+                 stack_size, tls, set_tid, set_tid_size;
+    } args = {
+        .exit_signal = SIGCHLD,
+        .set_tid = pid ? (uintptr_t)&pid : 0,
+        .set_tid_size = pid ? 1 : 0,
+    };
+
+    return syscall(SYS_clone3, &args, sizeof(args));
+}
+
+/*
+ * Have a child connect and pass its connection to this process.  Unless it is
+ * to @stay, it ends then.  Returns its pid.
+ */
+static pid_t client_connect_by_child(Client *c, Server *s, pid_t pid,
+                                     bool stay)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    pid_t parent = getpid();
+    pid_t child;
+    int fds[2];
+    char byte;
+
+    g_strlcpy(addr.sun_path, s->socket, sizeof(addr.sun_path));
+    g_assert_cmpint(pipe2(fds, O_CLOEXEC), ==, 0);
+    child = fork_as(pid);
+    if (child == 0) {
+        die_with_parent(parent);
+        if (connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == 0 &&
+            write(fds[1], "", 1) == 1 && stay) {
+            pause();
+        }
+        _exit(0);
+    }
+    ivshmem2_close(&fds[1]);
+    if (child > 0) {
+        g_assert_cmpint(read(fds[0], &byte, 1), ==, 1);
+        *c = (Client) { .memory = { -1, -1 } };
+        ivshmem2_transport_init_consume(&c->transport, fd, IVSHMEM2_SERVER);
+        if (!stay) {
+            g_assert_cmpint(waitpid(child, NULL, 0), ==, child);
+        }
+    } else {
+        ivshmem2_close(&fd);
+    }
+    ivshmem2_close(&fds[0]);
+    return child;
+}
+
+/* A process does not inherit the claims of another one that had its pid. */
+static void test_resume_with_recycled_pid(void)
+{
+    Ivshmem2Msg hello = make_hello(1);
+    Ivshmem2Msg resume;
+    Client a, b;
+    pid_t pid;
+    Server s;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 4");
+    pid = client_connect_by_child(&a, &s, 0, false);
+    g_assert_cmpint(pid, >, 0);
+    client_say(&a, &hello);
+    client_complete(&a);
+    resume = make_resume(&a);
+    if (client_connect_by_child(&b, &s, pid, true) == pid) {
+        client_say(&b, &resume);
+        client_hear_refusal(&b, IVSHMEM2_REFUSAL_SESSION, "ID 1 is taken by");
+        client_close(&b);
+        client_sync(&a);
+        kill(pid, SIGKILL);
+        g_assert_cmpint(waitpid(pid, NULL, 0), ==, pid);
+    } else {
+        g_test_skip("only root can choose the pid of a process");
+    }
+    client_leave(&a);
+    server_end(&s);
+}
+
 static void test_shutdown(void)
 {
     Server s;
@@ -445,6 +531,8 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server/invisible-pid", test_invisible_pid);
     g_test_add_func("/ivshmem2/server/resume", test_resume);
     g_test_add_func("/ivshmem2/server/resume-refused", test_resume_refused);
+    g_test_add_func("/ivshmem2/server/resume-with-recycled-pid",
+                    test_resume_with_recycled_pid);
     g_test_add_func("/ivshmem2/server/shutdown", test_shutdown);
     return g_test_run();
 }
