@@ -338,7 +338,7 @@ static bool may_take(Ivshmem2Client *c, uint32_t id)
     return true;
 }
 
-/* Did nobody else have it before?  Who did may have kept its descriptors. */
+/* Did no other user have it?  Its processes may have kept descriptors. */
 static bool is_clean(const Ivshmem2Client *c, const Slot *slot)
 {
     return slot->last_uid == NO_UID || slot->last_uid == c->uid;

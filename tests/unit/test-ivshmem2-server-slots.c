@@ -6,6 +6,97 @@
 
 #include "ivshmem2-raw-client.h"
 #include <sys/syscall.h>
+#include "loop.h"
+#include "process.h"
+
+/* Processes */
+
+/* A process that connects and then does nothing; *@fd: this end */
+static pid_t start_process(int *fd)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    socklen_t len = sizeof(addr);
+    int listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    pid_t pid;
+
+    /* the system chooses an abstract name */
+    g_assert_cmpint(bind(listen_fd, (struct sockaddr *)&addr,
+                         sizeof(addr.sun_family)), ==, 0);
+    g_assert_cmpint(getsockname(listen_fd, (struct sockaddr *)&addr, &len),
+                    ==, 0);
+    g_assert_cmpint(listen(listen_fd, 1), ==, 0);
+    pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        connect(socket(AF_UNIX, SOCK_STREAM, 0), (struct sockaddr *)&addr,
+                len);
+        pause();
+        _exit(0);
+    }
+    *fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    g_assert_cmpint(*fd, >=, 0);
+    ivshmem2_close(&listen_fd);
+    return pid;
+}
+
+static void end_process(pid_t pid)
+{
+    g_assert_cmpint(kill(pid, SIGKILL), ==, 0);
+    g_assert_cmpint(waitpid(pid, NULL, 0), ==, pid);
+}
+
+static void count_gone(void *opaque)
+{
+    ++*(unsigned *)opaque;
+}
+
+static void test_process(void)
+{
+    unsigned before = count_fds();
+    Ivshmem2Timers timers = { .duration = 1000 };
+    Ivshmem2Loop loop;
+
+    g_assert_true(ivshmem2_loop_init(&loop, NULL));
+    for (int how = 0; how < 3; how++) {
+        Ivshmem2Process *p;
+        unsigned gone = 0;
+        int fd, no_socket = make_eventfd();
+        pid_t pid = start_process(&fd);
+
+        switch (how) {
+        case 0:
+            p = ivshmem2_process_open(fd, pid);
+            break;
+        case 1:
+            /* no pidfd, so it is the pid that counts */
+            p = ivshmem2_process_open(no_socket, pid);
+            break;
+        default:
+            /* no pid: it is the time that counts */
+            p = ivshmem2_process_open(fd, 0);
+        }
+        g_assert_nonnull(p);
+        ivshmem2_process_watch(p, &loop, &timers, count_gone, &gone);
+        g_usleep(5000);
+        ivshmem2_loop_turn(&loop, 0);
+        ivshmem2_timers_run(&timers);
+        g_assert_cmpuint(gone, ==, how == 2);
+        end_process(pid);
+        g_usleep(5000);
+        ivshmem2_loop_turn(&loop, 0);
+        ivshmem2_timers_run(&timers);
+        g_assert_cmpuint(gone, ==, 1);
+        ivshmem2_process_free(p);
+        g_assert_cmpint(ivshmem2_timers_next(&timers), ==, -1);
+        if (how == 0) {
+            g_assert_null(ivshmem2_process_open(fd, pid));
+        }
+        ivshmem2_close(&fd);
+        ivshmem2_close(&no_socket);
+    }
+    ivshmem2_loop_clear(&loop);
+    g_assert_cmpuint(count_fds(), ==, before);
+}
 
 /* Refusals */
 
@@ -517,6 +608,7 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     signal(SIGPIPE, SIG_IGN);
+    g_test_add_func("/ivshmem2/server/process", test_process);
     g_test_add_func("/ivshmem2/server/refusals", test_refusals);
     g_test_add_func("/ivshmem2/server/refusal-of-a-talker",
                     test_refusal_of_a_talker);
