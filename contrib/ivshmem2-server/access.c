@@ -210,15 +210,76 @@ static void rule_free(void *opaque)
     g_free(rule);
 }
 
+/*
+ * GKeyFile merges groups of one name, and takes the last one of several keys.
+ * It found no error in @text.
+ */
+static bool check_duplicates(const char *path, const char *text,
+                             GError **error)
+{
+    g_autoptr(GHashTable) seen = g_hash_table_new_full(g_str_hash, g_str_equal,
+                                                       g_free, NULL);
+    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+    const char *group = "";
+
+    for (char **next = lines; *next; next++) {
+        char *line = g_strstrip(*next);
+        bool is_group = *line == '[';
+
+        if (!*line || *line == '#') {
+            continue;
+        }
+        line[strcspn(line, is_group ? "]" : "=")] = 0;
+        if (is_group) {
+            group = line + 1;
+        } else {
+            g_strchomp(line);
+        }
+        /* no group's name has a bracket */
+        if (!g_hash_table_add(seen, is_group ? g_strdup(group) :
+                              g_strdup_printf("%s]%s", group, line))) {
+            return is_group
+                ? ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT, "%s: [%s] is "
+                                "there twice, each rule needs a name of its "
+                                "own", path, group)
+                : ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT, "%s: [%s] has "
+                                "'%s' twice, put all of them in one line",
+                                path, group, line);
+        }
+    }
+    return true;
+}
+
+/* Returns NULL if @path cannot be read, or is no such file. */
+static GKeyFile *load_file(const char *path, GError **error)
+{
+    g_autoptr(GKeyFile) file = g_key_file_new();
+    g_autofree char *text = NULL;
+    size_t len;
+
+    /* a key like users[de] is kept as well, to be reported as unknown */
+    if (!g_file_get_contents(path, &text, &len, error) ||
+        !g_key_file_load_from_data(file, text, len,
+                                   G_KEY_FILE_KEEP_TRANSLATIONS, error)) {
+        g_prefix_error(error, "cannot read %s: ", path);
+        return NULL;
+    }
+    if (strlen(text) != len) {
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "%s has a zero byte, so it is no text file", path);
+        return NULL;
+    }
+    return check_duplicates(path, text, error) ? g_steal_pointer(&file) : NULL;
+}
+
 Ivshmem2Access *ivshmem2_access_load(const char *path, uint32_t max_peers,
                                      GError **error)
 {
-    g_autoptr(GKeyFile) file = g_key_file_new();
+    g_autoptr(GKeyFile) file = load_file(path, error);
     g_auto(GStrv) groups = NULL;
     Ivshmem2Access *a;
 
-    if (!g_key_file_load_from_file(file, path, G_KEY_FILE_NONE, error)) {
-        g_prefix_error(error, "cannot read %s: ", path);
+    if (!file) {
         return NULL;
     }
     groups = g_key_file_get_groups(file, NULL);

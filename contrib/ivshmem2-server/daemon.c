@@ -548,6 +548,23 @@ static bool check_access(Connection *c, const struct ucred *cred)
     return true;
 }
 
+/* The rules that it was accepted by have changed. */
+static void check_access_again(Connection *c)
+{
+    struct ucred cred;
+    socklen_t len = sizeof(cred);
+
+    if (ivshmem2_client_is_sent_away(c->client) ||
+        ivshmem2_client_id(c->client) != IVSHMEM2_ID_ANY ||
+        getsockopt(c->conn.fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
+        return;
+    }
+    if (!check_access(c, &cred)) {
+        connection_leave_lobby(c);
+        wake(c);
+    }
+}
+
 /*
  * @has_share: its user could have one more.  Returns false if the connection
  * was sent away.
@@ -682,11 +699,31 @@ static void unhold_slot(void *hold)
     g_free(h);
 }
 
+static bool is_alive(void *connection)
+{
+    Connection *c = connection;
+    Ivshmem2Process *process = ivshmem2_process_open(
+        c->conn.fd, ivshmem2_client_pid(c->client));
+    bool alive = process;
+
+    if (process) {
+        ivshmem2_process_free(process);
+    }
+    return alive;
+}
+
+static bool is_hold_alive(void *hold)
+{
+    return ivshmem2_process_is_alive(((Hold *)hold)->process);
+}
+
 /* The daemon */
 
 static const Ivshmem2ServerOps server_ops = {
     .hold = hold_slot,
     .unhold = unhold_slot,
+    .is_alive = is_alive,
+    .is_hold_alive = is_hold_alive,
     .wake = wake,
 };
 
@@ -769,6 +806,9 @@ void ivshmem2_daemon_set_access(Ivshmem2Daemon *d,
                                 const Ivshmem2Access *access)
 {
     d->access = access;
+    for (GList *node = d->connections.head; node; node = node->next) {
+        check_access_again(node->data);
+    }
 }
 
 static void signal_ready(Ivshmem2Watch *w)

@@ -59,6 +59,7 @@ static int open_pidfd(int fd, pid_t pid, bool *gone)
             /*
              * Linux before 6.5.  In theory another process has this pid by
              * now; then this one counts as alive too long, never too short.
+             * So those who compare processes compare their users as well.
              */
             pidfd = syscall(SYS_pidfd_open, pid, 0);
             *gone = pidfd < 0 && errno == ESRCH;
@@ -86,6 +87,15 @@ Ivshmem2Process *ivshmem2_process_open(int fd, pid_t pid)
     return p;
 }
 
+/* Without a pidfd, there is only the pid. */
+bool ivshmem2_process_is_alive(const Ivshmem2Process *p)
+{
+    if (p->pidfd >= 0) {
+        return !has_ended(p->pidfd);
+    }
+    return p->pid && (kill(p->pid, 0) == 0 || errno != ESRCH);
+}
+
 static void process_ready(Ivshmem2Watch *w)
 {
     Ivshmem2Process *p = IVSHMEM2_CONTAINER(w, Ivshmem2Process, watch);
@@ -98,7 +108,7 @@ static void process_expired(Ivshmem2Timer *t)
 {
     Ivshmem2Process *p = IVSHMEM2_CONTAINER(t, Ivshmem2Process, timer);
 
-    if (p->pid && (kill(p->pid, 0) == 0 || errno != ESRCH)) {
+    if (ivshmem2_process_is_alive(p)) {
         ivshmem2_timer_start(t, p->timers, process_expired);
     } else {
         p->gone(p->opaque);

@@ -15,9 +15,13 @@ typedef struct Ivshmem2Process Ivshmem2Process;
 /*
  * The process that connected the unix socket @fd, which is @pid according to
  * SO_PEERCRED; 0: a process that this one cannot see.  Returns NULL if it is
- * gone.
+ * gone, also if another process has its pid now: Linux knows the process as
+ * long as the socket is open.  (Before 6.5, it knows only the pid.)
  */
 Ivshmem2Process *ivshmem2_process_open(int fd, pid_t pid);
+
+/* @p, not another process that has its pid now; one without pid is not. */
+bool ivshmem2_process_is_alive(const Ivshmem2Process *p);
 
 /*
  * Call @gone with @opaque, once, when the process is gone.  @loop reports that

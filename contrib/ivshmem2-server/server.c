@@ -57,6 +57,7 @@ typedef struct Slot {
     Hold *hold;
     uint32_t last_state;        /* that the other peers were told about */
     uid_t uid;                  /* of the user that it counts for */
+    uid_t last_uid;             /* of the last occupant */
 } Slot;
 
 /*
@@ -76,6 +77,7 @@ struct Ivshmem2Server {
     const Ivshmem2ServerOps *ops;
     Slot *slots;
     Ivshmem2Bits free_ids;
+    Ivshmem2Bits held_ids;
     Ivshmem2Bits occupied_ids;
     Broadcast broadcast;
     bool warned;
@@ -92,10 +94,12 @@ Ivshmem2Server *ivshmem2_server_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
     s->ops = ops;
     s->slots = g_new0(Slot, link->welcome.max_peers);
     ivshmem2_bits_init(&s->free_ids, link->welcome.max_peers);
+    ivshmem2_bits_init(&s->held_ids, link->welcome.max_peers);
     ivshmem2_bits_init(&s->occupied_ids, link->welcome.max_peers);
     for (uint32_t id = 0; id < link->welcome.max_peers; id++) {
         ivshmem2_bits_add(&s->free_ids, id);
         s->slots[id].uid = NO_UID;
+        s->slots[id].last_uid = NO_UID;
     }
     return s;
 }
@@ -177,6 +181,7 @@ static void set_slot_user(Ivshmem2Server *s, Slot *slot, uid_t uid)
 
 static void end_hold(Ivshmem2Server *s, Slot *slot)
 {
+    ivshmem2_bits_remove(&s->held_ids, slot - s->slots);
     s->ops->unhold(slot->hold->watch);
     g_clear_pointer(&slot->hold, g_free);
 }
@@ -185,7 +190,6 @@ static void free_slot(Ivshmem2Server *s, uint32_t id)
 {
     /* The last occupant could write its entry as long as it lived. */
     clear_state(s, id);
-    ivshmem2_link_drain(s->link, id);
     ivshmem2_bits_add(&s->free_ids, id);
     set_slot_user(s, &s->slots[id], NO_UID);
 }
@@ -209,6 +213,7 @@ void ivshmem2_server_free(Ivshmem2Server *s)
         set_slot_user(s, &s->slots[id], NO_UID);
     }
     ivshmem2_bits_clear(&s->free_ids);
+    ivshmem2_bits_clear(&s->held_ids);
     ivshmem2_bits_clear(&s->occupied_ids);
     g_free(s->slots);
     g_free(s);
@@ -227,6 +232,7 @@ static void start_hold(Ivshmem2Client *c, uint32_t id)
         hold->pid = c->pid;
         memcpy(hold->name, c->name, sizeof(hold->name));
         s->slots[id].hold = hold;
+        ivshmem2_bits_add(&s->held_ids, id);
     }
 }
 
@@ -254,13 +260,21 @@ static void leave(Ivshmem2Client *c, bool detached)
     }
 }
 
-static bool same_process(pid_t a, pid_t b)
+/* Is @c of the process that occupies @slot, or that it is held for? */
+static bool is_owner(const Ivshmem2Client *c, const Slot *slot)
 {
+    const Ivshmem2ServerOps *ops = c->server->ops;
+    const Ivshmem2Client *old = slot->client;
+    pid_t pid = old ? old->pid : slot->hold->pid;
+
     /*
-     * A pid is given to another process only when the first one is gone, and
-     * then that one has no claim any more.
+     * Once a process is gone, its pid is given to others.  Two that live and
+     * have the same pid are one.
      */
-    return a && a == b;
+    return pid && pid == c->pid && slot->uid == c->uid &&
+           ops->is_alive(c->connection) &&
+           (old ? ops->is_alive(old->connection)
+                : ops->is_hold_alive(slot->hold->watch));
 }
 
 /*
@@ -274,7 +288,7 @@ static bool claim_slot(Ivshmem2Client *c, uint32_t id, bool resume,
     Slot *slot = &s->slots[id];
     Ivshmem2Client *old = slot->client;
 
-    if (old && resume && same_process(old->pid, c->pid)) {
+    if (old && resume && is_owner(c, slot)) {
         ivshmem2_client_refuse(old, IVSHMEM2_REFUSAL_SESSION,
                                "this session was resumed by another "
                                "connection of the same process");
@@ -284,7 +298,7 @@ static bool claim_slot(Ivshmem2Client *c, uint32_t id, bool resume,
                                id, old->name, old->pid);
         return false;
     }
-    if (slot->hold && same_process(slot->hold->pid, c->pid)) {
+    if (slot->hold && is_owner(c, slot)) {
         end_hold(s, slot);
     } else if (slot->hold && slot->hold->pid) {
         ivshmem2_client_refuse(c, code, "ID %u is held for '%s' (pid %d) as "
@@ -324,15 +338,46 @@ static bool may_take(Ivshmem2Client *c, uint32_t id)
     return true;
 }
 
-static bool choose_free_id(Ivshmem2Client *c, uint32_t *id)
+/* Did no other user have it?  Its processes may have kept descriptors. */
+static bool is_clean(const Ivshmem2Client *c, const Slot *slot)
+{
+    return slot->last_uid == NO_UID || slot->last_uid == c->uid;
+}
+
+/* The lowest ID in @set that @c may take and that @suits it */
+static size_t find_id(const Ivshmem2Client *c, const Ivshmem2Bits *set,
+                      bool (*suits)(const Ivshmem2Client *c, const Slot *slot))
+{
+    size_t id = ivshmem2_bits_next(set, 0);
+
+    while (id != IVSHMEM2_BITS_NONE &&
+           !(ivshmem2_ids_contain(c->ids, id) &&
+             suits(c, &c->server->slots[id]))) {
+        id = ivshmem2_bits_next(set, id + 1);
+    }
+    return id;
+}
+
+/*
+ * Prefer an ID that is held for the same process, which would fill the link
+ * if it took a new one each time, then one that no other user had.
+ */
+static bool choose_any_id(Ivshmem2Client *c, uint32_t *id)
 {
     Ivshmem2Server *s = c->server;
-    size_t lowest = ivshmem2_ids_lowest(c->ids, &s->free_ids);
+    size_t best = find_id(c, &s->held_ids, is_owner);
     g_autofree char *ids = NULL;
 
-    if (lowest != IVSHMEM2_BITS_NONE) {
-        *id = lowest;
-        return may_take(c, *id);
+    if (best == IVSHMEM2_BITS_NONE) {
+        best = find_id(c, &s->free_ids, is_clean);
+    }
+    if (best == IVSHMEM2_BITS_NONE) {
+        best = ivshmem2_ids_lowest(c->ids, &s->free_ids);
+    }
+    if (best != IVSHMEM2_BITS_NONE) {
+        *id = best;
+        return may_take(c, *id) &&
+               claim_slot(c, *id, false, IVSHMEM2_REFUSAL_ID_TAKEN);
     }
     if (c->ids) {
         ids = ivshmem2_ids_text(c->ids);
@@ -363,7 +408,7 @@ static bool choose_id(Ivshmem2Client *c, const Ivshmem2Hello *hello,
         return false;
     }
     if (!*resume && hello->id == IVSHMEM2_ID_ANY) {
-        return choose_free_id(c, id);
+        return choose_any_id(c, id);
     }
     if (hello->id >= max) {
         ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_ID_RANGE, "ID %u is out of "
@@ -414,7 +459,13 @@ static void take_slot(Ivshmem2Client *c, uint32_t id, bool resume)
     char vm[VM_TEXT_SIZE];
     uint32_t state;
 
+    if (!is_clean(c, slot)) {
+        g_warning("'%s' (pid %d, uid %u) gets ID %u, which the user with uid "
+                  "%u had: processes of that user may have kept descriptors "
+                  "for it", c->name, c->pid, c->uid, id, slot->last_uid);
+    }
     slot->client = c;
+    slot->last_uid = c->uid;
     ivshmem2_bits_remove(&s->free_ids, id);
     ivshmem2_bits_add(&s->occupied_ids, id);
     set_slot_user(s, slot, c->uid);
@@ -429,6 +480,8 @@ static void take_slot(Ivshmem2Client *c, uint32_t id, bool resume)
         }
     } else {
         clear_state(s, id);
+        /* others can signal an ID at any time, also while it is free */
+        ivshmem2_link_drain(s->link, id);
     }
     describe_vm(c, vm);
     g_info("'%s' (pid %d, uid %u%s) %s ID %u", c->name, c->pid, c->uid, vm,
@@ -454,6 +507,7 @@ Ivshmem2Client *ivshmem2_client_new(Ivshmem2Server *s, pid_t pid, uid_t uid,
 
 void ivshmem2_client_restrict_consume(Ivshmem2Client *c, GArray *ids)
 {
+    g_clear_pointer(&c->ids, g_array_unref);
     c->ids = ids;
 }
 

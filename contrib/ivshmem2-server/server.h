@@ -33,6 +33,13 @@ typedef struct Ivshmem2ServerOps {
     void *(*hold)(void *connection, uint32_t id);
     /* The process need not be watched any more; frees @hold. */
     void (*unhold)(void *hold);
+    /*
+     * Does the process live that had the client's pid when it connected, or
+     * the one that is watched?  Another one that has this pid now does not
+     * count.
+     */
+    bool (*is_alive)(void *connection);
+    bool (*is_hold_alive)(void *hold);
     /* Another client caused that there is something to send to this one. */
     void (*wake)(void *connection);
 } Ivshmem2ServerOps;

@@ -62,6 +62,7 @@ typedef struct Game {
     /* of each slot, after the last step */
     const Player *occupants[MAX_PEERS];
     uint32_t states[MAX_PEERS];
+    pid_t held_for[MAX_PEERS];  /* or -1 */
     bool owed[MAX_PEERS];       /* an interrupt by the broadcast */
 } Game;
 
@@ -108,6 +109,19 @@ static void unhold_slot(void *opaque)
     g_free(hold);
 }
 
+static bool is_alive(void *connection)
+{
+    Player *p = connection;
+
+    return !game->dead[p->process];
+}
+
+static bool is_hold_alive(void *hold)
+{
+    /* die() ends all holds */
+    return true;
+}
+
 static void wake(void *connection)
 {
     Player *p = connection;
@@ -119,6 +133,8 @@ static void wake(void *connection)
 static const Ivshmem2ServerOps ops = {
     .hold = hold_slot,
     .unhold = unhold_slot,
+    .is_alive = is_alive,
+    .is_hold_alive = is_hold_alive,
     .wake = wake,
 };
 
@@ -323,6 +339,10 @@ static void check(Game *g)
 
         g->occupants[id] = find_occupant(g, id);
         if (g->occupants[id] != before) {
+            /* what is held is only for its process */
+            g_assert_true(!g->occupants[id] || g->held_for[id] < 0 ||
+                          g->held_for[id] ==
+                          pid_of(g->occupants[id]->process));
             g->owed[id] = false;
             if (g->states[id]) {
                 owe_to_all_but(g, id);
@@ -331,6 +351,7 @@ static void check(Game *g)
     }
     for (uint32_t id = 0; id < g->max_peers; id++) {
         g->states[id] = ivshmem2_link_state(g->link, id);
+        g->held_for[id] = g->holds[id] ? g->holds[id]->pid : -1;
         g_assert_true(!g->occupants[id] || !g->holds[id]);
         g_assert_true(g->occupants[id] || g->holds[id] || !g->states[id]);
     }
@@ -355,11 +376,28 @@ static void check_honest(Game *g)
     g_assert_cmpint(fds[0], ==, g->link->eventfds[0][0]);
 }
 
+static bool has_hold(const Game *g, pid_t pid)
+{
+    for (uint32_t id = 0; id < g->max_peers; id++) {
+        if (g->holds[id] && g->holds[id]->pid == pid) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void join(Game *g, Player *p)
 {
     FuzzInput none = { .size = 0 };
+    pid_t pid = pid_of(p->process);
+    bool prefers = pid && has_hold(g, pid) &&
+                   ivshmem2_client_id(p->c) == IVSHMEM2_ID_ANY;
+    uint32_t id;
 
     hello(g, p, &none);
+    id = ivshmem2_client_id(p->c);
+    g_assert_true(!prefers || id == IVSHMEM2_ID_ANY ||
+                  g->held_for[id] == pid);
     listen_to_it(g, p, UINT_MAX);
 }
 
@@ -450,6 +488,7 @@ void fuzz_server(FuzzInput *in)
     g_assert_nonnull(g.link);
     g.budget = ivshmem2_budget_new(&(Ivshmem2BudgetConfig) { 0 });
     g.server = ivshmem2_server_new(g.link, g.budget, &ops);
+    memset(g.held_for, 0xff, sizeof(g.held_for));
     connect_it(&g, &g.players[HONEST], HONEST);
     join(&g, &g.players[HONEST]);
     while (in->size) {

@@ -5,6 +5,98 @@
  */
 
 #include "ivshmem2-raw-client.h"
+#include <sys/syscall.h>
+#include "loop.h"
+#include "process.h"
+
+/* Processes */
+
+/* A process that connects and then does nothing; *@fd: this end */
+static pid_t start_process(int *fd)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    socklen_t len = sizeof(addr);
+    int listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    pid_t pid;
+
+    /* the system chooses an abstract name */
+    g_assert_cmpint(bind(listen_fd, (struct sockaddr *)&addr,
+                         sizeof(addr.sun_family)), ==, 0);
+    g_assert_cmpint(getsockname(listen_fd, (struct sockaddr *)&addr, &len),
+                    ==, 0);
+    g_assert_cmpint(listen(listen_fd, 1), ==, 0);
+    pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        connect(socket(AF_UNIX, SOCK_STREAM, 0), (struct sockaddr *)&addr,
+                len);
+        pause();
+        _exit(0);
+    }
+    *fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    g_assert_cmpint(*fd, >=, 0);
+    ivshmem2_close(&listen_fd);
+    return pid;
+}
+
+static void end_process(pid_t pid)
+{
+    g_assert_cmpint(kill(pid, SIGKILL), ==, 0);
+    g_assert_cmpint(waitpid(pid, NULL, 0), ==, pid);
+}
+
+static void count_gone(void *opaque)
+{
+    ++*(unsigned *)opaque;
+}
+
+static void test_process(void)
+{
+    unsigned before = count_fds();
+    Ivshmem2Timers timers = { .duration = 1000 };
+    Ivshmem2Loop loop;
+
+    g_assert_true(ivshmem2_loop_init(&loop, NULL));
+    for (int how = 0; how < 3; how++) {
+        Ivshmem2Process *p;
+        unsigned gone = 0;
+        int fd, no_socket = make_eventfd();
+        pid_t pid = start_process(&fd);
+
+        switch (how) {
+        case 0:
+            p = ivshmem2_process_open(fd, pid);
+            break;
+        case 1:
+            /* no pidfd, so it is the pid that counts */
+            p = ivshmem2_process_open(no_socket, pid);
+            break;
+        default:
+            /* no pid: it is the time that counts */
+            p = ivshmem2_process_open(fd, 0);
+        }
+        g_assert_nonnull(p);
+        ivshmem2_process_watch(p, &loop, &timers, count_gone, &gone);
+        g_usleep(5000);
+        ivshmem2_loop_turn(&loop, 0);
+        ivshmem2_timers_run(&timers);
+        g_assert_cmpuint(gone, ==, how == 2);
+        end_process(pid);
+        g_usleep(5000);
+        ivshmem2_loop_turn(&loop, 0);
+        ivshmem2_timers_run(&timers);
+        g_assert_cmpuint(gone, ==, 1);
+        ivshmem2_process_free(p);
+        g_assert_cmpint(ivshmem2_timers_next(&timers), ==, -1);
+        if (how == 0) {
+            g_assert_null(ivshmem2_process_open(fd, pid));
+        }
+        ivshmem2_close(&fd);
+        ivshmem2_close(&no_socket);
+    }
+    ivshmem2_loop_clear(&loop);
+    g_assert_cmpuint(count_fds(), ==, before);
+}
 
 /* Refusals */
 
@@ -139,6 +231,47 @@ static void test_goodbye(void)
         other_end(&o, 0);
     }
     client_leave(&b);
+    server_end(&s);
+}
+
+/* What was signalled before a peer joined is not for it. */
+static void test_rung_before(void)
+{
+    Server s;
+    Client a, b;
+    Other o;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 3");
+    client_join(&a, &s, 0);
+    /* nobody had the ID yet */
+    ivshmem2_eventfd_signal(a.eventfds[1][0]);
+    client_join(&b, &s, 1);
+    assert_quiet(&b);
+    /* its last owner left */
+    client_leave(&b);
+    ivshmem2_eventfd_signal(a.eventfds[1][1]);
+    client_join(&b, &s, 1);
+    assert_quiet(&b);
+    /* it was held for the same process */
+    client_close(&b);
+    ivshmem2_eventfd_signal(a.eventfds[1][1]);
+    client_join(&b, &s, 1);
+    assert_quiet(&b);
+    client_leave(&b);
+    /* it was held for another one */
+    other_start(&o, &s, 1, 0);
+    other_do(&o, ORDER_CLOSE);
+    other_end(&o, 0);
+    wait_until_free(&s, 1);
+    ivshmem2_eventfd_signal(a.eventfds[1][1]);
+    client_join(&b, &s, 1);
+    assert_quiet(&b);
+    /* and what comes later is */
+    ivshmem2_eventfd_signal(a.eventfds[1][1]);
+    assert_interrupted(&b, 1);
+    client_leave(&b);
+    client_leave(&a);
     server_end(&s);
 }
 
@@ -361,6 +494,91 @@ static void test_resume_refused(void)
     server_end(&s);
 }
 
+/* fork(); 0 or the pid that the child is to have.  -1: that is impossible. */
+static pid_t fork_as(pid_t pid)
+{
+    struct {
+        uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack,
+                 stack_size, tls, set_tid, set_tid_size;
+    } args = {
+        .exit_signal = SIGCHLD,
+        .set_tid = pid ? (uintptr_t)&pid : 0,
+        .set_tid_size = pid ? 1 : 0,
+    };
+
+    return syscall(SYS_clone3, &args, sizeof(args));
+}
+
+/*
+ * Have a child connect and pass its connection to this process.  Unless it is
+ * to @stay, it ends then.  Returns its pid.
+ */
+static pid_t client_connect_by_child(Client *c, Server *s, pid_t pid,
+                                     bool stay)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    pid_t parent = getpid();
+    pid_t child;
+    int fds[2];
+    char byte;
+
+    g_strlcpy(addr.sun_path, s->socket, sizeof(addr.sun_path));
+    g_assert_cmpint(pipe2(fds, O_CLOEXEC), ==, 0);
+    child = fork_as(pid);
+    if (child == 0) {
+        die_with_parent(parent);
+        if (connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == 0 &&
+            write(fds[1], "", 1) == 1 && stay) {
+            pause();
+        }
+        _exit(0);
+    }
+    ivshmem2_close(&fds[1]);
+    if (child > 0) {
+        g_assert_cmpint(read(fds[0], &byte, 1), ==, 1);
+        *c = (Client) { .memory = { -1, -1 } };
+        ivshmem2_transport_init_consume(&c->transport, fd, IVSHMEM2_SERVER);
+        if (!stay) {
+            g_assert_cmpint(waitpid(child, NULL, 0), ==, child);
+        }
+    } else {
+        ivshmem2_close(&fd);
+    }
+    ivshmem2_close(&fds[0]);
+    return child;
+}
+
+/* A process does not inherit the claims of another one that had its pid. */
+static void test_resume_with_recycled_pid(void)
+{
+    Ivshmem2Msg hello = make_hello(1);
+    Ivshmem2Msg resume;
+    Client a, b;
+    pid_t pid;
+    Server s;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 4");
+    pid = client_connect_by_child(&a, &s, 0, false);
+    g_assert_cmpint(pid, >, 0);
+    client_say(&a, &hello);
+    client_complete(&a);
+    resume = make_resume(&a);
+    if (client_connect_by_child(&b, &s, pid, true) == pid) {
+        client_say(&b, &resume);
+        client_hear_refusal(&b, IVSHMEM2_REFUSAL_SESSION, "ID 1 is taken by");
+        client_close(&b);
+        client_sync(&a);
+        kill(pid, SIGKILL);
+        g_assert_cmpint(waitpid(pid, NULL, 0), ==, pid);
+    } else {
+        g_test_skip("only root can choose the pid of a process");
+    }
+    client_leave(&a);
+    server_end(&s);
+}
+
 static void test_shutdown(void)
 {
     Server s;
@@ -390,11 +608,13 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     signal(SIGPIPE, SIG_IGN);
+    g_test_add_func("/ivshmem2/server/process", test_process);
     g_test_add_func("/ivshmem2/server/refusals", test_refusals);
     g_test_add_func("/ivshmem2/server/refusal-of-a-talker",
                     test_refusal_of_a_talker);
     g_test_add_func("/ivshmem2/server/lowest-id", test_lowest_id);
     g_test_add_func("/ivshmem2/server/goodbye", test_goodbye);
+    g_test_add_func("/ivshmem2/server/rung-before", test_rung_before);
     g_test_add_func("/ivshmem2/server/goodbye-and-close",
                     test_goodbye_and_close);
     g_test_add_func("/ivshmem2/server/goodbye-early", test_goodbye_early);
@@ -403,6 +623,8 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server/invisible-pid", test_invisible_pid);
     g_test_add_func("/ivshmem2/server/resume", test_resume);
     g_test_add_func("/ivshmem2/server/resume-refused", test_resume_refused);
+    g_test_add_func("/ivshmem2/server/resume-with-recycled-pid",
+                    test_resume_with_recycled_pid);
     g_test_add_func("/ivshmem2/server/shutdown", test_shutdown);
     return g_test_run();
 }
