@@ -57,4 +57,12 @@ bool ivshmem2_parse_number(const char *what, const char *text, uint64_t min,
  */
 uint64_t ivshmem2_raise_file_limit(uint64_t wanted);
 
+/*
+ * Can @size bytes of shared memory, and @spare ones to align them, be mapped
+ * by a program with addresses up to @max (normally SIZE_MAX)?  If not, set
+ * @error and return false.
+ */
+bool ivshmem2_check_mappable(uint64_t size, uint64_t spare, uint64_t max,
+                             GError **error);
+
 #endif /* LIBIVSHMEM2_UTIL_H */

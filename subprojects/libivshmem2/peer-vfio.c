@@ -292,7 +292,11 @@ static void *map_bar(VfioPeer *p, unsigned bar, uint64_t size, size_t *mapped,
                       (unsigned long long)size);
         return NULL;
     }
-    *mapped = size ? size : region.size;
+    size = size ? size : region.size;
+    if (!ivshmem2_check_mappable(size, 0, SIZE_MAX, error)) {
+        return NULL;
+    }
+    *mapped = size;
     map = mmap(NULL, *mapped, PROT_READ | PROT_WRITE, MAP_SHARED, p->device,
                region.offset);
     if (map == MAP_FAILED) {

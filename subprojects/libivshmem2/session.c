@@ -726,12 +726,16 @@ static bool map_sections(Ivshmem2Session *s, void *base, GError **error)
 
 void *ivshmem2_session_map(Ivshmem2Session *s, GError **error)
 {
-    size_t size = ivshmem2_total_size(&s->info);
+    uint64_t total = ivshmem2_total_size(&s->info);
+    size_t size = total;
     size_t align = 2 * 1024 * 1024;
     char *area, *base;
 
     align = MAX(align, block_size(s->rw_fd));
     align = MAX(align, s->n_outputs ? block_size(s->output_fds[0]) : 0);
+    if (!ivshmem2_check_mappable(total, align, SIZE_MAX, error)) {
+        return NULL;
+    }
     area = mmap(NULL, size + align, PROT_NONE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED) {

@@ -108,3 +108,15 @@ uint64_t ivshmem2_raise_file_limit(uint64_t wanted)
     getrlimit(RLIMIT_NOFILE, &limit);
     return limit.rlim_cur;
 }
+
+bool ivshmem2_check_mappable(uint64_t size, uint64_t spare, uint64_t max,
+                             GError **error)
+{
+    if (spare > max || size > max - spare) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                             "%" PRIu64 " bytes of shared memory are more "
+                             "than this program can address: use a 64-bit "
+                             "program, or a link with smaller sections", size);
+    }
+    return true;
+}

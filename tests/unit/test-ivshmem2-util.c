@@ -6,6 +6,8 @@
 
 #include "ivshmem2-util.h"
 #include <errno.h>
+#include <inttypes.h>
+#include "hw/misc/ivshmem2.h"
 #include "libivshmem2-bits.h"
 #include "libivshmem2-util.h"
 
@@ -154,6 +156,42 @@ static void test_deadlines(void)
     g_assert_cmpint(ivshmem2_deadline_ms(INT64_MAX), ==, G_MAXINT);
 }
 
+/* 32-bit programs, and the sums that would overflow there and everywhere */
+static void test_mappable(void)
+{
+    static const struct {
+        uint64_t size, spare, max;
+        bool ok;
+    } cases[] = {
+        { 4096, 0, UINT32_MAX, true },
+        { UINT32_MAX, 0, UINT32_MAX, true },
+        { UINT64_C(1) << 32, 0, UINT32_MAX, false },
+        /* as a size_t of 32 bits, 4096 */
+        { (UINT64_C(1) << 32) + 4096, 0, UINT32_MAX, false },
+        { UINT32_MAX - 4096, 4096, UINT32_MAX, true },
+        { UINT32_MAX - 4095, 4096, UINT32_MAX, false },
+        { 0, UINT64_C(1) << 32, UINT32_MAX, false },
+        { IVSHMEM2_MAX_SIZE, 1 << 21, UINT64_MAX, true },
+        { UINT64_MAX, 1, UINT64_MAX, false },
+    };
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(GError) error = NULL;
+
+        g_assert_cmpint(ivshmem2_check_mappable(cases[i].size, cases[i].spare,
+                                                cases[i].max, &error), ==,
+                        cases[i].ok);
+        g_assert_true(!error == cases[i].ok);
+        if (error) {
+            g_autofree char *size = g_strdup_printf("%" PRIu64 " bytes",
+                                                    cases[i].size);
+
+            g_assert_nonnull(strstr(error->message, size));
+            g_assert_nonnull(strstr(error->message, "smaller sections"));
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -162,5 +200,6 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/util/numbers", test_numbers);
     g_test_add_func("/ivshmem2/util/errno-in-error", test_errno_in_error);
     g_test_add_func("/ivshmem2/util/deadlines", test_deadlines);
+    g_test_add_func("/ivshmem2/util/mappable", test_mappable);
     return g_test_run();
 }
