@@ -19,6 +19,7 @@
 #include "qemu/cutils.h"
 #include "qemu/host-utils.h"
 #include "qemu/log.h"
+#include "qemu/madvise.h"
 #include "qemu/module.h"
 #include "qemu/uuid.h"
 #include "hw/misc/ivshmem2-regs.h"
@@ -319,6 +320,9 @@ static bool ivshmem2_join(Ivshmem2State *s, Error **errp)
         return false;
     }
     s->info = *ivshmem2_session_info(s->conn.session);
+    /* The same for QEMU's core dumps */
+    qemu_madvise(s->memory, ivshmem2_total_size(&s->info),
+                 QEMU_MADV_DONTDUMP);
     return true;
 }
 
@@ -462,6 +466,8 @@ static void ivshmem2_init_section(Ivshmem2State *s, MemoryRegion *mr,
         memory_region_init_ram_ptr(mr, OBJECT(s), name, size,
                                    s->memory + offset);
         memory_region_set_readonly(mr, !writable);
+        /* Not of this VM: reading it for a dump of the guest allocates it. */
+        memory_region_set_nonvolatile(mr, true);
         memory_region_add_subregion(&s->memory_bar, offset, mr);
     }
 }
