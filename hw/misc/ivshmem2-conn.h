@@ -34,10 +34,11 @@ typedef struct Ivshmem2Conn {
 } Ivshmem2Conn;
 
 /*
- * Connect and complete the handshake within @timeout_ms.  With @await_server, a
- * chardev with reconnect-ms waits for an absent server as long.  @resumed is called
- * with @opaque each time that the session is resumed after the connection was
- * lost.  After a failure, too, ivshmem2_conn_leave() has to be called.
+ * Connect and complete the handshake within @timeout_ms.  With @await_server,
+ * a chardev with reconnect-ms waits for an absent server, too, until then.
+ * @resumed is called with @opaque each time that the session is resumed after
+ * the connection was lost.  After a failure, too, ivshmem2_conn_leave() has to
+ * be called.
  */
 bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
                         uint32_t timeout_ms, bool await_server,
