@@ -21,6 +21,7 @@
 #include "qemu/log.h"
 #include "qemu/madvise.h"
 #include "qemu/module.h"
+#include "qemu/range.h"
 #include "qemu/uuid.h"
 #include "hw/misc/ivshmem2-regs.h"
 #include "hw/pci/msi.h"
@@ -42,6 +43,8 @@ OBJECT_DECLARE_SIMPLE_TYPE(Ivshmem2State, IVSHMEM2)
 
 /* The first capability: 4-byte aligned, so that it can be read as dwords */
 #define IVSHMEM2_CAP_OFFSET     0x40
+/* Advanced Features: a guest resets this function alone */
+#define IVSHMEM2_AF_OFFSET      (IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_SIZE)
 
 /* How long a device waits for its server, unless the user says it */
 #define IVSHMEM2_COLD_PLUG_MS   5000
@@ -330,6 +333,15 @@ static bool ivshmem2_join(Ivshmem2State *s, Error **errp)
  * PCI function ("Configuration Space Registers")
  */
 
+static bool ivshmem2_is_function_reset(uint32_t address, uint32_t value,
+                                       int len)
+{
+    uint32_t control = IVSHMEM2_AF_OFFSET + PCI_AF_CTRL;
+
+    return range_covers_byte(address, len, control) &&
+           value >> (control - address) * 8 & PCI_AF_CTRL_FLR;
+}
+
 static void ivshmem2_write_config(PCIDevice *pdev, uint32_t address,
                                   uint32_t value, int len)
 {
@@ -337,6 +349,9 @@ static void ivshmem2_write_config(PCIDevice *pdev, uint32_t address,
 
     ivshmem2_irq_flush(&s->irq);
     pci_default_write_config(pdev, address, value, len);
+    if (ivshmem2_is_function_reset(address, value, len)) {
+        pci_device_reset(pdev);
+    }
     ivshmem2_irq_update(&s->irq);
 }
 
@@ -424,14 +439,20 @@ static bool ivshmem2_init_capabilities(Ivshmem2State *s, Error **errp)
 {
     PCIDevice *pdev = PCI_DEVICE(s);
     uint8_t *cap = pdev->config + IVSHMEM2_CAP_OFFSET;
+    uint8_t *af = pdev->config + IVSHMEM2_AF_OFFSET;
 
     /* PCI core would keep guest writes at offsets without a register. */
     memset(pdev->wmask + PCI_CONFIG_HEADER_SIZE, 0,
            pci_config_size(pdev) - PCI_CONFIG_HEADER_SIZE);
-    if (pci_add_capability(pdev, PCI_CAP_ID_VNDR, IVSHMEM2_CAP_OFFSET,
+    if (pci_add_capability(pdev, PCI_CAP_ID_AF, IVSHMEM2_AF_OFFSET,
+                           PCI_CAP_AF_SIZEOF, errp) < 0 ||
+        pci_add_capability(pdev, PCI_CAP_ID_VNDR, IVSHMEM2_CAP_OFFSET,
                            IVSHMEM2_CAP_SIZE, errp) < 0) {
         return false;
     }
+    af[PCI_AF_LENGTH] = PCI_CAP_AF_SIZEOF;
+    af[PCI_AF_CAP] = PCI_AF_CAP_TP | PCI_AF_CAP_FLR;
+
     cap[IVSHMEM2_CAP_LENGTH] = IVSHMEM2_CAP_SIZE;
     pdev->wmask[IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_PRIV_CONTROL] =
         IVSHMEM2_PRIV_ONE_SHOT;
