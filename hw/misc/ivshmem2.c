@@ -16,13 +16,16 @@
 #include <sys/mman.h>
 #include "qapi/error.h"
 #include "qapi/visitor-impl.h"
+#include "exec/translation-block.h"
 #include "qemu/cutils.h"
+#include "qemu/error-report.h"
 #include "qemu/host-utils.h"
 #include "qemu/log.h"
 #include "qemu/madvise.h"
 #include "qemu/module.h"
 #include "qemu/range.h"
 #include "qemu/uuid.h"
+#include "hw/core/cpu.h"
 #include "hw/misc/ivshmem2-regs.h"
 #include "hw/pci/msi.h"
 #include "hw/pci/msix.h"
@@ -33,6 +36,7 @@
 #include "system/runstate.h"
 #include "system/runstate-action.h"
 #include "system/system.h"
+#include "system/tcg.h"
 #include "ivshmem2-conn.h"
 #include "ivshmem2-doorbell.h"
 #include "ivshmem2-irq.h"
@@ -594,6 +598,21 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
     migrate_del_blocker(&s->migration_blocker);
 }
 
+/*
+ * TCG does not know of other peers: if only one processor can run at a time,
+ * atomic instructions are plain loads and stores to it.  On x86, they are what
+ * guests use as memory barriers.
+ */
+static void ivshmem2_check_tcg(void)
+{
+    if (tcg_enabled() && first_cpu && !(first_cpu->tcg_cflags & CF_PARALLEL)) {
+        warn_report_once("ivshmem2: with one possible processor, TCG emulates "
+                         "neither atomic instructions nor all memory barriers "
+                         "towards other peers; use -smp 1,maxcpus=2 or more, "
+                         "without thread=single and icount");
+    }
+}
+
 static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
 {
     ERRP_GUARD();
@@ -612,6 +631,7 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
         ivshmem2_unrealize(s);
         return;
     }
+    ivshmem2_check_tcg();
     ivshmem2_init_config(s);
     ivshmem2_init_bars(s);
     ivshmem2_doorbells_init(&s->doorbells, &s->regs, s->info.id,
