@@ -73,6 +73,18 @@ Event next_event(Client *c, int64_t deadline, int only, int *vector,
                  GError **error);
 
 /*
+ * Wait until @fd is ready for one of @events (see poll()), or returns an
+ * error.  Returns false if a signal came first.
+ */
+bool await_fd(Client *c, int fd, short events);
+
+/*
+ * Write to standard output, after what is in the buffer of stdout, as long as
+ * no signal comes: a reader may not read, and a section may be large.
+ */
+Status write_out(Client *c, const char *data, size_t length, GError **error);
+
+/*
  * The status of a command that a signal ended: success if it is how the
  * command usually ends, else a failure with @error set.
  */

@@ -329,6 +329,7 @@ static Status join(Client *c, GError **error)
         return STATUS_USAGE;
     }
     o.name = opt_link.name ? opt_link.name : "ivshmem2-client";
+    o.flags = IVSHMEM2_SOCKET_KEEP_FILES;
     c->on_host = opt_link.socket;
     c->where = c->on_host ? opt_link.socket : opt_link.pci;
     c->json = opt_link.json;

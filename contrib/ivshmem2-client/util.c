@@ -5,9 +5,11 @@
  */
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include "client.h"
 #include "libivshmem2-util.h"
 
@@ -79,6 +81,41 @@ Event next_event(Client *c, int64_t deadline, int only, int *vector,
             return EVENT_TIMEOUT;
         }
     }
+}
+
+bool await_fd(Client *c, int fd, short events)
+{
+    struct pollfd pfds[2] = {
+        { .fd = c->signal_fd, .events = POLLIN },
+        { .fd = fd, .events = events },
+    };
+
+    while (poll(pfds, 2, -1) < 0 && errno == EINTR) {
+        continue;
+    }
+    return !pfds[0].revents;
+}
+
+Status write_out(Client *c, const char *data, size_t length, GError **error)
+{
+    bool ok = fflush(stdout) == 0;
+
+    while (ok && length) {
+        ssize_t ret;
+
+        if (!await_fd(c, STDOUT_FILENO, POLLOUT)) {
+            return end_interrupted(false, error);
+        }
+        /* a pipe that is ready takes so much without waiting */
+        ret = write(STDOUT_FILENO, data, MIN(length, PIPE_BUF));
+        ok = ret >= 0 || errno == EINTR || errno == EAGAIN;
+        data += MAX(ret, 0);
+        length -= MAX(ret, 0);
+    }
+    if (!ok) {
+        ivshmem2_fail_errno(error, "cannot write to standard output");
+    }
+    return ok ? STATUS_OK : STATUS_ERROR;
 }
 
 Status end_interrupted(bool usual, GError **error)

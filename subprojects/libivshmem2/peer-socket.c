@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -24,13 +25,16 @@
 /* Messages of the server that are handled between two looks at the time */
 #define RECEIVE_BATCH       64
 
+/* Ivshmem2SocketOptions.flags */
+#define KNOWN_FLAGS         IVSHMEM2_SOCKET_KEEP_FILES
+
 /* The public header does not include the header of the protocol. */
 _Static_assert(IVSHMEM2_PEER_ID_ANY == IVSHMEM2_ID_ANY,
                "a program's wish is passed on to the server");
 
 /* No padding at the end that could hide an appended field. */
 _Static_assert(sizeof(Ivshmem2SocketOptions) ==
-               offsetof(Ivshmem2SocketOptions, timeout_ms) + sizeof(int32_t),
+               offsetof(Ivshmem2SocketOptions, flags) + sizeof(uint64_t),
                "a field that is appended changes the size");
 
 typedef struct SocketPeer {
@@ -200,6 +204,13 @@ static bool socket_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
     return true;
 }
 
+static bool socket_read(const Ivshmem2Peer *peer, uint64_t offset, void *buf,
+                        size_t length, GError **error)
+{
+    return ivshmem2_session_read(((const SocketPeer *)peer)->session, offset,
+                                 buf, length, error);
+}
+
 static void socket_close(Ivshmem2Peer *peer)
 {
     SocketPeer *p = (SocketPeer *)peer;
@@ -227,6 +238,7 @@ static const Ivshmem2PeerOps socket_ops = {
     .ring = socket_ring,
     .service = socket_service,
     .connected = socket_connected,
+    .read = socket_read,
     .close = socket_close,
 };
 
@@ -337,6 +349,11 @@ static bool take_options(Ivshmem2SocketOptions *o,
                              "program needs a newer libivshmem2", given->size);
     }
     *o = *given;
+    if (o->flags & ~KNOWN_FLAGS) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "unknown flags 0x%" PRIx64 ": the program needs "
+                             "a newer libivshmem2", o->flags & ~KNOWN_FLAGS);
+    }
     return true;
 }
 
@@ -366,6 +383,9 @@ Ivshmem2Peer *ivshmem2_peer_open_socket(const char *path,
     hello.id = o.id;
     ivshmem2_set_text(hello.name, sizeof(hello.name), o.name ? o.name : "");
     p->session = ivshmem2_session_new(&hello);
+    if (o.flags & IVSHMEM2_SOCKET_KEEP_FILES) {
+        ivshmem2_session_keep_files(p->session);
+    }
     if (!join(p, deadline, error)) {
         ivshmem2_peer_close(&p->parent);
         return NULL;

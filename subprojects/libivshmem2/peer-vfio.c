@@ -126,6 +126,13 @@ static bool vfio_connected(const Ivshmem2Peer *peer)
     return !p->removed && poll(&pfd, 1, 0) <= 0;
 }
 
+static bool vfio_read(const Ivshmem2Peer *peer, uint64_t offset, void *buf,
+                      size_t length, GError **error)
+{
+    memcpy(buf, (const char *)peer->memory + offset, length);
+    return true;
+}
+
 static bool make_eventfds(VfioPeer *p, uint32_t n, GError **error)
 {
     p->eventfds = g_new(int, n);
@@ -549,6 +556,7 @@ static const Ivshmem2PeerOps vfio_ops = {
     .taken = vfio_taken,
     .service = vfio_service,
     .connected = vfio_connected,
+    .read = vfio_read,
     .close = vfio_close,
 };
 
