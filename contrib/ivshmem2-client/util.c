@@ -29,7 +29,8 @@ bool check_vector(const Client *c, GError **error)
 void check_server(Client *c)
 {
     const char *text = "the server is gone; memory and the doorbells of peers "
-                       "that are known go on working";
+                       "that are known go on working; a server that is started "
+                       "now has other memory, which only new clients join";
 
     /* in a guest, a wait fails when the device is being removed */
     if (!c->on_host || c->server_gone || ivshmem2_peer_connected(c->peer)) {
@@ -116,6 +117,20 @@ Status write_out(Client *c, const char *data, size_t length, GError **error)
         ivshmem2_fail_errno(error, "cannot write to standard output");
     }
     return ok ? STATUS_OK : STATUS_ERROR;
+}
+
+bool signalled(const Client *c)
+{
+    struct pollfd pfd = { .fd = c->signal_fd, .events = POLLIN };
+
+    return poll(&pfd, 1, 0) > 0;
+}
+
+Status end_timeout(GError **error)
+{
+    ivshmem2_fail(error, IVSHMEM2_ERROR_TIMEOUT,
+                  "stopped waiting, because --timeout is over");
+    return STATUS_TIMEOUT;
 }
 
 Status end_interrupted(bool usual, GError **error)

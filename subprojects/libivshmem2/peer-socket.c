@@ -14,6 +14,7 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 #include "libivshmem2-peer.h"
@@ -126,7 +127,8 @@ static bool converse_until(SocketPeer *p, bool handshake, int64_t deadline,
         }
         if (!left_ms) {
             return ivshmem2_fail(error, IVSHMEM2_ERROR_TIMEOUT,
-                                 "the server does not answer in time");
+                                 "the server does not answer in time, is "
+                                 "it stopped?");
         }
         pfd.events |= ivshmem2_transport_is_sending(&p->conn) ? POLLOUT : 0;
         poll(&pfd, 1, left_ms);
@@ -244,17 +246,38 @@ static const Ivshmem2PeerOps socket_ops = {
 
 /* Joining */
 
-static void fail_connect(const char *path, GError **error)
+/* What to do about a connect() to @path that failed with @cause */
+static const char *connect_hint(const char *path, int cause)
 {
-    const char *hint = errno == ECONNREFUSED || errno == ENOENT ?
-                       ", is ivshmem2-server running?" : "";
+    struct stat st;
 
-    if (errno == EAGAIN) {
+    switch (cause) {
+    case ECONNREFUSED:
+        /* it also means this; a name with @ is no file */
+        if (path[0] != '@' && stat(path, &st) == 0 && !S_ISSOCK(st.st_mode)) {
+            return ", it is not a socket";
+        }
+        return ", is ivshmem2-server running?";
+    case ENOENT:
+        return ", is ivshmem2-server running?";
+    case EACCES:
+        return "; the permissions of the socket and of the directories above "
+               "it decide who may connect (see --socket-mode and "
+               "--socket-group of ivshmem2-server)";
+    default:
+        return "";
+    }
+}
+
+static void fail_connect(const char *path, int cause, GError **error)
+{
+    if (cause == EAGAIN) {
         ivshmem2_fail(error, IVSHMEM2_ERROR_TIMEOUT,
-                      "the server at '%s' does not answer in time", path);
+                      "the server at '%s' does not accept in time, is it "
+                      "stopped?", path);
     } else {
         ivshmem2_fail(error, IVSHMEM2_ERROR_IO, "cannot connect to '%s': %s%s",
-                      path, g_strerror(errno), hint);
+                      path, g_strerror(cause), connect_hint(path, cause));
     }
 }
 
@@ -293,7 +316,7 @@ static int connect_to(const char *path, int64_t deadline, GError **error)
             return fd;
         }
     }
-    fail_connect(path, error);
+    fail_connect(path, errno, error);
     ivshmem2_close(&fd);
     return -1;
 }

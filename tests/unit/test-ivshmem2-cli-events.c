@@ -7,6 +7,7 @@
  */
 
 #include "ivshmem2-client-util.h"
+#include <sys/ioctl.h>
 
 static void ping_pong(const char *link_options, const char *options,
                       const char *expected)
@@ -111,6 +112,42 @@ static void test_cli_interrupted(void)
         kill(pid, SIGTERM);
         assert_end(pid, err, cases[i].status, cases[i].words);
         close(in);
+        await_state(a, 1, 0);
+    }
+    ivshmem2_peer_close(a);
+    link_end(&l);
+}
+
+/* A signal also ends commands that others keep waiting, or that take long. */
+static void test_cli_interrupted_io(void)
+{
+    static const struct {
+        const char *args;
+        bool stalled;           /* it is to fill its standard output first */
+    } cases[] = {
+        { "write rw 0", false },
+        { "read rw 0 16777216", true },
+        { "dump rw 0 16777216", true },
+        { "--count 100000000 ring 0", false },
+    };
+    Server l;
+    Ivshmem2Peer *a;
+
+    link_start(&l, "--max-peers 4 --rw-size 16M");
+    a = join(&l, 0);
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        int in, out, err, filled = 0, before = -1;
+        GPid pid = start_peer(&l, a, cases[i].args, &in, &out, &err);
+
+        while (cases[i].stalled && (!filled || filled != before)) {
+            before = filled;
+            g_usleep(NEVER_MS * 1000);
+            g_assert_cmpint(ioctl(out, FIONREAD, &filled), ==, 0);
+        }
+        kill(pid, SIGTERM);
+        assert_end(pid, err, 1, "interrupted");
+        close(in);
+        close(out);
         await_state(a, 1, 0);
     }
     ivshmem2_peer_close(a);
@@ -237,6 +274,7 @@ static const struct {
     { "/ivshmem2/cli/ping", test_cli_ping },
     { "/ivshmem2/cli/signal", test_cli_signal },
     { "/ivshmem2/cli/interrupted", test_cli_interrupted },
+    { "/ivshmem2/cli/interrupted-io", test_cli_interrupted_io },
     { "/ivshmem2/cli/events", test_cli_events },
     { "/ivshmem2/cli/server-gone", test_cli_server_gone },
     { "/ivshmem2/cli/server-dies", test_cli_server_dies },

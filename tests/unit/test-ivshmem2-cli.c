@@ -90,40 +90,75 @@ static uint64_t allocated(Server *l)
     return sum;
 }
 
-/* Reading memory that nobody has written does not allocate it. */
-static void test_cli_read_untouched(void)
+/* A client that reads all of a section, 64 MiB with "Hello" in the middle */
+static void assert_read(char **argv, GSpawnChildSetupFunc child, void *opaque)
 {
     const size_t size = 64 << 20;
     const size_t at = size / 2 + 5;
-    g_autofree char *read_rw = NULL;
     g_autofree char *zeros = g_malloc0(size);
+    g_autofree char *data = g_malloc(size);
+    g_autoptr(GError) error = NULL;
+    size_t got = 0;
+    ssize_t len;
     GPid pid;
+    int out;
+
+    g_spawn_async_with_pipes(NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD,
+                             child, opaque, &pid, NULL, &out, NULL, &error);
+    g_assert_no_error(error);
+    while ((len = read(out, data + got, size - got)) > 0) {
+        got += len;
+    }
+    g_assert_cmpuint(got, ==, size);
+    g_assert_cmpmem(data, at, zeros, at);
+    g_assert_cmpmem(data + at, 5, "Hello", 5);
+    g_assert_cmpmem(data + at + 5, size - at - 5, zeros, size - at - 5);
+    assert_end(pid, out, 0, "");
+}
+
+static char **read_argv(const char *socket)
+{
+    g_autofree char *line = g_strdup_printf(
+        "%s --socket %s read rw 0 67108864", g_getenv("IVSHMEM2_CLIENT"),
+        socket);
+
+    return g_strsplit(line, " ", -1);
+}
+
+/* Reading memory that nobody has written does not allocate it. */
+static void test_cli_read_untouched(void)
+{
+    g_auto(GStrv) argv = NULL;
     Server l;
-    int in, out;
 
     link_start(&l, "--max-peers 3 --rw-size 64M --output-size 64M");
     assert_run(&l, "write rw 33554437 Hello", 0, "wrote 5 bytes", "");
-    read_rw = g_strdup_printf("--socket %s read rw 0 67108864", l.socket);
-    pid = start_client(read_rw, &in, &out, NULL);
-    {
-        g_autofree char *data = g_malloc(size);
-        size_t got = 0;
-        ssize_t len;
-
-        while ((len = read(out, data + got, size - got)) > 0) {
-            got += len;
-        }
-        g_assert_cmpuint(got, ==, size);
-        g_assert_cmpmem(data, at, zeros, at);
-        g_assert_cmpmem(data + at, 5, "Hello", 5);
-        g_assert_cmpmem(data + at + 5, size - at - 5, zeros, size - at - 5);
-    }
-    assert_end(pid, out, 0, "");
-    close(in);
+    argv = read_argv(l.socket);
+    assert_read(argv, end_with_parent, NULL);
     assert_run(&l, "dump rw 33550336 1048576", 0, "|.....Hello......|", "");
     assert_run(&l, "--json dump rw 33554400 1048576", 0, "48656c6c6f", "");
     assert_run(&l, "dump output:2 0 1048576", 0, "000ffff0  00 ", "");
     g_assert_cmpuint(allocated(&l), >, 0);
+    g_assert_cmpuint(allocated(&l), <, 1 << 20);
+    link_end(&l);
+}
+
+/* The same by a user who does not own the memory's files */
+static void test_cli_read_untouched_other_user(void)
+{
+    g_auto(GStrv) argv = read_argv("link.sock");
+    Limited user = { .files = 1024, .argv = argv };
+    Server l;
+
+    if (geteuid()) {
+        g_test_skip("needs root, to run a client as another user");
+        return;
+    }
+    link_start(&l, "--max-peers 3 --rw-size 64M --socket-mode 666");
+    user.server = &l;
+    g_assert_cmpint(chmod(l.dir, 0711), ==, 0);
+    assert_run(&l, "write rw 33554437 Hello", 0, "wrote 5 bytes", "");
+    assert_read(argv, run_limited, &user);
     g_assert_cmpuint(allocated(&l), <, 1 << 20);
     link_end(&l);
 }
@@ -415,6 +450,8 @@ static const struct {
     { "/ivshmem2/cli/commands", test_cli_commands },
     { "/ivshmem2/cli/no-iommu", test_cli_no_iommu },
     { "/ivshmem2/cli/read-untouched", test_cli_read_untouched },
+    { "/ivshmem2/cli/read-untouched-other-user",
+      test_cli_read_untouched_other_user },
     { "/ivshmem2/cli/stdin", test_cli_stdin },
     { "/ivshmem2/cli/shell", test_cli_shell },
     { "/ivshmem2/cli/protocols", test_cli_protocols },

@@ -7,6 +7,7 @@
  */
 
 #include "ivshmem2-client-util.h"
+#include <sys/stat.h>
 
 static void test_info(void)
 {
@@ -94,6 +95,86 @@ static void test_large_sections(void)
     g_assert_cmpstr((char *)ivshmem2_peer_output(b, 2) + size - 8, ==,
                     "output2");
     g_assert_cmpstr((char *)ivshmem2_peer_output(b, 1) + size - 8, ==, "");
+    ivshmem2_peer_close(a);
+    ivshmem2_peer_close(b);
+    link_end(&l);
+}
+
+/* Bytes of all files of this process that are shared memory */
+static uint64_t allocated(void)
+{
+    g_autoptr(GDir) dir = g_dir_open("/proc/self/fd", 0, NULL);
+    uint64_t sum = 0;
+    const char *name;
+
+    while ((name = g_dir_read_name(dir))) {
+        g_autofree char *path = g_strdup_printf("/proc/self/fd/%s", name);
+        g_autofree char *target = g_file_read_link(path, NULL);
+        struct stat st;
+
+        if (target && g_str_has_prefix(target, "/memfd:") &&
+            stat(path, &st) == 0) {
+            sum += st.st_blocks * 512;
+        }
+    }
+    return sum;
+}
+
+static void assert_unreadable(Ivshmem2Peer *peer, const char *from,
+                              size_t length, const char *words)
+{
+    g_autoptr(GError) error = NULL;
+    char byte[2];
+
+    g_assert_false(ivshmem2_peer_read(peer, from, byte, length, &error));
+    assert_error(error, IVSHMEM2_ERROR_ARGUMENT, words);
+}
+
+/* Across sections; without a server; and what is no shared memory */
+static void test_read(void)
+{
+    Ivshmem2SocketOptions o = IVSHMEM2_SOCKET_OPTIONS_INIT;
+    const size_t size = 1 << 20;
+    const size_t all = 4096 + 4 * size;
+    g_autofree char *data = g_malloc(all);
+    g_autofree char *zeros = g_malloc0(all);
+    const char *memory;
+    Ivshmem2Peer *a, *b;
+    uint64_t before;
+    Server l;
+
+    link_start(&l, "--max-peers 3 --rw-size 1M --output-size 1M");
+    o.id = 1;
+    o.flags = IVSHMEM2_SOCKET_KEEP_FILES;
+    a = ivshmem2_peer_open_socket(l.socket, &o, NULL);
+    g_assert_nonnull(a);
+    b = join(&l, 2);
+    memory = ivshmem2_peer_state_table(a);
+    g_assert_cmpuint(ivshmem2_peer_info(a)->state_table_size, ==, 4096);
+    set_state(a, 0x64636261);
+    memcpy((char *)ivshmem2_peer_rw(a) + size - 2, "rw", 2);
+    memcpy(ivshmem2_peer_output(b, 2), "out", 3);
+    server_stop(&l, SIGKILL);
+    before = allocated();
+    g_assert_cmpuint(before, >, 0);
+    g_assert_true(ivshmem2_peer_read(a, memory, data, all, NULL));
+    g_assert_cmpmem(data + 4, 4, "abcd", 4);
+    g_assert_cmpmem(data + 4096, size - 2, zeros, size - 2);
+    g_assert_cmpmem(data + 4096 + size - 2, 2, "rw", 2);
+    g_assert_cmpmem(data + 4096 + size, 2 * size, zeros, 2 * size);
+    g_assert_cmpmem(data + 4096 + 3 * size, 3, "out", 3);
+    g_assert_cmpmem(data + 4096 + 3 * size + 3, size - 3, zeros, size - 3);
+    g_assert_true(ivshmem2_peer_read(a, (char *)ivshmem2_peer_rw(a) + size - 1,
+                                     data, 2, NULL));
+    g_assert_cmpmem(data, 2, "w", 2);
+    g_assert_cmpuint(allocated(), ==, before);
+
+    g_assert_true(ivshmem2_peer_read(a, memory + all, data, 0, NULL));
+    assert_unreadable(a, memory + all - 1, 2, "not in the shared memory");
+    assert_unreadable(a, memory - 1, 2, "not in the shared memory");
+    assert_unreadable(a, memory, SIZE_MAX, "not in the shared memory");
+    assert_unreadable(a, NULL, 1, "not in the shared memory");
+    assert_unreadable(b, ivshmem2_peer_rw(b), 1, "IVSHMEM2_SOCKET_KEEP_FILES");
     ivshmem2_peer_close(a);
     ivshmem2_peer_close(b);
     link_end(&l);
@@ -431,13 +512,13 @@ static void test_refusals(void)
     link_end(&l);
 }
 
-static void assert_options_refused(Server *l, const Ivshmem2SocketOptions *o)
+static void assert_options_refused(Server *l, const Ivshmem2SocketOptions *o,
+                                   const char *words)
 {
     g_autoptr(GError) error = NULL;
 
     g_assert_null(ivshmem2_peer_open_socket(l->socket, o, &error));
-    g_assert_error(error, IVSHMEM2_ERROR, IVSHMEM2_ERROR_ARGUMENT);
-    g_assert_nonnull(strstr(error->message, "IVSHMEM2_SOCKET_OPTIONS_INIT"));
+    assert_error(error, IVSHMEM2_ERROR_ARGUMENT, words);
 }
 
 /* Options that are not initialized, or of a program that is too new */
@@ -445,17 +526,31 @@ static void test_bad_options(void)
 {
     Ivshmem2SocketOptions none = { .id = IVSHMEM2_PEER_ID_ANY };
     Ivshmem2SocketOptions newer = IVSHMEM2_SOCKET_OPTIONS_INIT;
+    Ivshmem2SocketOptions flags = IVSHMEM2_SOCKET_OPTIONS_INIT;
     Ivshmem2Peer *a;
     Server l;
 
     link_start(&l, "--max-peers 2");
     newer.size += 8;
-    assert_options_refused(&l, &none);
-    assert_options_refused(&l, &newer);
+    flags.flags = 2;
+    assert_options_refused(&l, &none, "IVSHMEM2_SOCKET_OPTIONS_INIT");
+    assert_options_refused(&l, &newer, "IVSHMEM2_SOCKET_OPTIONS_INIT");
+    assert_options_refused(&l, &flags, "unknown flags 0x2");
     a = ivshmem2_peer_open_socket(l.socket, NULL, NULL);
     g_assert_nonnull(a);
     ivshmem2_peer_close(a);
     link_end(&l);
+}
+
+static int listen_at(const char *path, int backlog)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    g_strlcpy(addr.sun_path, path, sizeof(addr.sun_path));
+    g_assert_cmpint(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
+    g_assert_cmpint(listen(fd, backlog), ==, 0);
+    return fd;
 }
 
 static void test_bad_paths(void)
@@ -469,24 +564,17 @@ static void test_bad_paths(void)
                    "No such file or directory");
     g_assert_true(g_file_set_contents(l.socket, "", -1, NULL));
     assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_IO,
-                   "Connection refused");
+                   "Connection refused, it is not a socket");
+    g_unlink(l.socket);
+    close(listen_at(l.socket, 1));
+    assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_IO,
+                   "Connection refused, is ivshmem2-server running?");
     socket = l.socket;
     l.socket = longest;
     assert_refused(&l, IVSHMEM2_PEER_ID_ANY, IVSHMEM2_ERROR_ARGUMENT,
                    "longer than the 107 bytes");
     l.socket = socket;
     link_end(&l);
-}
-
-static int listen_at(const char *path, int backlog)
-{
-    struct sockaddr_un addr = { .sun_family = AF_UNIX };
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    g_strlcpy(addr.sun_path, path, sizeof(addr.sun_path));
-    g_assert_cmpint(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
-    g_assert_cmpint(listen(fd, backlog), ==, 0);
-    return fd;
 }
 
 /* A server that never answers, and one that does not accept */
@@ -579,6 +667,7 @@ static const struct {
     { "/ivshmem2/client/info", test_info },
     { "/ivshmem2/client/sections", test_sections },
     { "/ivshmem2/client/large-sections", test_large_sections },
+    { "/ivshmem2/client/read", test_read },
     { "/ivshmem2/client/read-only", test_read_only },
     { "/ivshmem2/client/ring", test_ring },
     { "/ivshmem2/client/ring-large", test_ring_large },
