@@ -352,9 +352,13 @@ static bool join(SocketPeer *p, int64_t deadline, GError **error)
         peer->eventfds[i] = ivshmem2_session_own_eventfd(p->session, i);
     }
     peer->service_fd = p->conn.fd;
-    peer->memory_size = ivshmem2_total_size(ivshmem2_session_info(p->session));
     peer->memory = ivshmem2_session_map(p->session, error);
-    return peer->memory && ivshmem2_peer_complete(peer, error);
+    if (!peer->memory) {
+        return false;
+    }
+    /* it is mapped, so it fits */
+    peer->memory_size = ivshmem2_total_size(ivshmem2_session_info(p->session));
+    return ivshmem2_peer_complete(peer, error);
 }
 
 /* All options.  Those that the program does not know have their defaults. */

@@ -733,15 +733,16 @@ void ivshmem2_session_keep_files(Ivshmem2Session *s)
 void *ivshmem2_session_map(Ivshmem2Session *s, GError **error)
 {
     uint64_t total = ivshmem2_total_size(&s->info);
-    size_t size = total;
     size_t align = 2 * 1024 * 1024;
     char *area, *base;
+    size_t size;
 
     align = MAX(align, block_size(s->rw_fd));
     align = MAX(align, s->n_outputs ? block_size(s->output_fds[0]) : 0);
     if (!ivshmem2_check_mappable(total, align, SIZE_MAX, error)) {
         return NULL;
     }
+    size = total;
     area = mmap(NULL, size + align, PROT_NONE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED) {
@@ -773,7 +774,7 @@ static int find_file(const Ivshmem2Session *s, uint64_t *offset,
 {
     const Ivshmem2Welcome *w = &s->info;
     uint64_t outputs = ivshmem2_output_offset(w, 0);
-    uint64_t id;
+    uint32_t id;
 
     if (*offset < w->state_table_size) {
         *left = w->state_table_size - *offset;

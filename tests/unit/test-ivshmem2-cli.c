@@ -166,18 +166,19 @@ static void test_cli_read_untouched_other_user(void)
 #define FAKE_DEVICES    "/sys/bus/pci/devices"
 
 /*
- * What the client says of a device in @group ("": in none) that is not bound
- * to vfio-pci, in a mount namespace with a /sys of its own
+ * What the client says of a device in @group ("": in none) that has @driver
+ * ("": none), in a mount namespace with a /sys of its own
  */
-static void assert_unbound(const char *group, const char *words,
-                           const char *others)
+static void assert_unusable(const char *group, const char *driver,
+                            const char *words, const char *others)
 {
     g_autofree char *script = g_strdup_printf(
         "mount -t tmpfs none " FAKE_DEVICES " && cd " FAKE_DEVICES " && "
         "mkdir 0000:00:04.0 && cd 0000:00:04.0 && "
         "echo 0x110a > vendor && echo 0x4106 > device && "
         "if [ -n '%s' ]; then ln -s '%s' iommu_group; fi && "
-        "exec '%s' --pci 00:04.0 info", group, group,
+        "if [ -n '%s' ]; then ln -s '%s' driver; fi && "
+        "exec '%s' --pci 00:04.0 info", group, group, driver, driver,
         g_getenv("IVSHMEM2_CLIENT"));
     const char *argv[] = { "unshare", "-rm", "sh", "-c", script, NULL };
     g_autofree char *out = NULL;
@@ -205,9 +206,57 @@ static void test_cli_no_iommu(void)
         g_test_skip("cannot mount in a namespace of its own");
         return;
     }
-    assert_unbound("", "needs an IOMMU", "driver_override");
-    assert_unbound("/sys/kernel/iommu_groups/7", "driver_override",
-                   "needs an IOMMU");
+    assert_unusable("", "", "needs an IOMMU", "driver_override");
+    assert_unusable("/sys/kernel/iommu_groups/7", "", "driver_override",
+                    "needs an IOMMU");
+    /* as with vfio's enable_unsafe_noiommu_mode */
+    assert_unusable("/sys/kernel/iommu_groups/65535",
+                    "/sys/bus/pci/drivers/vfio-pci",
+                    "No such file or directory, does the virtual machine have "
+                    "an IOMMU?", "driver_override");
+}
+
+/* What a user may not do, and how to change that */
+static void test_cli_permissions(void)
+{
+    g_autofree char *rules = NULL;
+    g_autofree char *options = NULL;
+    g_auto(GStrv) argv = NULL;
+    g_autofree char *text = NULL;
+    Limited user = { .files = 1024 };
+    Server l;
+
+    if (geteuid()) {
+        g_test_skip("needs root, to run a client as another user");
+        return;
+    }
+    argv = g_strdupv((char **)(const char *[]) {
+        g_getenv("IVSHMEM2_CLIENT"), "--socket", "link.sock", "info", NULL,
+    });
+    user.argv = argv;
+    user.server = &l;
+    link_start(&l, "--max-peers 3 --socket-mode 600");
+    g_assert_cmpint(chmod(l.dir, 0711), ==, 0);
+    text = server_fail_with(argv, run_limited, &user);
+    assert_says_text(text, "'link.sock': Permission denied");
+    assert_says_text(text, "--socket-mode");
+    link_end(&l);
+
+    server_init(&l);
+    rules = g_build_filename(l.dir, "access", NULL);
+    g_assert_true(g_file_set_contents(rules, "[root]\nusers = 0\nids = 1\n",
+                                      -1, NULL));
+    options = g_strdup_printf("--max-peers 3 --socket-mode 666 --access %s",
+                              rules);
+    server_start(&l, options);
+    g_assert_cmpint(chmod(l.dir, 0711), ==, 0);
+    assert_run(&l, "--id 2 info", 1, "",
+               "the server says: the user with uid 0 may not take ID 2");
+    g_free(text);
+    text = server_fail_with(argv, run_limited, &user);
+    assert_says_text(text, "may not connect");
+    g_unlink(rules);
+    link_end(&l);
 }
 
 static void test_cli_commands(void)
@@ -236,7 +285,11 @@ static void test_cli_commands(void)
     assert_run(&l, "ring 1 2", 2, "",
                "VECTOR '2' is not valid, it must be a number from 0 to");
     assert_run(&l, "--vector 2 wait", 2, "", "--vector '2'");
-    assert_run(&l, "--timeout 0.1 wait", 3, "", "");
+    assert_run(&l, "--timeout 0.1 wait", 3, "", "--timeout is over");
+    assert_run(&l, "--timeout 0.1 --count 1 pong", 3, "0 answers",
+               "--timeout is over");
+    assert_run(&l, "--timeout 0.1 --count 1 watch", 3, "peer 1: state 9",
+               "--timeout is over");
     assert_run(&l, "--timeout 0.1 watch", 0, "peer 1: state 9, was 0\n", "");
 
     assert_run(&l, "write rw 16 'hello there'", 0, "wrote 11 bytes", "");
@@ -448,6 +501,7 @@ static const struct {
 } tests[] = {
     { "/ivshmem2/cli/usage", test_cli_usage },
     { "/ivshmem2/cli/commands", test_cli_commands },
+    { "/ivshmem2/cli/permissions", test_cli_permissions },
     { "/ivshmem2/cli/no-iommu", test_cli_no_iommu },
     { "/ivshmem2/cli/read-untouched", test_cli_read_untouched },
     { "/ivshmem2/cli/read-untouched-other-user",
