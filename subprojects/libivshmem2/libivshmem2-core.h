@@ -195,8 +195,9 @@ void ivshmem2_session_keep_files(Ivshmem2Session *s);
 /*
  * Once, after the first handshake: map all sections in their order, the ones
  * of others read-only, at a multiple of the largest page size in use and of
- * 2 MiB.  Returns the start of ivshmem2_total_size() bytes; NULL with @error
- * set on failure.  Unmap it with munmap().
+ * 2 MiB.  Core dumps leave them out.  Returns the start of
+ * ivshmem2_total_size() bytes; NULL with @error set on failure.  Unmap it with
+ * munmap().
  */
 void *ivshmem2_session_map(Ivshmem2Session *s, GError **error);
 

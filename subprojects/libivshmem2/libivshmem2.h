@@ -190,8 +190,9 @@ bool ivshmem2_peer_connected(const Ivshmem2Peer *peer);
  * Memory ("Shared Memory Region Layout")
  *
  * Pages that nobody has written take no memory.  To read one through a pointer
- * allocates it for all peers, as long as the server runs;
- * ivshmem2_peer_read() on the host does not.
+ * allocates it, until the server and all peers have ended;
+ * ivshmem2_peer_read() on the host does not.  On the host, core dumps of the
+ * process leave the memory out; madvise() with MADV_DODUMP puts it in again.
  */
 
 /*

@@ -759,6 +759,8 @@ void *ivshmem2_session_map(Ivshmem2Session *s, GError **error)
         munmap(base, size);
         return NULL;
     }
+    /* dumping memory that nobody has written would allocate it */
+    madvise(base, size, MADV_DONTDUMP);
     if (!s->keep_files) {
         drop_memory(s);
     }

@@ -6,6 +6,7 @@
  */
 
 #include "ivshmem2-session-util.h"
+#include <inttypes.h>
 
 /* The good case */
 
@@ -42,6 +43,29 @@ static void test_handshake(Fixture *f, gconstpointer opaque)
     munmap(memory, ivshmem2_total_size(&f->welcome));
 }
 
+/* Do core dumps leave out the mapping at @address? */
+static bool is_left_out(const void *address)
+{
+    g_autofree char *start = g_strdup_printf("\n%" PRIxPTR "-",
+                                             (uintptr_t)address);
+    g_autofree char *text = NULL;
+    g_auto(GStrv) flags = NULL;
+    const char *at;
+
+    g_assert_true(g_file_get_contents("/proc/self/smaps", &text, NULL, NULL));
+    at = strstr(text, start);
+    g_assert_nonnull(at);
+    at = strstr(at, "VmFlags:");
+    g_assert_nonnull(at);
+    flags = g_strsplit_set(at, " \n", 64);
+    for (unsigned i = 1; flags[i] && *flags[i]; i++) {
+        if (!strcmp(flags[i], "dd")) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* The order and the access of the sections in memory */
 static void test_map(Fixture *f, gconstpointer opaque)
 {
@@ -67,6 +91,10 @@ static void test_map(Fixture *f, gconstpointer opaque)
     g_assert_cmpint(memory[other + 5], ==, 'x');
     memory[own + 5] = 'y';
     g_assert_cmpint(memory[other + 5], ==, 'y');
+    g_assert_true(is_left_out(memory));
+    g_assert_true(is_left_out(memory + rw));
+    g_assert_true(is_left_out(memory + other));
+    g_assert_true(is_left_out(memory + own));
     /* the kernel refuses to write to read-only memory */
     g_assert_cmpint(pread(f->memory, memory + other, 1, 0), ==, -1);
     g_assert_cmpint(pread(f->memory, memory + own, 1, 0), ==, 1);
