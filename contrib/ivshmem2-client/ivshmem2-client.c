@@ -364,7 +364,7 @@ static GOptionContext *make_context(void)
         "or, without\noutput sections, the last 4 x peers x peers bytes of "
         "the R/W section.\n"
         "\n"
-        "The shell prints 'ok', 'timeout' or 'error: TEXT' after each "
+        "The shell prints 'ok', 'timeout: TEXT' or 'error: TEXT' after each "
         "command.\n"
         "\n"
         "Exit status: 0 success, 1 failure, 2 wrong usage, 3 timeout.  A "

@@ -221,19 +221,17 @@ static void test_cli_permissions(void)
 {
     g_autofree char *rules = NULL;
     g_autofree char *options = NULL;
-    g_auto(GStrv) argv = NULL;
     g_autofree char *text = NULL;
-    Limited user = { .files = 1024 };
+    char program[PATH_MAX];
+    char *argv[] = { program, "--socket", "link.sock", "info", NULL };
+    Limited user = { .files = 1024, .argv = argv };
     Server l;
 
     if (geteuid()) {
         g_test_skip("needs root, to run a client as another user");
         return;
     }
-    argv = g_strdupv((char **)(const char *[]) {
-        g_getenv("IVSHMEM2_CLIENT"), "--socket", "link.sock", "info", NULL,
-    });
-    user.argv = argv;
+    g_strlcpy(program, g_getenv("IVSHMEM2_CLIENT"), sizeof(program));
     user.server = &l;
     link_start(&l, "--max-peers 3 --socket-mode 600");
     g_assert_cmpint(chmod(l.dir, 0711), ==, 0);

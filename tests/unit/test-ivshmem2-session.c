@@ -57,7 +57,7 @@ static bool is_left_out(const void *address)
     g_assert_nonnull(at);
     at = strstr(at, "VmFlags:");
     g_assert_nonnull(at);
-    flags = g_strsplit_set(at, " \n", 64);
+    flags = g_strsplit_set(at, "\n ", 64);
     for (unsigned i = 1; flags[i] && *flags[i]; i++) {
         if (!strcmp(flags[i], "dd")) {
             return true;
