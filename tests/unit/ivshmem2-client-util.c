@@ -8,8 +8,16 @@
 
 void link_start(Server *l, const char *options)
 {
+    int tries = SOON_MS / 10;
+    int fd;
+
     server_init(l);
     server_start(l, options);
+    /* it is bound, but may not listen yet */
+    while ((fd = server_try_connect(l)) < 0) {
+        wait_a_little(&tries);
+    }
+    ivshmem2_close(&fd);
 }
 
 void link_end(Server *l)
