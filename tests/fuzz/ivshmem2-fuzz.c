@@ -16,11 +16,11 @@
 #define MAX_SEND_FDS (IVSHMEM2_MAX_FDS + 1)
 
 const FuzzTarget fuzz_targets[] = {
-    { "codec", fuzz_codec },
-    { "session", fuzz_session },
-    { "server", fuzz_server },
-    { "daemon", fuzz_daemon },
-    { NULL, NULL },
+    { "codec", fuzz_codec, 5000 },
+    { "session", fuzz_session, 2500 },
+    { "server", fuzz_server, 15000 },
+    { "daemon", fuzz_daemon, 3000 },
+    { NULL },
 };
 
 static int all_fds[FUZZ_N_FDS];

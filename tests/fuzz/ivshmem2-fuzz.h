@@ -25,6 +25,7 @@ typedef struct FuzzInput {
 typedef struct FuzzTarget {
     const char *name;           /* also the name of its corpus's folder */
     void (*run)(FuzzInput *in);
+    unsigned n_mutations;       /* inputs that take some seconds */
 } FuzzTarget;
 
 /* The last one has no name. */
