@@ -1,8 +1,11 @@
 /*
  * Fuzzing ivshmem2: the whole server, through its socket
  *
- * Its clients are real connections.  Time and the clients' processes are not
- * real: the system calls by which the server asks for them are answered here.
+ * Its clients are real connections.  Time and the clients' processes and users
+ * are not real: the system calls by which the server asks for them are answered
+ * here.  Processes end, others get their pids, connections outlive the process
+ * that made them, and descriptors that clients send cannot be closed as long as
+ * the server's main loop runs.  A model knows which process owns an ID.
  *
  * Input: the link and its limits, and then the steps.
  *
@@ -23,10 +26,15 @@
 #define SO_PEERPIDFD 77
 #endif
 
-#define N_CLIENTS       6
-#define N_PROCESSES     6
+#define N_CLIENTS       7
+#define N_PROCESSES     7
+#define N_USERS         4
+#define MAX_PEERS       4
 /* A client that behaves, in the first slot; its process does not end. */
 #define HONEST          0
+/* A client that comes at the end, in the last place; nobody has its process. */
+#define NEWCOMER        (N_CLIENTS - 1)
+#define NEW_PROCESS     (N_PROCESSES - 1)
 /* Connections that wait to be accepted */
 #define BACKLOG         16
 #define HANDSHAKE_TIMEOUT   10
@@ -51,6 +59,10 @@ typedef enum Op {
     OP_DIE,                     /* a process */
     OP_WAIT,
     OP_TURN,
+    OP_PASS_ON,                 /* a process ends, its connections do not */
+    OP_RULES,                   /* who may connect, from now on */
+    OP_SYSTEM,                  /* what it can do, from now on */
+    OP_FILL,                    /* an own eventfd, to the brim */
     N_OPS,
 } Op;
 
@@ -66,14 +78,31 @@ typedef enum Kind {
 
 typedef struct Process {
     bool alive;
+    uint16_t generation;        /* how many had its pid before */
     int exit_fd;                /* stands for its pidfd */
 } Process;
+
+/* Who connected */
+typedef struct Identity {
+    uint8_t process;
+    uint8_t user;
+    uint16_t generation;
+} Identity;
+
+/* A process that has an ID, for certain */
+typedef struct Owner {
+    bool known;
+    Identity who;
+} Owner;
 
 typedef struct Player {
     FuzzEnd end;
     Ivshmem2Transport conn;     /* the same, for receiving */
-    unsigned process;
+    Identity who;
+    int64_t since;
     uint32_t id;                /* as the server said in WELCOME */
+    unsigned rules;             /* a bit for each in force since it spoke */
+    bool placed;                /* WELCOME was there */
     bool ready;                 /* READY came */
     bool over;                  /* REFUSED came */
     bool deaf;                  /* it shut down receiving */
@@ -89,11 +118,15 @@ typedef struct Game {
     socklen_t addr_len;
     Player players[N_CLIENTS];
     Process processes[N_PROCESSES];
+    unsigned rule;
+    bool blocked;               /* descriptors of clients cannot be closed */
+    Owner owners[MAX_PEERS];
+    GArray *muddled;            /* identities that may give IDs back */
 } Game;
 
 static const Kind kinds[N_PROCESSES] = {
     KIND_NORMAL, KIND_NORMAL, KIND_NORMAL,
-    KIND_NO_PIDFD, KIND_OLD_LINUX, KIND_INVISIBLE,
+    KIND_NO_PIDFD, KIND_OLD_LINUX, KIND_INVISIBLE, KIND_NORMAL,
 };
 
 static const Ivshmem2LinkConfig links[] = {
@@ -103,62 +136,87 @@ static const Ivshmem2LinkConfig links[] = {
     { .max_peers = 4, .vectors = 20, .output_size = 4096 },
 };
 
+static const struct {
+    const char *text;           /* of the file; NULL: no rules */
+    unsigned ids[N_USERS];      /* what each user may take, by the model */
+} rules[] = {
+    { NULL, { ~0U, ~0U, ~0U, ~0U } },
+    { "[a]\nusers=1000,1001\nids=1\n[b]\nusers=1002\nids=*\n",
+      { 1 << 1, 1 << 1, ~0U, 0 } },
+    { "[a]\nusers=1003\nids=*\n[b]\nusers=1000\nids=1\n",
+      { 1 << 1, 0, 0, ~0U } },
+    { "[a]\nusers=2000\nids=*\n", { 0, 0, 0, 0 } },
+};
+
 static Game *game;
-static int64_t now;
+static int64_t now;             /* other threads look at it, too */
 
 /* The system */
 
 gint64 g_get_monotonic_time(void)
 {
-    return now;
+    return __atomic_load_n(&now, __ATOMIC_RELAXED);
 }
 
-/* No such process can exist; kill() knows that, too. */
+static void pass_time(int64_t us)
+{
+    __atomic_add_fetch(&now, us, __ATOMIC_RELAXED);
+}
+
+/* No such process can exist. */
+#define FIRST_PID 0x40000000
+
 static pid_t pid_of(unsigned process)
 {
-    return kinds[process] == KIND_INVISIBLE ? 0 : 0x40000000 + process;
+    return kinds[process] == KIND_INVISIBLE ? 0 : FIRST_PID + process;
 }
 
-/* Some processes are of the same user, but not the first ones. */
-static uid_t uid_of(unsigned process)
+/* The honest one is of a user of its own. */
+static uid_t uid_of(const Identity *who)
 {
-    return process == HONEST ? getuid() : 1000 + process % 4;
+    return who->process == HONEST ? getuid() : 1000U + who->user;
 }
 
-/* Clients have addresses that end in their process. */
-static unsigned process_of(int fd)
+static bool lives(const Identity *who)
+{
+    const Process *p = &game->processes[who->process];
+
+    return p->alive && p->generation == who->generation;
+}
+
+/* Clients have addresses that end with this. */
+static Identity identity_of(int fd)
 {
     struct sockaddr_un addr;
     socklen_t len = sizeof(addr);
-    uint8_t process;
+    Identity who;
 
     g_assert_cmpint(getpeername(fd, (struct sockaddr *)&addr, &len), ==, 0);
-    process = ((uint8_t *)&addr)[len - 1];
-    g_assert_cmpuint(process, <, N_PROCESSES);
-    return process;
+    memcpy(&who, (uint8_t *)&addr + len - sizeof(who), sizeof(who));
+    g_assert_cmpuint(who.process, <, N_PROCESSES);
+    return who;
 }
 
-static int get_cred(unsigned process, struct ucred *cred)
+static int get_cred(Identity who, struct ucred *cred)
 {
-    cred->pid = pid_of(process);
-    cred->uid = uid_of(process);
+    cred->pid = pid_of(who.process);
+    cred->uid = uid_of(&who);
     cred->gid = cred->uid;
     return 0;
 }
 
-static int get_pidfd(unsigned process, int *pidfd)
+static int get_pidfd(Identity who, int *pidfd)
 {
-    const Process *p = &game->processes[process];
-
     *pidfd = -1;
-    if (kinds[process] == KIND_OLD_LINUX) {
+    if (kinds[who.process] == KIND_OLD_LINUX) {
         errno = ENOPROTOOPT;
-    } else if (!p->alive) {
+    } else if (!lives(&who)) {
         errno = ESRCH;
-    } else if (kinds[process] == KIND_NO_PIDFD) {
+    } else if (kinds[who.process] == KIND_NO_PIDFD) {
         errno = EMFILE;
     } else {
-        *pidfd = fcntl(p->exit_fd, F_DUPFD_CLOEXEC, 0);
+        *pidfd = fcntl(game->processes[who.process].exit_fd, F_DUPFD_CLOEXEC,
+                       0);
     }
     return *pidfd < 0 ? -1 : 0;
 }
@@ -166,12 +224,40 @@ static int get_pidfd(unsigned process, int *pidfd)
 int getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 {
     if (level == SOL_SOCKET && name == SO_PEERCRED) {
-        return get_cred(process_of(fd), value);
+        return get_cred(identity_of(fd), value);
     }
     if (level == SOL_SOCKET && name == SO_PEERPIDFD) {
-        return get_pidfd(process_of(fd), value);
+        return get_pidfd(identity_of(fd), value);
     }
     return syscall(SYS_getsockopt, fd, level, name, value, len);
+}
+
+/* The process that has @pid now, or NULL */
+static Process *find_process(pid_t pid)
+{
+    g_assert_cmpint(pid, >=, FIRST_PID);
+    g_assert_cmpint(pid, <, FIRST_PID + N_PROCESSES);
+    if (!game->processes[pid - FIRST_PID].alive) {
+        errno = ESRCH;
+        return NULL;
+    }
+    return &game->processes[pid - FIRST_PID];
+}
+
+static int open_pidfd(pid_t pid)
+{
+    Process *p = find_process(pid);
+
+    return p ? fcntl(p->exit_fd, F_DUPFD_CLOEXEC, 0) : -1;
+}
+
+int kill(pid_t pid, int signal)
+{
+    if (pid < FIRST_PID) {
+        return syscall(SYS_kill, pid, signal);
+    }
+    g_assert_cmpint(signal, ==, 0);
+    return find_process(pid) ? 0 : -1;
 }
 
 static void start_process(Process *p)
@@ -182,19 +268,176 @@ static void start_process(Process *p)
     }
 }
 
-/* Its pidfds stay readable. */
+/* Its pidfds stay readable.  The next process has the same pid. */
 static void end_process(Process *p)
 {
     if (p->alive) {
         p->alive = false;
+        p->generation++;
         ivshmem2_eventfd_signal(p->exit_fd);
         ivshmem2_close(&p->exit_fd);
     }
 }
 
+/* The model: who owns an ID */
+
+/*
+ * To the server they are one.  Where it has only the pid, another process that
+ * has it later is the same, if the user is.
+ */
+static bool is_same(const Identity *a, const Identity *b)
+{
+    return a->process == b->process && a->user == b->user &&
+           kinds[a->process] != KIND_INVISIBLE &&
+           (kinds[a->process] != KIND_NORMAL ||
+            a->generation == b->generation);
+}
+
+static bool is_muddled(const Game *g, const Identity *who)
+{
+    for (guint i = 0; i < g->muddled->len; i++) {
+        if (memcmp(&g_array_index(g->muddled, Identity, i), who,
+                   sizeof(*who)) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A connection of @who may say goodbye, be sent away or resume a session. */
+static void muddle(Game *g, const Identity *who)
+{
+    if (!is_muddled(g, who)) {
+        g_array_append_val(g->muddled, *who);
+    }
+    for (uint32_t id = 0; id < MAX_PEERS; id++) {
+        if (memcmp(&g->owners[id].who, who, sizeof(*who)) == 0) {
+            g->owners[id].known = false;
+        }
+    }
+}
+
+/*
+ * An owner is one as long as it lives and the server sees it, or has a
+ * connection.
+ */
+static void check_owner(Game *g, uint32_t id)
+{
+    Owner *o = &g->owners[id];
+    bool keeps = lives(&o->who) && kinds[o->who.process] == KIND_NORMAL;
+
+    for (unsigned i = 0; i < N_CLIENTS && !keeps; i++) {
+        keeps = g->players[i].conn.fd >= 0 && g->players[i].ready &&
+                g->players[i].id == id &&
+                memcmp(&g->players[i].who, &o->who, sizeof(o->who)) == 0;
+    }
+    o->known &= keeps;
+}
+
+static void check_owners(Game *g)
+{
+    for (uint32_t id = 0; id < MAX_PEERS; id++) {
+        check_owner(g, id);
+    }
+}
+
+/* READY came.  If it came late, the server may have sent the client away. */
+static void own(Game *g, const Player *p)
+{
+    if (!is_muddled(g, &p->who) &&
+        now - p->since < HANDSHAKE_TIMEOUT * G_USEC_PER_SEC) {
+        g->owners[p->id].known = true;
+        g->owners[p->id].who = p->who;
+    }
+}
+
+/* @p got @id in this turn. */
+static void check_placed(Game *g, const Player *p, uint32_t id)
+{
+    unsigned ids = 0;
+
+    g_assert_cmpuint(id, <, g->link->welcome.max_peers);
+    g_assert_true(!g->owners[id].known ||
+                  is_same(&g->owners[id].who, &p->who));
+    g->owners[id].known = false;        /* until @p is ready */
+    for (size_t i = 0; i < G_N_ELEMENTS(rules) && p->who.user < N_USERS; i++) {
+        ids |= p->rules >> i & 1 ? rules[i].ids[p->who.user] : 0;
+    }
+    g_assert_true(p->who.user >= N_USERS || (ids >> id & 1));
+}
+
+/* Is the first answer there?  It stays where it is. */
+static void look_for_welcome(Game *g, Player *p)
+{
+    Ivshmem2Msg msg;
+    ssize_t size = ivshmem2_type_size(IVSHMEM2_MSG_WELCOME);
+
+    if (p->placed || !p->rules || p->conn.fd < 0 ||
+        recv(p->conn.fd, &msg, size, MSG_PEEK | MSG_DONTWAIT) != size ||
+        GUINT16_FROM_LE(msg.hdr.type) != IVSHMEM2_MSG_WELCOME) {
+        return;
+    }
+    p->placed = true;
+    check_placed(g, p, GUINT32_FROM_LE(msg.welcome.id));
+}
+
+static void turn(Game *g)
+{
+    fuzz_enter();
+    ivshmem2_daemon_turn(g->daemon, false);
+    fuzz_leave();
+    fuzz_settle();
+    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        look_for_welcome(g, &g->players[i]);
+    }
+}
+
+/* From now on, @p may be what the server knows as a client. */
+static void speak(Game *g, Player *p, bool odd)
+{
+    p->rules |= p->rules ? 0 : 1U << g->rule;
+    if (odd) {
+        muddle(g, &p->who);
+    }
+}
+
+/* fuzz_send() */
+static void send_it(Game *g, Player *p, FuzzInput *in, const Ivshmem2Msg *msg)
+{
+    bool lies = in->size && in->data[0];
+
+    speak(g, p, lies || (msg->hdr.type == IVSHMEM2_MSG_HELLO
+                         ? p->rules : !p->ready) ||
+                msg->hdr.type == IVSHMEM2_MSG_GOODBYE);
+    fuzz_send(in, &p->end, msg, NULL);
+}
+
+static void set_rules(Game *g, unsigned rule)
+{
+    static Ivshmem2Access *loaded[G_N_ELEMENTS(rules)];
+
+    if (rules[rule].text && !loaded[rule]) {
+        int fd = make_memory(0, 0);
+        g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
+
+        g_assert_cmpint(pwrite(fd, rules[rule].text, strlen(rules[rule].text),
+                               0), >, 0);
+        loaded[rule] = ivshmem2_access_load(path, 2, NULL);
+        g_assert_nonnull(loaded[rule]);
+        ivshmem2_close(&fd);
+    }
+    g->rule = rule;
+    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        g->players[i].rules |= g->players[i].rules ? 1U << rule : 0;
+    }
+    fuzz_enter();
+    ivshmem2_daemon_set_access(g->daemon, loaded[rule]);
+    fuzz_leave();
+}
+
 /* Clients */
 
-static int connect_socket(Game *g, unsigned process)
+static int connect_socket(Game *g, const Identity *who)
 {
     static unsigned count;
     struct sockaddr_un own = { .sun_family = AF_UNIX };
@@ -203,10 +446,9 @@ static int connect_socket(Game *g, unsigned process)
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
     g_assert_cmpint(fd, >=, 0);
-    own.sun_path[1 + len] = process;
-    g_assert_cmpint(bind(fd, (struct sockaddr *)&own,
-                         offsetof(struct sockaddr_un, sun_path) + 2 + len),
-                    ==, 0);
+    memcpy(&own.sun_path[1 + len], who, sizeof(*who));
+    len += offsetof(struct sockaddr_un, sun_path) + 1 + sizeof(*who);
+    g_assert_cmpint(bind(fd, (struct sockaddr *)&own, len), ==, 0);
     if (connect(fd, (struct sockaddr *)&g->addr, g->addr_len) < 0) {
         ivshmem2_close(&fd);        /* the backlog is full */
     }
@@ -220,16 +462,31 @@ static void close_it(Player *p)
     p->id = IVSHMEM2_ID_ANY;
 }
 
-static void connect_it(Game *g, Player *p, unsigned process)
+static void connect_it(Game *g, Player *p, unsigned process, unsigned user)
 {
     start_process(&g->processes[process]);
     close_it(p);
+    check_owners(g);
     *p = (Player) {
-        .end.fd = connect_socket(g, process),
-        .process = process,
+        .who = {
+            .process = process,
+            .user = user,
+            .generation = g->processes[process].generation,
+        },
+        .since = now,
         .id = IVSHMEM2_ID_ANY,
     };
+    p->end.fd = connect_socket(g, &p->who);
     ivshmem2_transport_init_consume(&p->conn, p->end.fd, IVSHMEM2_SERVER);
+}
+
+/* Process and user are chosen by @choice; by default some have the same one. */
+static void connect_any(Game *g, Player *p, uint8_t choice)
+{
+    unsigned process = 1 + choice % (NEW_PROCESS - 1);
+
+    connect_it(g, p, process,
+               (process + choice / (NEW_PROCESS - 1)) % N_USERS);
 }
 
 /* Is the server's message allowed at this point? */
@@ -251,6 +508,7 @@ static void check_said(Player *p)
         g_assert_cmpuint(p->id, !=, IVSHMEM2_ID_ANY);
         g_assert_false(p->ready);
         p->ready = true;
+        own(game, p);
         break;
     case IVSHMEM2_MSG_REFUSED:
         p->over = true;
@@ -260,6 +518,17 @@ static void check_said(Player *p)
         g_assert_cmpuint(p->id, !=, IVSHMEM2_ID_ANY);
         p->answers += p->ready;
     }
+}
+
+/* Not by the thread that closes what comes from strangers, which may wait */
+static void forget_message(Player *p)
+{
+    Ivshmem2Decoder *d = &p->conn.in;
+
+    for (unsigned i = 0; i < d->n_fds; i++) {
+        ivshmem2_close(&d->fds[i]);
+    }
+    ivshmem2_decoder_reset(d);
 }
 
 static void listen_to_it(Player *p, unsigned n)
@@ -272,7 +541,7 @@ static void listen_to_it(Player *p, unsigned n)
             break;
         } else if (ret > 0) {
             check_said(p);
-            ivshmem2_decoder_reset(&p->conn.in);
+            forget_message(p);
         } else {
             g_assert_cmpint(error->code, !=, IVSHMEM2_ERROR_PROTOCOL);
             close_it(p);
@@ -285,76 +554,115 @@ static void hello(Game *g, Player *p, FuzzInput *in)
     uint8_t how = fuzz_u8(in);
     Ivshmem2Msg msg = fuzz_hello(in, how, &g->link->welcome);
 
+    if (how & 2) {
+        muddle(g, &p->who);
+    }
     ivshmem2_set_text(msg.hello.name, sizeof(msg.hello.name), "player");
-    fuzz_send(in, &p->end, &msg, NULL);
+    send_it(g, p, in, &msg);
 }
 
-static void tell(Player *p, FuzzInput *in, uint16_t type)
+static void tell(Game *g, Player *p, FuzzInput *in, uint16_t type)
 {
-    Ivshmem2Msg msg = { .hdr.type = type };
-
-    fuzz_send(in, &p->end, &msg, NULL);
+    send_it(g, p, in, &(Ivshmem2Msg) { .hdr.type = type });
 }
 
-static void ring(Player *p, FuzzInput *in, uint32_t first_id)
+static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
 {
     Ivshmem2Msg msg = { .hdr.type = IVSHMEM2_MSG_RING };
 
     msg.target.id = first_id + fuzz_u8(in);
     msg.target.vector = fuzz_u8(in);
-    fuzz_send(in, &p->end, &msg, NULL);
+    send_it(g, p, in, &msg);
 }
 
 static void die(Game *g, unsigned process)
 {
+    uint16_t generation = g->processes[process].generation;
+
     end_process(&g->processes[process]);
     for (unsigned i = 0; i < N_CLIENTS; i++) {
-        if (g->players[i].process == process) {
-            close_it(&g->players[i]);
+        Player *p = &g->players[i];
+
+        if (p->who.process == process && p->who.generation == generation) {
+            close_it(p);
         }
     }
+    check_owners(g);
 }
 
-static void shut_down(Player *p, int how)
+static void shut_down(Game *g, Player *p, int how)
 {
+    muddle(g, &p->who);
     p->deaf |= how != SHUT_WR;
     shutdown(p->end.fd, how);
 }
 
+static void block(Game *g, bool blocked)
+{
+    if (blocked != g->blocked) {
+        g->blocked = blocked;
+        blocked ? fuzz_block() : fuzz_unblock();
+    }
+}
+
+static void set_system(Game *g, uint8_t what)
+{
+    fuzz_settle();
+    fuzz_system.no_aio = what & 1;
+    fuzz_system.no_passrights = !(what & 2);
+    block(g, what & 4);
+}
+
+/* Its own process can do that, and make writes to it wait. */
+static void fill(const Game *g, const Player *p, uint32_t vector)
+{
+    const uint64_t most = UINT64_MAX - 1;
+    int fd;
+
+    if (p->ready && p->id < g->link->welcome.max_peers && lives(&p->who)) {
+        fuzz_settle();
+        fd = g->link->eventfds[p->id][vector % g->link->welcome.vectors];
+        ivshmem2_eventfd_drain(fd);
+        g_assert_cmpint(write(fd, &most, sizeof(most)), ==, sizeof(most));
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+    }
+}
+
 static void step(Game *g, FuzzInput *in, Op op)
 {
-    Player *p = &g->players[1 + fuzz_u8(in) % (N_CLIENTS - 1)];
+    Player *p = &g->players[1 + fuzz_u8(in) % (NEWCOMER - 1)];
     FuzzInput none = { .size = 0 };
 
     switch (op) {
     case OP_CONNECT:
-        connect_it(g, p, 1 + fuzz_u8(in) % (N_PROCESSES - 1));
+        connect_any(g, p, fuzz_u8(in));
         break;
     case OP_JOIN:
-        connect_it(g, p, 1 + fuzz_u8(in) % (N_PROCESSES - 1));
+        connect_any(g, p, fuzz_u8(in));
         hello(g, p, &none);
         break;
     case OP_HELLO:
         hello(g, p, in);
         break;
     case OP_STATE_CHANGED:
-        tell(p, in, IVSHMEM2_MSG_STATE_CHANGED);
+        tell(g, p, in, IVSHMEM2_MSG_STATE_CHANGED);
         break;
     case OP_RING:
-        ring(p, in, 0);
+        ring(g, p, in, 0);
         break;
     case OP_RING_FAR:
-        ring(p, in, IVSHMEM2_MAX_PEERS);
+        ring(g, p, in, IVSHMEM2_MAX_PEERS);
         break;
     case OP_GOODBYE:
-        tell(p, in, IVSHMEM2_MSG_GOODBYE);
+        tell(g, p, in, IVSHMEM2_MSG_GOODBYE);
         break;
     case OP_FLOOD:
         for (unsigned n = fuzz_u8(in); n; n--) {
-            tell(p, &none, IVSHMEM2_MSG_RING);
+            tell(g, p, &none, IVSHMEM2_MSG_RING);
         }
         break;
     case OP_BYTES:
+        speak(g, p, true);
         fuzz_send_bytes(in, &p->end);
         break;
     case OP_REST:
@@ -364,10 +672,11 @@ static void step(Game *g, FuzzInput *in, Op op)
         listen_to_it(p, 1 + fuzz_u8(in));
         break;
     case OP_SHUTDOWN:
-        shut_down(p, fuzz_u8(in) % 3);
+        shut_down(g, p, fuzz_u8(in) % 3);
         break;
     case OP_CLOSE:
         close_it(p);
+        check_owners(g);
         break;
     case OP_STATE:
         if (p->id < g->link->welcome.max_peers) {
@@ -375,12 +684,25 @@ static void step(Game *g, FuzzInput *in, Op op)
         }
         break;
     case OP_DIE:
-        die(g, 1 + fuzz_u8(in) % (N_PROCESSES - 1));
+        die(g, 1 + fuzz_u8(in) % (NEW_PROCESS - 1));
         break;
     case OP_WAIT:
-        now += fuzz_u8(in) % 16 * G_USEC_PER_SEC;
+        pass_time(fuzz_u8(in) % 16 * G_USEC_PER_SEC);
         break;
     case OP_TURN:
+        break;
+    case OP_PASS_ON:
+        end_process(&g->processes[1 + fuzz_u8(in) % (NEW_PROCESS - 1)]);
+        check_owners(g);
+        break;
+    case OP_RULES:
+        set_rules(g, fuzz_u8(in) % G_N_ELEMENTS(rules));
+        break;
+    case OP_SYSTEM:
+        set_system(g, fuzz_u8(in));
+        break;
+    case OP_FILL:
+        fill(g, p, fuzz_u8(in));
         break;
     default:
         g_assert_not_reached();
@@ -389,15 +711,16 @@ static void step(Game *g, FuzzInput *in, Op op)
 
 /* A client that behaves */
 
-static void join(Game *g, Player *p, unsigned process, uint8_t id)
+static void join(Game *g, Player *p, unsigned process, unsigned user,
+                 uint8_t id)
 {
     const uint8_t bytes[] = { 1, id };
     FuzzInput in = { .data = bytes, .size = sizeof(bytes) };
 
-    connect_it(g, p, process);
+    connect_it(g, p, process, user);
     hello(g, p, &in);
     for (int i = 0; i < MANY_TURNS && !p->ready; i++) {
-        ivshmem2_daemon_turn(g->daemon, false);
+        turn(g);
         listen_to_it(p, UINT_MAX);
     }
     g_assert_true(p->ready);
@@ -411,13 +734,38 @@ static void check_honest(Game *g)
     unsigned before = honest->answers;
     FuzzInput none = { .size = 0 };
 
-    tell(honest, &none, IVSHMEM2_MSG_RING);
+    tell(g, honest, &none, IVSHMEM2_MSG_RING);
     for (int i = 0; i < MANY_TURNS && honest->answers == before; i++) {
-        ivshmem2_daemon_turn(g->daemon, false);
+        turn(g);
         listen_to_it(honest, UINT_MAX);
     }
     g_assert_cmpuint(honest->answers, ==, before + 1);
+    fuzz_settle();
     g_assert_cmpuint(ivshmem2_eventfd_drain(g->link->eventfds[0][0]), >, 0);
+}
+
+/*
+ * However many connections are idle or stalled, another user's client gets an
+ * answer before long.
+ */
+static void check_newcomer(Game *g)
+{
+    Player *p = &g->players[NEWCOMER];
+    FuzzInput none = { .size = 0 };
+
+    set_rules(g, 0);
+    do {
+        turn(g);
+        connect_it(g, p, NEW_PROCESS, N_USERS);
+    } while (p->conn.fd < 0);
+    hello(g, p, &none);
+    for (int i = 0; i < 2 * HANDSHAKE_TIMEOUT && !p->ready && !p->over; i++) {
+        pass_time(G_USEC_PER_SEC);
+        turn(g);
+        turn(g);
+        listen_to_it(p, UINT_MAX);
+    }
+    g_assert_true(p->ready || p->over);
 }
 
 static bool has_hung_up(int fd)
@@ -429,22 +777,20 @@ static bool has_hung_up(int fd)
 
 static void check_ids(const Game *g)
 {
-    for (unsigned process = 0; process < N_PROCESSES; process++) {
-        unsigned n = 0;
+    unsigned n[N_USERS + 1] = { 0 };
 
-        for (unsigned i = 0; i < N_CLIENTS; i++) {
-            const Player *p = &g->players[i];
+    for (unsigned i = HONEST + 1; i < N_CLIENTS; i++) {
+        const Player *p = &g->players[i];
 
-            n += p->conn.fd >= 0 && p->id != IVSHMEM2_ID_ANY &&
-                 uid_of(p->process) == uid_of(process);
-        }
-        g_assert_true(!g->limits.ids_per_user || n <= g->limits.ids_per_user);
-    }
-    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        n[p->who.user] += p->conn.fd >= 0 && p->id != IVSHMEM2_ID_ANY;
         for (unsigned j = 0; j < i; j++) {
-            g_assert_true(g->players[i].id != g->players[j].id ||
-                          g->players[i].id == IVSHMEM2_ID_ANY);
+            g_assert_true(p->id != g->players[j].id ||
+                          p->id == IVSHMEM2_ID_ANY);
         }
+    }
+    for (unsigned user = 0; user <= N_USERS; user++) {
+        g_assert_true(!g->limits.ids_per_user ||
+                      n[user] <= g->limits.ids_per_user);
     }
 }
 
@@ -453,8 +799,8 @@ static void check_time(Game *g)
 {
     /* even if they are accepted one by one */
     for (int i = 0; i < 2 * BACKLOG; i++) {
-        now += 20 * G_USEC_PER_SEC;
-        ivshmem2_daemon_turn(g->daemon, false);
+        pass_time(20 * G_USEC_PER_SEC);
+        turn(g);
     }
     for (unsigned i = 0; i < N_CLIENTS; i++) {
         Player *p = &g->players[i];
@@ -462,7 +808,7 @@ static void check_time(Game *g)
 
         /* to be a peer may mean that READY does not fit the socket yet */
         listen_to_it(p, UINT_MAX);
-        ivshmem2_daemon_turn(g->daemon, false);
+        turn(g);
         listen_to_it(p, UINT_MAX);
         g_assert_true(p->ready || gone);
     }
@@ -494,14 +840,14 @@ static void check_empty(Game *g, unsigned n_fds)
         }
     }
     for (int i = 0; i < MANY_TURNS && count_other_fds(g) != n_fds; i++) {
-        now += G_USEC_PER_SEC;
-        ivshmem2_daemon_turn(g->daemon, false);
+        pass_time(G_USEC_PER_SEC);
+        turn(g);
     }
     g_assert_cmpuint(count_other_fds(g), ==, n_fds);
-    now += 2 * G_USEC_PER_SEC;          /* quarantine */
-    ivshmem2_daemon_turn(g->daemon, false);
+    pass_time(2 * G_USEC_PER_SEC);      /* quarantine */
+    turn(g);
     for (uint32_t id = 1; id < g->link->welcome.max_peers; id++) {
-        join(g, &g->players[id], id, id);
+        join(g, &g->players[id], id, id % N_USERS, id);
     }
 }
 
@@ -533,6 +879,9 @@ void fuzz_daemon(FuzzInput *in)
     unsigned n_fds;
 
     game = &g;
+    fuzz_system.pidfd_open = open_pidfd;
+    set_system(&g, choice / G_N_ELEMENTS(links) / 3);
+    g.muddled = g_array_new(false, false, sizeof(Identity));
     g.link = ivshmem2_link_new(&links[choice % G_N_ELEMENTS(links)], NULL);
     g_assert_nonnull(g.link);
     g.budget = ivshmem2_budget_new(&g.limits);
@@ -543,22 +892,26 @@ void fuzz_daemon(FuzzInput *in)
         g.players[i].conn.fd = -1;
         close_it(&g.players[i]);
     }
-    join(&g, &g.players[HONEST], HONEST, 0);
+    join(&g, &g.players[HONEST], HONEST, N_USERS, 0);
     n_fds = count_other_fds(&g);
     while (in->size) {
         uint8_t op = fuzz_u8(in);
 
         step(&g, in, (op & ~TURN_LATER) % N_OPS);
         if (!(op & TURN_LATER)) {
-            ivshmem2_daemon_turn(g.daemon, false);
+            turn(&g);
         }
     }
     check_honest(&g);
+    check_newcomer(&g);
+    block(&g, false);
     check_time(&g);
     check_empty(&g, n_fds);
     check_honest(&g);
 
+    fuzz_enter();
     ivshmem2_daemon_free(g.daemon);
+    fuzz_leave();
     ivshmem2_budget_free(g.budget);
     for (unsigned i = 0; i < N_CLIENTS; i++) {
         listen_to_it(&g.players[i], UINT_MAX);
@@ -569,4 +922,5 @@ void fuzz_daemon(FuzzInput *in)
     }
     ivshmem2_close(&listen_fd);
     ivshmem2_link_free(g.link);
+    g_array_unref(g.muddled);
 }

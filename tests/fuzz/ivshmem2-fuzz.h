@@ -79,7 +79,7 @@ void fuzz_leave(void);
 void fuzz_block(void);
 void fuzz_unblock(void);
 
-/* Wait until all threads have done their work. */
+/* Wait until all threads have done their work, but for what is blocked. */
 void fuzz_settle(void);
 
 /*

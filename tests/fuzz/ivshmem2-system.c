@@ -141,7 +141,7 @@ unsigned fuzz_count_tracked(void)
 
 static bool threads_are_done(void)
 {
-    return !ivshmem2_disposals() &&
+    return (blocks || !ivshmem2_disposals()) &&
            g_atomic_int_get(&n_left) == g_atomic_int_get(&n_made);
 }
 
