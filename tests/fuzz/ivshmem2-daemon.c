@@ -12,29 +12,22 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#include "ivshmem2-fuzz.h"
-#include <errno.h>
+#include "ivshmem2-processes.h"
 #include <poll.h>
 #include <stdio.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 #include "daemon.h"
 #include "libivshmem2-transport.h"
 
-#ifndef SO_PEERPIDFD
-#define SO_PEERPIDFD 77
-#endif
-
 #define N_CLIENTS       7
-#define N_PROCESSES     7
 #define N_USERS         4
 #define MAX_PEERS       4
 /* A client that behaves, in the first slot; its process does not end. */
-#define HONEST          0
+#define HONEST          FUZZ_OWN_USER
 /* A client that comes at the end, in the last place; nobody has its process. */
 #define NEWCOMER        (N_CLIENTS - 1)
-#define NEW_PROCESS     (N_PROCESSES - 1)
+#define NEW_PROCESS     (FUZZ_N_PROCESSES - 1)
 /* Connections that wait to be accepted */
 #define BACKLOG         16
 #define HANDSHAKE_TIMEOUT   10
@@ -69,36 +62,16 @@ typedef enum Op {
 /* In the byte that has the operation */
 #define TURN_LATER      0x80
 
-typedef enum Kind {
-    KIND_NORMAL,                /* with pid and pidfd */
-    KIND_NO_PIDFD,              /* the system has no descriptor left */
-    KIND_OLD_LINUX,             /* without SO_PEERPIDFD */
-    KIND_INVISIBLE,             /* without pid, as in another namespace */
-} Kind;
-
-typedef struct Process {
-    bool alive;
-    uint16_t generation;        /* how many had its pid before */
-    int exit_fd;                /* stands for its pidfd */
-} Process;
-
-/* Who connected */
-typedef struct Identity {
-    uint8_t process;
-    uint8_t user;
-    uint16_t generation;
-} Identity;
-
 /* A process that has an ID, for certain */
 typedef struct Owner {
     bool known;
-    Identity who;
+    FuzzIdentity who;
 } Owner;
 
 typedef struct Player {
     FuzzEnd end;
     Ivshmem2Transport conn;     /* the same, for receiving */
-    Identity who;
+    FuzzIdentity who;
     int64_t since;
     uint32_t id;                /* as the server said in WELCOME */
     unsigned rules;             /* a bit for each in force since it spoke */
@@ -117,17 +90,11 @@ typedef struct Game {
     struct sockaddr_un addr;
     socklen_t addr_len;
     Player players[N_CLIENTS];
-    Process processes[N_PROCESSES];
     unsigned rule;
     bool blocked;               /* descriptors of clients cannot be closed */
     Owner owners[MAX_PEERS];
     GArray *muddled;            /* identities that may give IDs back */
 } Game;
-
-static const Kind kinds[N_PROCESSES] = {
-    KIND_NORMAL, KIND_NORMAL, KIND_NORMAL,
-    KIND_NO_PIDFD, KIND_OLD_LINUX, KIND_INVISIBLE, KIND_NORMAL,
-};
 
 static const Ivshmem2LinkConfig links[] = {
     { .max_peers = 3, .vectors = 2, .rw_size = 4096, .output_size = 4096,
@@ -149,154 +116,13 @@ static const struct {
 };
 
 static Game *game;
-static int64_t now;             /* other threads look at it, too */
-
-/* The system */
-
-gint64 g_get_monotonic_time(void)
-{
-    return __atomic_load_n(&now, __ATOMIC_RELAXED);
-}
-
-static void pass_time(int64_t us)
-{
-    __atomic_add_fetch(&now, us, __ATOMIC_RELAXED);
-}
-
-/* No such process can exist. */
-#define FIRST_PID 0x40000000
-
-static pid_t pid_of(unsigned process)
-{
-    return kinds[process] == KIND_INVISIBLE ? 0 : FIRST_PID + process;
-}
-
-/* The honest one is of a user of its own. */
-static uid_t uid_of(const Identity *who)
-{
-    return who->process == HONEST ? getuid() : 1000U + who->user;
-}
-
-static bool lives(const Identity *who)
-{
-    const Process *p = &game->processes[who->process];
-
-    return p->alive && p->generation == who->generation;
-}
-
-/* Clients have addresses that end with this. */
-static Identity identity_of(int fd)
-{
-    struct sockaddr_un addr;
-    socklen_t len = sizeof(addr);
-    Identity who;
-
-    g_assert_cmpint(getpeername(fd, (struct sockaddr *)&addr, &len), ==, 0);
-    memcpy(&who, (uint8_t *)&addr + len - sizeof(who), sizeof(who));
-    g_assert_cmpuint(who.process, <, N_PROCESSES);
-    return who;
-}
-
-static int get_cred(Identity who, struct ucred *cred)
-{
-    cred->pid = pid_of(who.process);
-    cred->uid = uid_of(&who);
-    cred->gid = cred->uid;
-    return 0;
-}
-
-static int get_pidfd(Identity who, int *pidfd)
-{
-    *pidfd = -1;
-    if (kinds[who.process] == KIND_OLD_LINUX) {
-        errno = ENOPROTOOPT;
-    } else if (!lives(&who)) {
-        errno = ESRCH;
-    } else if (kinds[who.process] == KIND_NO_PIDFD) {
-        errno = EMFILE;
-    } else {
-        *pidfd = fcntl(game->processes[who.process].exit_fd, F_DUPFD_CLOEXEC,
-                       0);
-    }
-    return *pidfd < 0 ? -1 : 0;
-}
-
-int getsockopt(int fd, int level, int name, void *value, socklen_t *len)
-{
-    if (level == SOL_SOCKET && name == SO_PEERCRED) {
-        return get_cred(identity_of(fd), value);
-    }
-    if (level == SOL_SOCKET && name == SO_PEERPIDFD) {
-        return get_pidfd(identity_of(fd), value);
-    }
-    return syscall(SYS_getsockopt, fd, level, name, value, len);
-}
-
-/* The process that has @pid now, or NULL */
-static Process *find_process(pid_t pid)
-{
-    g_assert_cmpint(pid, >=, FIRST_PID);
-    g_assert_cmpint(pid, <, FIRST_PID + N_PROCESSES);
-    if (!game->processes[pid - FIRST_PID].alive) {
-        errno = ESRCH;
-        return NULL;
-    }
-    return &game->processes[pid - FIRST_PID];
-}
-
-static int open_pidfd(pid_t pid)
-{
-    Process *p = find_process(pid);
-
-    return p ? fcntl(p->exit_fd, F_DUPFD_CLOEXEC, 0) : -1;
-}
-
-int kill(pid_t pid, int signal)
-{
-    if (pid < FIRST_PID) {
-        return syscall(SYS_kill, pid, signal);
-    }
-    g_assert_cmpint(signal, ==, 0);
-    return find_process(pid) ? 0 : -1;
-}
-
-static void start_process(Process *p)
-{
-    if (!p->alive) {
-        p->alive = true;
-        p->exit_fd = make_eventfd();
-    }
-}
-
-/* Its pidfds stay readable.  The next process has the same pid. */
-static void end_process(Process *p)
-{
-    if (p->alive) {
-        p->alive = false;
-        p->generation++;
-        ivshmem2_eventfd_signal(p->exit_fd);
-        ivshmem2_close(&p->exit_fd);
-    }
-}
 
 /* The model: who owns an ID */
 
-/*
- * To the server they are one.  Where it has only the pid, another process that
- * has it later is the same, if the user is.
- */
-static bool is_same(const Identity *a, const Identity *b)
-{
-    return a->process == b->process && a->user == b->user &&
-           kinds[a->process] != KIND_INVISIBLE &&
-           (kinds[a->process] != KIND_NORMAL ||
-            a->generation == b->generation);
-}
-
-static bool is_muddled(const Game *g, const Identity *who)
+static bool is_muddled(const Game *g, const FuzzIdentity *who)
 {
     for (guint i = 0; i < g->muddled->len; i++) {
-        if (memcmp(&g_array_index(g->muddled, Identity, i), who,
+        if (memcmp(&g_array_index(g->muddled, FuzzIdentity, i), who,
                    sizeof(*who)) == 0) {
             return true;
         }
@@ -305,7 +131,7 @@ static bool is_muddled(const Game *g, const Identity *who)
 }
 
 /* A connection of @who may say goodbye, be sent away or resume a session. */
-static void muddle(Game *g, const Identity *who)
+static void muddle(Game *g, const FuzzIdentity *who)
 {
     if (!is_muddled(g, who)) {
         g_array_append_val(g->muddled, *who);
@@ -324,7 +150,8 @@ static void muddle(Game *g, const Identity *who)
 static void check_owner(Game *g, uint32_t id)
 {
     Owner *o = &g->owners[id];
-    bool keeps = lives(&o->who) && kinds[o->who.process] == KIND_NORMAL;
+    bool keeps = fuzz_process_lives(&o->who) &&
+                 fuzz_process_has_pidfd(o->who.process);
 
     for (unsigned i = 0; i < N_CLIENTS && !keeps; i++) {
         keeps = g->players[i].conn.fd >= 0 && g->players[i].ready &&
@@ -344,8 +171,9 @@ static void check_owners(Game *g)
 /* READY came.  If it came late, the server may have sent the client away. */
 static void own(Game *g, const Player *p)
 {
-    if (!is_muddled(g, &p->who) &&
-        now - p->since < HANDSHAKE_TIMEOUT * G_USEC_PER_SEC) {
+    int64_t late = p->since + HANDSHAKE_TIMEOUT * G_USEC_PER_SEC;
+
+    if (!is_muddled(g, &p->who) && g_get_monotonic_time() < late) {
         g->owners[p->id].known = true;
         g->owners[p->id].who = p->who;
     }
@@ -358,7 +186,7 @@ static void check_placed(Game *g, const Player *p, uint32_t id)
 
     g_assert_cmpuint(id, <, g->link->welcome.max_peers);
     g_assert_true(!g->owners[id].known ||
-                  is_same(&g->owners[id].who, &p->who));
+                  fuzz_is_same_process(&g->owners[id].who, &p->who));
     g->owners[id].known = false;        /* until @p is ready */
     for (size_t i = 0; i < G_N_ELEMENTS(rules) && p->who.user < N_USERS; i++) {
         ids |= p->rules >> i & 1 ? rules[i].ids[p->who.user] : 0;
@@ -437,7 +265,7 @@ static void set_rules(Game *g, unsigned rule)
 
 /* Clients */
 
-static int connect_socket(Game *g, const Identity *who)
+static int connect_socket(Game *g, const FuzzIdentity *who)
 {
     static unsigned count;
     struct sockaddr_un own = { .sun_family = AF_UNIX };
@@ -464,16 +292,16 @@ static void close_it(Player *p)
 
 static void connect_it(Game *g, Player *p, unsigned process, unsigned user)
 {
-    start_process(&g->processes[process]);
+    fuzz_process_start(process);
     close_it(p);
     check_owners(g);
     *p = (Player) {
         .who = {
             .process = process,
             .user = user,
-            .generation = g->processes[process].generation,
+            .generation = fuzz_process_generation(process),
         },
-        .since = now,
+        .since = g_get_monotonic_time(),
         .id = IVSHMEM2_ID_ANY,
     };
     p->end.fd = connect_socket(g, &p->who);
@@ -577,9 +405,9 @@ static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
 
 static void die(Game *g, unsigned process)
 {
-    uint16_t generation = g->processes[process].generation;
+    uint16_t generation = fuzz_process_generation(process);
 
-    end_process(&g->processes[process]);
+    fuzz_process_end(process);
     for (unsigned i = 0; i < N_CLIENTS; i++) {
         Player *p = &g->players[i];
 
@@ -619,7 +447,8 @@ static void fill(const Game *g, const Player *p, uint32_t vector)
     const uint64_t most = UINT64_MAX - 1;
     int fd;
 
-    if (p->ready && p->id < g->link->welcome.max_peers && lives(&p->who)) {
+    if (p->ready && p->id < g->link->welcome.max_peers &&
+        fuzz_process_lives(&p->who)) {
         fuzz_settle();
         fd = g->link->eventfds[p->id][vector % g->link->welcome.vectors];
         ivshmem2_eventfd_drain(fd);
@@ -687,12 +516,12 @@ static void step(Game *g, FuzzInput *in, Op op)
         die(g, 1 + fuzz_u8(in) % (NEW_PROCESS - 1));
         break;
     case OP_WAIT:
-        pass_time(fuzz_u8(in) % 16 * G_USEC_PER_SEC);
+        fuzz_pass_time(fuzz_u8(in) % 16 * G_USEC_PER_SEC);
         break;
     case OP_TURN:
         break;
     case OP_PASS_ON:
-        end_process(&g->processes[1 + fuzz_u8(in) % (NEW_PROCESS - 1)]);
+        fuzz_process_end(1 + fuzz_u8(in) % (NEW_PROCESS - 1));
         check_owners(g);
         break;
     case OP_RULES:
@@ -760,7 +589,7 @@ static void check_newcomer(Game *g)
     } while (p->conn.fd < 0);
     hello(g, p, &none);
     for (int i = 0; i < 2 * HANDSHAKE_TIMEOUT && !p->ready && !p->over; i++) {
-        pass_time(G_USEC_PER_SEC);
+        fuzz_pass_time(G_USEC_PER_SEC);
         turn(g);
         turn(g);
         listen_to_it(p, UINT_MAX);
@@ -799,7 +628,7 @@ static void check_time(Game *g)
 {
     /* even if they are accepted one by one */
     for (int i = 0; i < 2 * BACKLOG; i++) {
-        pass_time(20 * G_USEC_PER_SEC);
+        fuzz_pass_time(20 * G_USEC_PER_SEC);
         turn(g);
     }
     for (unsigned i = 0; i < N_CLIENTS; i++) {
@@ -834,17 +663,17 @@ static void check_empty(Game *g, unsigned n_fds)
             close_it(&g->players[i]);
         }
     }
-    for (unsigned i = 0; i < N_PROCESSES; i++) {
+    for (unsigned i = 0; i < FUZZ_N_PROCESSES; i++) {
         if (i != HONEST) {
-            end_process(&g->processes[i]);
+            fuzz_process_end(i);
         }
     }
     for (int i = 0; i < MANY_TURNS && count_other_fds(g) != n_fds; i++) {
-        pass_time(G_USEC_PER_SEC);
+        fuzz_pass_time(G_USEC_PER_SEC);
         turn(g);
     }
     g_assert_cmpuint(count_other_fds(g), ==, n_fds);
-    pass_time(2 * G_USEC_PER_SEC);      /* quarantine */
+    fuzz_pass_time(2 * G_USEC_PER_SEC);      /* quarantine */
     turn(g);
     for (uint32_t id = 1; id < g->link->welcome.max_peers; id++) {
         join(g, &g->players[id], id, id % N_USERS, id);
@@ -879,9 +708,9 @@ void fuzz_daemon(FuzzInput *in)
     unsigned n_fds;
 
     game = &g;
-    fuzz_system.pidfd_open = open_pidfd;
+    fuzz_processes_begin();
     set_system(&g, choice / G_N_ELEMENTS(links) / 3);
-    g.muddled = g_array_new(false, false, sizeof(Identity));
+    g.muddled = g_array_new(false, false, sizeof(FuzzIdentity));
     g.link = ivshmem2_link_new(&links[choice % G_N_ELEMENTS(links)], NULL);
     g_assert_nonnull(g.link);
     g.budget = ivshmem2_budget_new(&g.limits);
@@ -917,8 +746,8 @@ void fuzz_daemon(FuzzInput *in)
         listen_to_it(&g.players[i], UINT_MAX);
         g_assert_cmpint(g.players[i].conn.fd, ==, -1);
     }
-    for (unsigned i = 0; i < N_PROCESSES; i++) {
-        end_process(&g.processes[i]);
+    for (unsigned i = 0; i < FUZZ_N_PROCESSES; i++) {
+        fuzz_process_end(i);
     }
     ivshmem2_close(&listen_fd);
     ivshmem2_link_free(g.link);

@@ -20,7 +20,7 @@ const FuzzTarget fuzz_targets[] = {
     { "session", fuzz_session, 2500 },
     { "server", fuzz_server, 15000 },
     { "daemon", fuzz_daemon, 3000 },
-    { NULL },
+    { NULL, NULL, 0 },
 };
 
 static int all_fds[FUZZ_N_FDS];

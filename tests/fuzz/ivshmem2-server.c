@@ -399,6 +399,8 @@ static void say_anything(Game *g, Player *p, FuzzInput *in)
 static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
 {
     Ivshmem2Msg msg = { .hdr.type = IVSHMEM2_MSG_RING };
+    uint64_t before;
+    bool empty;
 
     msg.target.id = first_id + fuzz_u8(in);
     msg.target.vector = fuzz_u8(in);
@@ -406,7 +408,11 @@ static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
         msg.target.id = fuzz_u32(in);
         msg.target.vector = fuzz_u32(in);
     }
+    empty = msg.target.id < g->max_peers && !g->occupants[msg.target.id];
+    before = empty ? signalled(g, msg.target.id) : 0;
     tell(g, p, &msg);
+    /* nobody is there */
+    g_assert_true(!empty || signalled(g, msg.target.id) == before);
     if (msg.target.id < MAX_PEERS && !msg.target.vector) {
         g->owed[msg.target.id] = false;     /* cannot be told apart */
     }

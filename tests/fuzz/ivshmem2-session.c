@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include "libivshmem2-transport.h"
+#include "libivshmem2-util.h"
 
 /* The same as in session.c */
 #define MAX_EVENTFDS    1024
@@ -292,6 +293,16 @@ static void connect_it(Game *g)
     ivshmem2_session_connected(g->s);
 }
 
+/* Could the session be mapped where addresses have 32 bits? */
+static void check_small_host(const Game *g)
+{
+    const uint64_t spare = 2 * 1024 * 1024;
+    uint64_t size = ivshmem2_total_size(&g->info);
+
+    g_assert_cmpint(ivshmem2_check_mappable(size, spare, UINT32_MAX, NULL), ==,
+                    size <= UINT32_MAX - spare);
+}
+
 static void map_memory(Game *g)
 {
     g_autoptr(GError) error = NULL;
@@ -299,6 +310,7 @@ static void map_memory(Game *g)
     if (!g->established || g->memory) {
         return;
     }
+    check_small_host(g);
     g->memory = ivshmem2_session_map(g->s, &error);
     if (g->memory) {
         ((uint32_t *)g->memory)[g->info.id] = MARK;
