@@ -40,6 +40,7 @@ typedef enum Op {
     OP_BROADCAST,
     OP_RELEASE,                 /* what is held for processes that ended */
     OP_SIGNAL,                  /* an eventfd, without the server */
+    OP_AIO,                     /* others use it up, or not any more */
     N_OPS,
 } Op;
 
@@ -195,6 +196,7 @@ static void release(Game *g)
 
 static bool was_interrupted(Game *g, uint32_t id)
 {
+    fuzz_settle();
     return g->link->eventfds[id] &&
            ivshmem2_eventfd_drain(g->link->eventfds[id][0]);
 }
@@ -214,7 +216,12 @@ static void owe_to_all_but(Game *g, uint32_t source)
 
 static void run_broadcast(Game *g, unsigned budget)
 {
-    if (ivshmem2_server_broadcast(g->server, budget)) {
+    bool more;
+
+    fuzz_enter();
+    more = ivshmem2_server_broadcast(g->server, budget);
+    fuzz_leave();
+    if (more) {
         return;
     }
     for (uint32_t id = 0; id < g->max_peers; id++) {
@@ -315,7 +322,9 @@ static void tell(Game *g, Player *p, const Ivshmem2Msg *msg)
     }
     id = ivshmem2_client_id(p->c);
     was_peer = ivshmem2_client_is_ready(p->c);
+    fuzz_enter();
     ivshmem2_client_receive(p->c, msg);
+    fuzz_leave();
     if (was_peer && msg->hdr.type == IVSHMEM2_MSG_STATE_CHANGED) {
         owe_to_all_but(g, id);
     }
@@ -326,6 +335,7 @@ static uint64_t signalled(const Game *g, uint32_t id)
 {
     uint64_t bits = 0;
 
+    fuzz_settle();
     for (uint32_t i = 0; g->link->eventfds[id] && i < g->link->welcome.vectors;
          i++) {
         struct pollfd pfd = { .fd = g->link->eventfds[id][i],
@@ -587,6 +597,7 @@ static void step(Game *g, FuzzInput *in, Op op)
 {
     /* not the honest one, and not its process */
     Player *p = &g->players[1 + fuzz_u8(in) % (N_CLIENTS - 1)];
+    uint32_t id;
 
     switch (op) {
     case OP_CONNECT:
@@ -638,7 +649,11 @@ static void step(Game *g, FuzzInput *in, Op op)
         release(g);
         break;
     case OP_SIGNAL:
-        signal_eventfd(g, fuzz_u8(in), fuzz_u8(in));
+        id = fuzz_u8(in);
+        signal_eventfd(g, id, fuzz_u8(in));
+        break;
+    case OP_AIO:
+        fuzz_system.no_aio = fuzz_u8(in) & 1;
         break;
     default:
         g_assert_not_reached();
