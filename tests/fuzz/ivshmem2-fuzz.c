@@ -18,7 +18,7 @@
 const FuzzTarget fuzz_targets[] = {
     { "codec", fuzz_codec, 5000 },
     { "session", fuzz_session, 2500 },
-    { "server", fuzz_server, 15000 },
+    { "server", fuzz_server, 10000 },
     { "daemon", fuzz_daemon, 3000 },
     { NULL, NULL, 0 },
 };
