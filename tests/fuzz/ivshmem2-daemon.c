@@ -403,6 +403,15 @@ static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
     send_it(g, p, in, &msg);
 }
 
+static void flood(Game *g, Player *p, unsigned n)
+{
+    FuzzInput none = { .size = 0 };
+
+    while (n--) {
+        tell(g, p, &none, IVSHMEM2_MSG_RING);
+    }
+}
+
 static void die(Game *g, unsigned process)
 {
     uint16_t generation = fuzz_process_generation(process);
@@ -457,6 +466,33 @@ static void fill(const Game *g, const Player *p, uint32_t vector)
     }
 }
 
+/* What is not done by one client */
+static void change_world(Game *g, FuzzInput *in, Op op)
+{
+    switch (op) {
+    case OP_DIE:
+        die(g, 1 + fuzz_u8(in) % (NEW_PROCESS - 1));
+        break;
+    case OP_WAIT:
+        fuzz_pass_time(fuzz_u8(in) % 16 * G_USEC_PER_SEC);
+        break;
+    case OP_TURN:
+        break;
+    case OP_PASS_ON:
+        fuzz_process_end(1 + fuzz_u8(in) % (NEW_PROCESS - 1));
+        check_owners(g);
+        break;
+    case OP_RULES:
+        set_rules(g, fuzz_u8(in) % G_N_ELEMENTS(rules));
+        break;
+    case OP_SYSTEM:
+        set_system(g, fuzz_u8(in));
+        break;
+    default:
+        g_assert_not_reached();
+    }
+}
+
 static void step(Game *g, FuzzInput *in, Op op)
 {
     Player *p = &g->players[1 + fuzz_u8(in) % (NEWCOMER - 1)];
@@ -486,9 +522,7 @@ static void step(Game *g, FuzzInput *in, Op op)
         tell(g, p, in, IVSHMEM2_MSG_GOODBYE);
         break;
     case OP_FLOOD:
-        for (unsigned n = fuzz_u8(in); n; n--) {
-            tell(g, p, &none, IVSHMEM2_MSG_RING);
-        }
+        flood(g, p, fuzz_u8(in));
         break;
     case OP_BYTES:
         speak(g, p, true);
@@ -512,29 +546,11 @@ static void step(Game *g, FuzzInput *in, Op op)
             g->link->table[p->id] = GUINT32_TO_LE(fuzz_u8(in));
         }
         break;
-    case OP_DIE:
-        die(g, 1 + fuzz_u8(in) % (NEW_PROCESS - 1));
-        break;
-    case OP_WAIT:
-        fuzz_pass_time(fuzz_u8(in) % 16 * G_USEC_PER_SEC);
-        break;
-    case OP_TURN:
-        break;
-    case OP_PASS_ON:
-        fuzz_process_end(1 + fuzz_u8(in) % (NEW_PROCESS - 1));
-        check_owners(g);
-        break;
-    case OP_RULES:
-        set_rules(g, fuzz_u8(in) % G_N_ELEMENTS(rules));
-        break;
-    case OP_SYSTEM:
-        set_system(g, fuzz_u8(in));
-        break;
     case OP_FILL:
         fill(g, p, fuzz_u8(in));
         break;
     default:
-        g_assert_not_reached();
+        change_world(g, in, op);
     }
 }
 

@@ -593,11 +593,37 @@ static void signal_eventfd(Game *g, uint32_t id, uint32_t vector)
     }
 }
 
+/* What is not done by one client */
+static void change_world(Game *g, FuzzInput *in, Op op)
+{
+    uint32_t id;
+
+    switch (op) {
+    case OP_DIE:
+        g->dead[1 + fuzz_u8(in) % (N_PROCESSES - 1)] = true;
+        break;
+    case OP_BROADCAST:
+        run_broadcast(g, fuzz_u8(in));
+        break;
+    case OP_RELEASE:
+        release(g);
+        break;
+    case OP_SIGNAL:
+        id = fuzz_u8(in);
+        signal_eventfd(g, id, fuzz_u8(in));
+        break;
+    case OP_AIO:
+        fuzz_system.no_aio = fuzz_u8(in) & 1;
+        break;
+    default:
+        g_assert_not_reached();
+    }
+}
+
 static void step(Game *g, FuzzInput *in, Op op)
 {
     /* not the honest one, and not its process */
     Player *p = &g->players[1 + fuzz_u8(in) % (N_CLIENTS - 1)];
-    uint32_t id;
 
     switch (op) {
     case OP_CONNECT:
@@ -639,24 +665,8 @@ static void step(Game *g, FuzzInput *in, Op op)
     case OP_STATE:
         write_state(g, p, fuzz_u8(in));
         break;
-    case OP_DIE:
-        g->dead[1 + fuzz_u8(in) % (N_PROCESSES - 1)] = true;
-        break;
-    case OP_BROADCAST:
-        run_broadcast(g, fuzz_u8(in));
-        break;
-    case OP_RELEASE:
-        release(g);
-        break;
-    case OP_SIGNAL:
-        id = fuzz_u8(in);
-        signal_eventfd(g, id, fuzz_u8(in));
-        break;
-    case OP_AIO:
-        fuzz_system.no_aio = fuzz_u8(in) & 1;
-        break;
     default:
-        g_assert_not_reached();
+        change_world(g, in, op);
     }
 }
 

@@ -505,6 +505,29 @@ static void client_rings(Game *g, FuzzInput *in)
     }
 }
 
+/* What its user does with the client */
+static void use_session(Game *g, FuzzInput *in, Op op)
+{
+    switch (op) {
+    case OP_RING:
+        client_rings(g, in);
+        break;
+    case OP_STATE:
+        fuzz_enter();
+        ivshmem2_session_state_changed(g->s);
+        fuzz_leave();
+        break;
+    case OP_GOODBYE:
+        ivshmem2_session_goodbye(g->s);
+        break;
+    case OP_MAP:
+        map_memory(g);
+        break;
+    default:
+        g_assert_not_reached();
+    }
+}
+
 static void step(Game *g, FuzzInput *in, Op op)
 {
     uint32_t id, first;
@@ -550,22 +573,8 @@ static void step(Game *g, FuzzInput *in, Op op)
     case OP_REST:
         fuzz_send_rest(&g->server);
         break;
-    case OP_RING:
-        client_rings(g, in);
-        break;
-    case OP_STATE:
-        fuzz_enter();
-        ivshmem2_session_state_changed(g->s);
-        fuzz_leave();
-        break;
-    case OP_GOODBYE:
-        ivshmem2_session_goodbye(g->s);
-        break;
-    case OP_MAP:
-        map_memory(g);
-        break;
     default:
-        g_assert_not_reached();
+        use_session(g, in, op);
     }
 }
 
