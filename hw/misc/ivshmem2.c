@@ -752,6 +752,8 @@ static const Property ivshmem2_properties[] = {
     DEFINE_PROP_UINT8("x-irqfd-after", Ivshmem2State, irq.irqfd_after, 64),
     DEFINE_PROP_UINT32("handshake-timeout-ms", Ivshmem2State,
                        handshake_timeout_ms, 0),
+    DEFINE_PROP_UINT32("x-slowest-reconnect-ms", Ivshmem2State,
+                       conn.slowest_reconnect_ms, 60000),
 };
 
 static void ivshmem2_class_init(ObjectClass *klass, void *data)

@@ -293,6 +293,37 @@ void test_link_unplug(QTestState *qts, const char *id, int slot)
     test_link_remove_chardev(qts, id);
 }
 
+void test_link_check_quiet(QIvshmem2 *d)
+{
+    for (unsigned i = 0; i < d->vectors; i++) {
+        g_assert_false(qivshmem2_arrived(d, i));
+    }
+}
+
+QIvshmem2 *test_link_add_device(QIvshmem2 *d, int devfn)
+{
+    QIvshmem2 *more = g_new0(QIvshmem2, 1);
+
+    g_test_queue_free(more);
+    qivshmem2_init(more, d->dev.bus, devfn, d->alloc);
+    return more;
+}
+
+QIvshmem2 *test_link_plug_device(QIvshmem2 *d, const char *id,
+                                 const char *socket, int slot)
+{
+    g_autofree char *addr = g_strdup_printf("%02x.0", slot);
+    QIvshmem2 *more;
+
+    g_assert_null(test_link_plug(d->qts, id, socket, 0,
+                                 qdict_from_jsonf_nofail("{ 'addr': %s,"
+                                     " 'peer-id': 'any' }", addr)));
+    more = test_link_add_device(d, QPCI_DEVFN(slot, 0));
+    qivshmem2_start(more);
+    qivshmem2_enable(more);
+    return more;
+}
+
 /* Properties and descriptors of QEMU */
 
 static QDict *get_property(QTestState *qts, const char *id, const char *name)
