@@ -1,6 +1,8 @@
 /*
  * ivshmem2 tests: servers that send random variations of a handshake
  *
+ * IVSHMEM2_FUZZ_ROUNDS is the number of connections in each of the two tests.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
@@ -30,7 +32,7 @@ typedef struct Liar {
     GRand *rand;
     uint32_t seed;              /* of the next connection */
     int rounds;                 /* connections; after them it is honest */
-    int done;
+    int done;                   /* connections that are over */
     int listen_fd;
     int stop_fd;                /* eventfd */
     GThread *thread;
@@ -55,7 +57,7 @@ static int strange_fd(GRand *rand, int own)
     uint64_t almost_full = UINT64_MAX - 1;
     int fds[2];
 
-    switch (g_rand_int_range(rand, 0, 14)) {
+    switch (g_rand_int_range(rand, 0, 15)) {
     case 0:
         return test_packet_pipe();
     case 1:
@@ -88,6 +90,9 @@ static int strange_fd(GRand *rand, int own)
             O_RDONLY);
     case 12:
         return test_packet_eventfd();
+    case 13:
+        /* The device may be the last to close it, see send_lie(). */
+        return test_packet_keep(test_packet_blocking());
     default:
         return own;
     }

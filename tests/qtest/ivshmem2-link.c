@@ -29,8 +29,13 @@ static const char *server_path(void)
 
 /* The server */
 
-static void in_server(void *unused)
+static void in_server(void *opaque)
 {
+    const TestLink *link = opaque;
+    int log = link->log ? open(link->log, O_WRONLY | O_CREAT | O_APPEND, 0600)
+                        : STDERR_FILENO;
+
+    dup2(log, STDERR_FILENO);
     /* keep its output out of the test's own, which is TAP */
     dup2(STDERR_FILENO, STDOUT_FILENO);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -65,7 +70,7 @@ void test_link_start_server(TestLink *link, const char *options)
                      sizeof(addr.sun_path));
     g_assert_cmpint(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
     g_spawn_async(NULL, argv, env, G_SPAWN_DO_NOT_REAP_CHILD, in_server,
-                  NULL, &link->pid, &err);
+                  link, &link->pid, &err);
     g_assert_no_error(err);
     wait_ready(fd);
     close(fd);

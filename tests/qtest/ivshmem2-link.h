@@ -30,6 +30,7 @@ typedef struct TestLink {
     char *dir;
     char *socket;
     pid_t pid;                  /* 0: no server runs */
+    const char *log;            /* a file for its messages, or NULL */
 } TestLink;
 
 /* What a test needs: options of the server, and of the graph's QEMU */
