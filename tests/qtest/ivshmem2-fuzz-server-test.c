@@ -29,6 +29,7 @@ typedef struct Lie {
 } Lie;
 
 typedef struct Liar {
+    TestLink *link;
     GRand *rand;
     uint32_t seed;              /* of the next connection */
     int rounds;                 /* connections; after them it is honest */
@@ -37,6 +38,17 @@ typedef struct Liar {
     int stop_fd;                /* eventfd */
     GThread *thread;
 } Liar;
+
+/* Descriptors whose closing waits: the device has to be the last to do it. */
+static GArray *blocking;
+
+static void dispose_blocking(void)
+{
+    for (guint i = 0; i < blocking->len; i++) {
+        ivshmem2_dispose(&g_array_index(blocking, int, i));
+    }
+    g_array_set_size(blocking, 0);
+}
 
 static Lie lie_of(TestPacket p)
 {
@@ -91,8 +103,9 @@ static int strange_fd(GRand *rand, int own)
     case 12:
         return test_packet_eventfd();
     case 13:
-        /* The device may be the last to close it, see send_lie(). */
-        return test_packet_keep(test_packet_blocking());
+        fds[0] = test_packet_blocking();
+        g_array_append_val(blocking, fds[0]);
+        return fds[0];
     default:
         return own;
     }
@@ -275,9 +288,9 @@ static int make_handshake(Lie *lies, uint32_t max_peers)
     return n;
 }
 
-/* Serve one connection from HELLO to its end. */
-static void serve(Liar *l, int fd, int own, uint32_t max_peers,
-                  bool good_handshake, bool good, int patience_ms)
+/* From HELLO to the end of a connection, or of the server */
+static void serve_until_end(Liar *l, int fd, int own, uint32_t max_peers,
+                            bool good_handshake, bool good, int patience_ms)
 {
     GRand *rand = l->rand;
     Lie lies[MAX_LIES + 1];
@@ -300,6 +313,7 @@ static void serve(Liar *l, int fd, int own, uint32_t max_peers,
             return;
         }
     }
+    dispose_blocking();
     /* Not in the first connection: it could make plugging the device fail. */
     if (l->done && !good && one_in(rand, 4)) {
         return;
@@ -325,9 +339,51 @@ static void serve(Liar *l, int fd, int own, uint32_t max_peers,
         if (!send_lie(rand, fd, &lie, good)) {
             return;
         }
+        dispose_blocking();
     }
 }
 
+static void serve(Liar *l, int fd, int own, uint32_t max_peers,
+                  bool good_handshake, bool good, int patience_ms)
+{
+    if (l->done && !good && one_in(l->rand, 64)) {
+        /* It is accepted, and no more. */
+        g_usleep(patience_ms * 1000);
+    }
+    serve_until_end(l, fd, own, max_peers, good_handshake, good, patience_ms);
+    if (l->done && !good && one_in(l->rand, 64)) {
+        /* It is idle: it reads nothing, and the device has more to say. */
+        g_usleep(patience_ms * 1000);
+    }
+    close(fd);
+    dispose_blocking();
+    test_packet_close_all();
+    qatomic_inc(&l->done);
+}
+
+/* Accept nothing for a while, with a full backlog. */
+static void be_deaf(Liar *l, int ms)
+{
+    int fds[256];
+    int n = test_packet_fill_backlog(l->link->socket, fds, ARRAY_SIZE(fds));
+
+    g_usleep(ms * 1000);
+    while (n) {
+        close(fds[--n]);
+    }
+}
+
+static bool is_own(int fd)
+{
+    struct ucred cred;
+    socklen_t len = sizeof(cred);
+
+    g_assert_cmpint(getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len), ==,
+                    0);
+    return cred.pid == getpid();
+}
+
+/* A device's connection */
 static int liar_accept(Liar *l)
 {
     struct pollfd pfd[] = {
@@ -336,19 +392,26 @@ static int liar_accept(Liar *l)
     };
     int fd;
 
-    g_assert_cmpint(RETRY_ON_EINTR(poll(pfd, 2, -1)), >, 0);
-    if (pfd[1].revents) {
-        return -1;
+    for (;;) {
+        g_assert_cmpint(RETRY_ON_EINTR(poll(pfd, 2, -1)), >, 0);
+        if (pfd[1].revents) {
+            return -1;
+        }
+        fd = accept4(l->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+        g_assert_cmpint(fd, >=, 0);
+        if (!is_own(fd)) {
+            return fd;
+        }
+        close(fd);
     }
-    fd = accept4(l->listen_fd, NULL, NULL, SOCK_CLOEXEC);
-    g_assert_cmpint(fd, >=, 0);
-    return fd;
 }
 
 static Liar *liar_new(TestLink *link, uint32_t seed, int n)
 {
     Liar *l = g_new0(Liar, 1);
 
+    blocking = g_array_new(false, false, sizeof(int));
+    l->link = link;
     l->rand = g_rand_new();
     l->seed = seed;
     l->rounds = n;
@@ -357,14 +420,15 @@ static Liar *liar_new(TestLink *link, uint32_t seed, int n)
     return l;
 }
 
-static void liar_free(Liar *l, TestLink *link)
+static void liar_free(Liar *l)
 {
     ivshmem2_eventfd_signal(l->stop_fd);
     g_thread_join(l->thread);
     test_packet_close_all();
     close(l->listen_fd);
     close(l->stop_fd);
-    unlink(link->socket);
+    unlink(l->link->socket);
+    g_array_unref(blocking);
     g_rand_free(l->rand);
     g_free(l);
 }
@@ -381,9 +445,6 @@ static void *plug_thread(void *opaque)
         g_rand_set_seed(l->rand, l->seed++);
         serve(l, fd, fd, one_in(l->rand, 4) ? 65536 : TEST_PACKET_PEERS,
               one_in(l->rand, 4), false, HANDSHAKE_MS + 50);
-        close(fd);
-        test_packet_close_all();
-        qatomic_inc(&l->done);
     }
     return NULL;
 }
@@ -440,7 +501,7 @@ static void test_plug(void *obj, void *opaque, QGuestAllocator *alloc)
         }
     }
     g_rand_free(rand);
-    liar_free(l, link);
+    liar_free(l);
     test_packet_plug_well(bus, link, alloc, fds);
 }
 
@@ -459,9 +520,9 @@ static void *resume_thread(void *opaque)
          */
         serve(l, fd, l->listen_fd, 65536,
               good || !l->done || one_in(l->rand, 4), good, 5);
-        close(fd);
-        test_packet_close_all();
-        qatomic_inc(&l->done);
+        if (!good && one_in(l->rand, 64)) {
+            be_deaf(l, 5);
+        }
     }
     return NULL;
 }
@@ -476,12 +537,14 @@ static void test_resume(void *obj, void *opaque, QGuestAllocator *alloc)
     int n = count_rounds(500);
     Liar *l = liar_new(link, seed, n);
     GRand *rand = g_rand_new_with_seed(seed);
+    QDict *props = test_packet_props(NULL, 60000);
     QIvshmem2 d = {};
 
     g_test_message("seeds from %u to %u", seed, seed + n - 1);
+    qdict_put_int(props, "x-slowest-reconnect-ms", 1);
     l->thread = g_thread_new("liar", resume_thread, l);
     g_assert_null(test_link_plug(bus->qts, "lied-to", link->socket, 1,
-                                 test_packet_props(NULL, 60000)));
+                                 props));
     qivshmem2_init(&d, bus, QPCI_DEVFN(TEST_PACKET_SLOT, 0), alloc);
     qivshmem2_start(&d);
     while (qatomic_read(&l->done) < n ||
@@ -497,7 +560,7 @@ static void test_resume(void *obj, void *opaque, QGuestAllocator *alloc)
     test_link_unplug(bus->qts, "lied-to", TEST_PACKET_SLOT);
     test_link_wait_fds(bus->qts, fds);
     g_rand_free(rand);
-    liar_free(l, link);
+    liar_free(l);
     test_packet_plug_well(bus, link, alloc, fds);
 }
 
