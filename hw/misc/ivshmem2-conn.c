@@ -16,6 +16,7 @@
 #include "chardev/char-socket.h"
 #include "io/task.h"
 #include "ivshmem2-conn.h"
+#include "libivshmem2-transport.h"
 #include "libivshmem2-util.h"
 #include "trace.h"
 
@@ -208,12 +209,32 @@ static void ivshmem2_conn_back_off(Ivshmem2Conn *conn)
     sock->reconnect_time_ms = MAX(sock->reconnect_time_ms, conn->reconnect_ms);
 }
 
+/*
+ * The chardev closes its socket in the main loop.  If that were the last close,
+ * it would be that of all descriptors that are still in the queue, too.
+ */
+static void ivshmem2_conn_hold_socket(Ivshmem2Conn *conn)
+{
+    conn->socket = fcntl(ivshmem2_conn_socket(conn)->sioc->fd,
+                         F_DUPFD_CLOEXEC, 0);
+}
+
+static void ivshmem2_conn_release_socket(Ivshmem2Conn *conn)
+{
+    if (conn->socket >= 0) {
+        shutdown(conn->socket, SHUT_RDWR);
+    }
+    ivshmem2_socket_close(&conn->socket);
+}
+
 static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
 {
     Ivshmem2Conn *conn = opaque;
 
     switch (event) {
     case CHR_EVENT_OPENED:
+        ivshmem2_conn_release_socket(conn);
+        ivshmem2_conn_hold_socket(conn);
         ivshmem2_decoder_reset(&conn->decoder);
         ivshmem2_session_connected(conn->session);
         conn->out_size = 0;
@@ -225,6 +246,7 @@ static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
         break;
     case CHR_EVENT_CLOSED:
         conn->connected = false;
+        ivshmem2_conn_release_socket(conn);
         ivshmem2_conn_drop_watch(conn);
         ivshmem2_session_disconnected(conn->session);
         ivshmem2_decoder_reset(&conn->decoder);
@@ -458,6 +480,7 @@ static void ivshmem2_conn_disconnect(Ivshmem2Conn *conn)
     if (sock->state != TCP_CHARDEV_STATE_CONNECTING) {
         qemu_chr_fe_disconnect(&conn->chr);
     }
+    ivshmem2_conn_release_socket(conn);
 }
 
 bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
@@ -477,6 +500,7 @@ bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
     sock = ivshmem2_conn_socket(conn);
     conn->reconnect_ms = sock->reconnect_time_ms;
     conn->await_server = await_server && conn->reconnect_ms;
+    conn->socket = -1;
     conn->resumed = resumed;
     conn->opaque = opaque;
     conn->bh = qemu_bh_new_guarded(ivshmem2_conn_bh, conn, guard);

@@ -15,6 +15,7 @@ typedef struct Ivshmem2Conn {
     CharBackend chr;            /* the device's property */
     Ivshmem2Session *session;   /* NULL unless joined */
     Ivshmem2Decoder decoder;
+    int socket;                 /* a duplicate of the chardev's, or -1 */
     Ivshmem2Msg out;            /* being sent, in wire format */
     uint32_t out_size;
     uint32_t out_done;

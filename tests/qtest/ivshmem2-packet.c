@@ -18,6 +18,7 @@
 /* Descriptors */
 
 static GArray *opened;
+static GArray *blocking;        /* of test_packet_blocking() */
 
 int test_packet_keep(int fd)
 {
@@ -66,6 +67,11 @@ void test_packet_close_all(void)
         close(g_array_index(opened, int, i));
     }
     g_clear_pointer(&opened, g_array_unref);
+    /* Their other ends are closed now, so this does not wait. */
+    for (guint i = 0; blocking && i < blocking->len; i++) {
+        close(g_array_index(blocking, int, i));
+    }
+    g_clear_pointer(&blocking, g_array_unref);
 }
 
 int test_packet_blocking(void)
@@ -97,6 +103,10 @@ int test_packet_blocking(void)
     }
     g_assert_cmpint(setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger,
                                sizeof(linger)), ==, 0);
+    if (!blocking) {
+        blocking = g_array_new(false, false, sizeof(int));
+    }
+    g_array_append_val(blocking, fd);
     return fd;
 }
 
@@ -202,6 +212,35 @@ bool test_packet_send(int fd, const void *buf, size_t size, const int *fds,
         memcpy(CMSG_DATA(cmsg), fds, n_fds * sizeof(int));
     }
     return sendmsg(fd, &msg, MSG_NOSIGNAL) == size;
+}
+
+static void close_blocking(int fd)
+{
+    for (guint i = 0; blocking && i < blocking->len; i++) {
+        if (g_array_index(blocking, int, i) == fd) {
+            g_array_remove_index_fast(blocking, i);
+            close(fd);
+        }
+    }
+}
+
+bool test_packet_send_last(int fd, const char *before, const void *buf,
+                           size_t size, const int *fds, unsigned n_fds)
+{
+    struct ucred cred;
+    socklen_t len = sizeof(cred);
+    bool sent;
+
+    g_assert_cmpint(getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len), ==,
+                    0);
+    kill(cred.pid, SIGSTOP);
+    sent = test_packet_send(fd, before, strlen(before), NULL, 0) &&
+           test_packet_send(fd, buf, size, fds, n_fds);
+    for (unsigned i = 0; sent && i < n_fds; i++) {
+        close_blocking(fds[i]);
+    }
+    kill(cred.pid, SIGCONT);
+    return sent;
 }
 
 int test_packet_listen(TestLink *link)

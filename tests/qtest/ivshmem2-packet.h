@@ -41,10 +41,10 @@ int test_packet_eventfd(void);
 void test_packet_close_all(void);
 
 /*
- * A socket: the last to close it waits for TEST_PACKET_LINGER_S, or until
- * test_packet_close_all().
+ * A socket: the last process to close it waits for TEST_PACKET_LINGER_S, or
+ * until test_packet_close_all().
  */
-#define TEST_PACKET_LINGER_S    60
+#define TEST_PACKET_LINGER_S    10
 int test_packet_blocking(void);
 
 /*
@@ -63,6 +63,14 @@ Ivshmem2Msg test_packet_encode(const TestPacket *p);
 /* Returns false if the receiver has closed the connection. */
 bool test_packet_send(int fd, const void *buf, size_t size, const int *fds,
                       unsigned n_fds);
+
+/*
+ * The same, and the receiver is the last one to close those descriptors that
+ * are from test_packet_blocking(): it is stopped until they are closed here.
+ * Bytes @before are sent first.
+ */
+bool test_packet_send_last(int fd, const char *before, const void *buf,
+                           size_t size, const int *fds, unsigned n_fds);
 
 /* A socket that devices can connect to */
 int test_packet_listen(TestLink *link);

@@ -72,18 +72,14 @@ static bool send_packet(TestServer *s, int fd, const TestPacket *p,
     return test_packet_send(fd, bytes, p->size, p->fds, p->n_fds);
 }
 
-/* The receiver is the last to close its descriptors. */
-static void send_blocking(int fd, TestPacket *p)
+static void send_blocking(int fd, TestPacket *p, const char *before)
 {
     Ivshmem2Msg wire = test_packet_encode(p);
 
     for (unsigned i = 0; i < p->n_fds; i++) {
         p->fds[i] = test_packet_blocking();
     }
-    test_packet_send(fd, &wire, p->size, p->fds, p->n_fds);
-    for (unsigned i = 0; i < p->n_fds; i++) {
-        ivshmem2_dispose(&p->fds[i]);
-    }
+    test_packet_send_last(fd, before, &wire, p->size, p->fds, p->n_fds);
 }
 
 static int make_memory(const TestCase *c)
@@ -130,7 +126,9 @@ bool test_server_say(TestServer *s, int fd, TestStep step, TestPacket *p)
             test_server_wait_closed(s, fd);
             return false;
         case ACT_BLOCK:
-            send_blocking(fd, p);
+        case ACT_BLOCK_UNREAD:
+            send_blocking(fd, p, s->script->action == ACT_BLOCK ? ""
+                                                                : nonsense);
             test_server_wait_closed(s, fd);
             return false;
         case ACT_ENDLESS:

@@ -38,6 +38,7 @@ typedef enum TestAction {
     ACT_CALL,           /* call a function that changes the message */
     ACT_BYTES,          /* send no ivshmem2 message */
     ACT_BLOCK,          /* closing the message's descriptors waits */
+    ACT_BLOCK_UNREAD,   /* the same, after what ends the connection */
     ACT_SPLIT,          /* descriptors come with the second half */
     ACT_TRICKLE,        /* all messages, byte by byte */
     ACT_ENDLESS,        /* the message before this one, again and again */

@@ -39,6 +39,8 @@ static const Trouble troubles[] = {
     { "dies in a message", ACT_CUT_CLOSE, STEP_WELCOME, STEP_READY },
     { "floods", ACT_ENDLESS, STEP_OUTPUTS, STEP_READY },
     { "sends what blocks", ACT_BLOCK, STEP_WELCOME, STEP_EVENTFDS },
+    { "leaves unread what blocks", ACT_BLOCK_UNREAD, STEP_WELCOME,
+      STEP_EVENTFDS },
 };
 
 /* What QEMU took at most */
@@ -73,6 +75,7 @@ typedef struct Vm {
     FILE *qmp;
     GThread *thread;
     bool stop;
+    int answers;
     Longest *longest;
 } Vm;
 
@@ -103,6 +106,7 @@ static void *watch_thread(void *opaque)
             break;
         }
         at_most(&vm->longest->answer, start, ANSWER_US);
+        qatomic_inc(&vm->answers);
         g_usleep(10000);
     }
     return NULL;
@@ -124,6 +128,19 @@ static Vm *vm_start(TestLink *link, Longest *longest, const char *options)
     g_assert_true(ask(vm, "{\"execute\":\"qmp_capabilities\"}\n"));
     vm->thread = g_thread_new("watch", watch_thread, vm);
     return vm;
+}
+
+/*
+ * A signal ends some waits, so that QEMU has to answer before it gets one:
+ * one question may have been answered already, the next one is new.
+ */
+static void vm_watch(Vm *vm, gint64 us)
+{
+    int before;
+
+    g_usleep(us);
+    before = qatomic_read(&vm->answers);
+    test_link_wait_until(qatomic_read(&vm->answers) >= before + 2);
 }
 
 static void vm_end(Vm *vm)
@@ -318,7 +335,7 @@ static void run_reconnect(TestLink *link, const Trouble *t, TestStep step,
     test_server_take(good);
     test_server_stop(good);
     bad_start(&bad, link, t, step);
-    g_usleep(200000);
+    vm_watch(vm, 200000);
     vm_end(vm);
     bad_stop(&bad);
 }
@@ -343,11 +360,9 @@ static void send_until_closed(TestServer *s, TestPacket *p, bool blocking)
         Ivshmem2Msg wire = test_packet_encode(p);
         int fd = blocking ? test_packet_blocking() : -1;
 
-        open = test_packet_send(s->fd, &wire, p->size,
-                                blocking ? &fd : p->fds, p->n_fds);
-        if (blocking) {
-            ivshmem2_dispose(&fd);
-        }
+        open = blocking
+            ? test_packet_send_last(s->fd, "", &wire, p->size, &fd, 1)
+            : test_packet_send(s->fd, &wire, p->size, p->fds, p->n_fds);
     }
 }
 
@@ -368,7 +383,7 @@ static void test_connected(void *obj, void *opaque, QGuestAllocator *alloc)
         test_server_take(s);
         p.fds[0] = s->eventfds[0];
         send_until_closed(s, &p, i / 2);
-        g_usleep(100000);
+        vm_watch(vm, 100000);
         vm_end(vm);
         test_server_stop(s);
     }
@@ -392,7 +407,7 @@ static void test_stopped(void *obj, void *opaque, QGuestAllocator *alloc)
     vm = vm_start(link, &longest, options);
     kill(link->pid, SIGSTOP);
     plug(vm, link);
-    g_usleep(200000);
+    vm_watch(vm, 200000);
     vm_end(vm);
     kill(link->pid, SIGCONT);
     tell("stopped server", &longest);
