@@ -6,6 +6,7 @@
 
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include "libqos/malloc-pc.h"
@@ -164,25 +165,46 @@ static void test_slow(void *obj, void *link, QGuestAllocator *alloc)
     }
 }
 
+/* Connect @fd in a process that stays; returns its ID. */
+static pid_t start_manager(int fd, const char *path)
+{
+    struct sockaddr_un un = { .sun_family = AF_UNIX };
+    pid_t pid;
+    int status;
+
+    g_strlcpy(un.sun_path, path, sizeof(un.sun_path));
+    pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (connect(fd, (struct sockaddr *)&un, sizeof(un)) < 0) {
+            _exit(1);
+        }
+        close(fd);
+        raise(SIGSTOP);
+        _exit(0);
+    }
+    g_assert_cmpint(waitpid(pid, &status, WUNTRACED), ==, pid);
+    g_assert_true(WIFSTOPPED(status));
+    return pid;
+}
+
 /*
- * A manager connects sockets, and passes them to one QEMU after the other:
- * each of them finds a place on a link of two, since the last one has said
- * goodbye.
+ * Managers connect sockets, and pass them to one QEMU after the other: each of
+ * them finds a place on a link of two, since the last one has said goodbye.
+ * The server would hold the place as long as the manager lives.
  */
 static void test_passed(void *obj, void *opaque, QGuestAllocator *alloc)
 {
     TestLink *link = opaque;
-    struct sockaddr_un un = { .sun_family = AF_UNIX };
+    pid_t managers[2 * ARRAY_SIZE(ends)];
 
-    g_strlcpy(un.sun_path, link->socket, sizeof(un.sun_path));
     test_link_start_server(link, "--max-peers 2");
-    for (int i = 0; i < 2 * ARRAY_SIZE(ends); i++) {
+    for (int i = 0; i < ARRAY_SIZE(managers); i++) {
         int end = i % ARRAY_SIZE(ends);
         int fd = socket(AF_UNIX, SOCK_STREAM, 0);
         QTestState *qts;
 
-        g_assert_cmpint(connect(fd, (struct sockaddr *)&un, sizeof(un)), ==,
-                        0);
+        managers[i] = start_manager(fd, link->socket);
         qts = qtest_initf("-machine pc %s -chardev socket,id=c,fd=%d"
                           " -device ivshmem2,id=c,chardev=c,addr=%u,"
                           "peer-id=any", ends[end].options, fd, SLOT);
@@ -193,6 +215,10 @@ static void test_passed(void *obj, void *opaque, QGuestAllocator *alloc)
             end_quit(qts);
         }
         wait_end(qts);
+    }
+    for (int i = 0; i < ARRAY_SIZE(managers); i++) {
+        kill(managers[i], SIGKILL);
+        g_assert_cmpint(waitpid(managers[i], NULL, 0), ==, managers[i]);
     }
 }
 
