@@ -233,7 +233,11 @@ static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
 
     switch (event) {
     case CHR_EVENT_OPENED:
-        ivshmem2_conn_release_socket(conn);
+        if (conn->connected) {
+            /* once more, for handlers that have been set anew */
+            ivshmem2_conn_pump(conn);
+            break;
+        }
         ivshmem2_conn_hold_socket(conn);
         ivshmem2_decoder_reset(&conn->decoder);
         ivshmem2_session_connected(conn->session);

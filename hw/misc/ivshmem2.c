@@ -45,7 +45,7 @@ OBJECT_DECLARE_SIMPLE_TYPE(Ivshmem2State, IVSHMEM2)
 
 /* How long a device waits for its server, unless the user says it */
 #define IVSHMEM2_COLD_PLUG_MS   5000
-#define IVSHMEM2_HOT_PLUG_MS    150     /* the guest stands still */
+#define IVSHMEM2_HOT_PLUG_MS    125     /* the guest stands still */
 
 struct Ivshmem2State {
     PCIDevice parent_obj;

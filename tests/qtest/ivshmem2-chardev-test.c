@@ -222,6 +222,7 @@ static void test_idle(void *obj, void *link, QGuestAllocator *alloc)
     QPCIBus *bus = obj;
     unsigned fds = test_link_count_fds(bus->qts);
     TestServer *s = g_new0(TestServer, 1);
+    g_autofree char *error = NULL;
 
     s->link = link;
     s->script = &good;
@@ -230,8 +231,10 @@ static void test_idle(void *obj, void *link, QGuestAllocator *alloc)
     s->stop_fd = eventfd(0, EFD_CLOEXEC);
     s->listen_fd = test_packet_listen(link);
     s->thread = g_thread_new("server", close_first, s);
-    g_assert_null(test_link_plug(bus->qts, "idle", s->link->socket, 0,
-                                 test_packet_props(NULL, 60000)));
+    error = test_link_plug(bus->qts, "idle", s->link->socket, 0,
+                           test_packet_props(NULL, 60000));
+    g_test_message("%s", error ?: "plugged");
+    g_assert_null(error);
     test_link_unplug(bus->qts, "idle", SLOT);
     test_server_stop(s);
     test_link_wait_fds(bus->qts, fds);
