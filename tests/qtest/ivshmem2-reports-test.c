@@ -135,6 +135,7 @@ static void test_lines(void *obj, void *opaque, QGuestAllocator *alloc)
     vm_start(&vm, link, 10);
     test_server_take(s);
     g_assert_cmpint(flap(s, 30, TEST_LINK_WAIT_US), ==, 30);
+    g_assert_cmpuint(count_lines(vm.log, LOST, NULL), <=, MOST_REPORTS);
     g_assert_cmpint(fail(s, 30, TEST_LINK_WAIT_US, hang_up), ==, 30);
     g_assert_cmpint(fail(s, 30, TEST_LINK_WAIT_US, refuse), ==, 30);
     g_assert_cmpint(fail(s, 30, TEST_LINK_WAIT_US, garbage), ==, 30);
