@@ -52,7 +52,7 @@ OBJECT_DECLARE_SIMPLE_TYPE(Ivshmem2State, IVSHMEM2)
 
 /* How long a device waits for its server, unless the user says it */
 #define IVSHMEM2_COLD_PLUG_MS   5000
-#define IVSHMEM2_HOT_PLUG_MS    250     /* the guest stands still */
+#define IVSHMEM2_HOT_PLUG_MS    125     /* the guest stands still */
 
 struct Ivshmem2State {
     PCIDevice parent_obj;
@@ -793,6 +793,8 @@ static const Property ivshmem2_properties[] = {
     DEFINE_PROP_UINT8("x-irqfd-after", Ivshmem2State, irq.irqfd_after, 64),
     DEFINE_PROP_UINT32("handshake-timeout-ms", Ivshmem2State,
                        handshake_timeout_ms, 0),
+    DEFINE_PROP_UINT32("x-slowest-reconnect-ms", Ivshmem2State,
+                       conn.slowest_reconnect_ms, 60000),
 };
 
 static void ivshmem2_class_init(ObjectClass *klass, void *data)
