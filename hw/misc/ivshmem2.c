@@ -21,6 +21,7 @@
 #include "qemu/log.h"
 #include "qemu/madvise.h"
 #include "qemu/module.h"
+#include "qemu/range.h"
 #include "qemu/uuid.h"
 #include "hw/misc/ivshmem2-regs.h"
 #include "hw/pci/msi.h"
@@ -35,6 +36,7 @@
 #include "ivshmem2-conn.h"
 #include "ivshmem2-doorbell.h"
 #include "ivshmem2-irq.h"
+#include "ivshmem2-kvm.h"
 #include "trace.h"
 
 #define TYPE_IVSHMEM2 "ivshmem2"
@@ -330,13 +332,31 @@ static bool ivshmem2_join(Ivshmem2State *s, Error **errp)
  * PCI function ("Configuration Space Registers")
  */
 
+static bool ivshmem2_memory_fits(Ivshmem2State *s)
+{
+    pcibus_t address = pci_get_bar_addr(PCI_DEVICE(s), IVSHMEM2_BAR_MEMORY);
+
+    return address == PCI_BAR_UNMAPPED || ivshmem2_kvm_accepts_memory(
+        address + memory_region_size(&s->memory_bar) - 1);
+}
+
 static void ivshmem2_write_config(PCIDevice *pdev, uint32_t address,
                                   uint32_t value, int len)
 {
     Ivshmem2State *s = IVSHMEM2(pdev);
 
     ivshmem2_irq_flush(&s->irq);
-    pci_default_write_config(pdev, address, value, len);
+    if (range_covers_byte(address, len, PCI_COMMAND) ||
+        ranges_overlap(address, len, PCI_BASE_ADDRESS_0 +
+                       4 * IVSHMEM2_BAR_MEMORY, 8)) {
+        /* Where there cannot be memory, there is nothing. */
+        memory_region_transaction_begin();
+        pci_default_write_config(pdev, address, value, len);
+        memory_region_set_enabled(&s->memory_bar, ivshmem2_memory_fits(s));
+        memory_region_transaction_commit();
+    } else {
+        pci_default_write_config(pdev, address, value, len);
+    }
     ivshmem2_irq_update(&s->irq);
 }
 
