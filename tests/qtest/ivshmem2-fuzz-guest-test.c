@@ -536,7 +536,8 @@ typedef enum Delivery { BY_RING, BY_UNMASK, BY_CONTROL, BY_CONFIG } Delivery;
 /* A message writes the register that unplugs the device which sends it. */
 static void unplug_by_message(TestLink *link, Delivery delivery)
 {
-    QTestState *qts = qtest_initf("-machine q35 -device "
+    QTestState *qts = qtest_initf("-machine q35 -global ICH9-LPC.acpi-pci-"
+                                  "hotplug-with-bridge-support=off -device "
                                   "pcie-root-port,id=rp,chassis=1,addr=5.0 "
                                   "-chardev socket,id=link,path=%s -device "
                                   "ivshmem2,id=dev,bus=rp,chardev=link",
