@@ -358,6 +358,7 @@ static void ivshmem2_irq_go_to(Ivshmem2Irq *irq, Ivshmem2IrqMode mode)
         bitmap_zero(irq->pending, irq->n_vectors);
         /* before KVM sees them */
         if (receives) {
+            bitmap_zero(irq->writes, irq->n_vectors);
             ivshmem2_irq_drop_arrived(irq);
         }
     }
@@ -459,9 +460,11 @@ static void ivshmem2_irq_send_writes(void *opaque)
         if (!msix_is_masked(pdev, i)) {
             msix_notify(pdev, i);
         } else {
-            /* It was masked meanwhile. */
+            /* Meanwhile it was masked, or reception was turned off. */
             QEMU_LOCK_GUARD(&irq->lock);
-            set_bit(i, irq->pending);
+            if (ivshmem2_mode_receives(irq->mode)) {
+                set_bit(i, irq->pending);
+            }
         }
     }
     object_unref(OBJECT(pdev));
