@@ -40,6 +40,7 @@
 #include "ivshmem2-conn.h"
 #include "ivshmem2-doorbell.h"
 #include "ivshmem2-irq.h"
+#include "ivshmem2-kvm.h"
 #include "trace.h"
 
 #define TYPE_IVSHMEM2 "ivshmem2"
@@ -346,13 +347,31 @@ static bool ivshmem2_is_function_reset(uint32_t address, uint32_t value,
            value >> (control - address) * 8 & PCI_AF_CTRL_FLR;
 }
 
+static bool ivshmem2_memory_fits(Ivshmem2State *s)
+{
+    pcibus_t address = pci_get_bar_addr(PCI_DEVICE(s), IVSHMEM2_BAR_MEMORY);
+
+    return address == PCI_BAR_UNMAPPED || ivshmem2_kvm_accepts_memory(
+        address + memory_region_size(&s->memory_bar) - 1);
+}
+
 static void ivshmem2_write_config(PCIDevice *pdev, uint32_t address,
                                   uint32_t value, int len)
 {
     Ivshmem2State *s = IVSHMEM2(pdev);
 
     ivshmem2_irq_flush(&s->irq);
-    pci_default_write_config(pdev, address, value, len);
+    if (range_covers_byte(address, len, PCI_COMMAND) ||
+        ranges_overlap(address, len, PCI_BASE_ADDRESS_0 +
+                       4 * IVSHMEM2_BAR_MEMORY, 8)) {
+        /* Where there cannot be memory, there is nothing. */
+        memory_region_transaction_begin();
+        pci_default_write_config(pdev, address, value, len);
+        memory_region_set_enabled(&s->memory_bar, ivshmem2_memory_fits(s));
+        memory_region_transaction_commit();
+    } else {
+        pci_default_write_config(pdev, address, value, len);
+    }
     if (ivshmem2_is_function_reset(address, value, len)) {
         pci_device_reset(pdev);
     }
