@@ -136,6 +136,13 @@ static void connection_leave_lobby(Connection *c)
     admit(c->daemon);
 }
 
+/* It will not join: others need not wait until it is closed. */
+static void connection_retire(Connection *c, bool stalled)
+{
+    ivshmem2_lobby_retire(&c->daemon->lobby, &c->joiner, stalled);
+    admit(c->daemon);
+}
+
 /* Nothing is left but the socket, and what is charged for it. */
 static void connection_destroy(Connection *c)
 {
@@ -228,6 +235,7 @@ static void handshake_expired(Ivshmem2Timer *t)
                                "the handshake was not complete after %" PRId64
                                " seconds", c->daemon->handshakes.duration /
                                G_USEC_PER_SEC);
+        connection_retire(c, true);
     }
     c->blocked = false;
     connection_run(c);
@@ -434,6 +442,9 @@ static void connection_run(Connection *c)
     if (closed || (c->deaf && !more)) {
         connection_free(c);
         return;
+    }
+    if (ivshmem2_client_is_sent_away(c->client)) {
+        connection_retire(c, false);
     }
     connection_set_timer(c);
     ivshmem2_loop_modify(&c->daemon->loop, &c->watch, c->conn.fd,

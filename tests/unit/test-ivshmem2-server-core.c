@@ -716,6 +716,41 @@ static void test_lobby(void)
     ivshmem2_budget_free(budget);
 }
 
+/* After one that stalled, the newest one is next, until no more wait. */
+static void test_lobby_of_the_stalled(void)
+{
+    /* 4 places */
+    const Ivshmem2BudgetConfig limits = { .fd_limit = 4 * 64 };
+    Ivshmem2Budget *budget = ivshmem2_budget_new(&limits);
+    Ivshmem2Joiner j[8] = { { .stage = IVSHMEM2_OUTSIDE } };
+    Ivshmem2Lobby l;
+
+    ivshmem2_lobby_init(&l, budget);
+    for (int i = 0; i < 8; i++) {
+        ivshmem2_lobby_enter(&l, &j[i], 1000);
+        g_assert_cmpint(ivshmem2_lobby_ask(&l, &j[i]), ==, i < 2);
+    }
+    /* one that is refused has not stalled */
+    ivshmem2_lobby_retire(&l, &j[0], false);
+    g_assert_cmpuint(count_entrants(budget, 1000), ==, 7);
+    g_assert_true(ivshmem2_lobby_next(&l) == &j[2]);
+    ivshmem2_lobby_retire(&l, &j[1], true);
+    g_assert_true(ivshmem2_lobby_next(&l) == &j[7]);
+    ivshmem2_lobby_leave(&l, &j[7]);
+    g_assert_true(ivshmem2_lobby_next(&l) == &j[6]);
+    /* it has no place any more, and a joiner that waits has none yet */
+    ivshmem2_lobby_retire(&l, &j[1], true);
+    ivshmem2_lobby_retire(&l, &j[3], true);
+    g_assert_null(ivshmem2_lobby_next(&l));
+    for (int i = 0; i < 8; i++) {
+        ivshmem2_lobby_leave(&l, &j[i]);
+    }
+    g_assert_cmpuint(l.joining.length, ==, 0);
+    g_assert_cmpuint(g_hash_table_size(l.users), ==, 0);
+    ivshmem2_lobby_clear(&l);
+    ivshmem2_budget_free(budget);
+}
+
 /* Users */
 
 /* Occupied and held IDs count for the user. */
@@ -808,6 +843,8 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server-core/turns", test_turns);
     g_test_add_func("/ivshmem2/server-core/timers", test_timers);
     g_test_add_func("/ivshmem2/server-core/lobby", test_lobby);
+    g_test_add_func("/ivshmem2/server-core/lobby-of-the-stalled",
+                    test_lobby_of_the_stalled);
     g_test_add_func("/ivshmem2/server-core/ids-per-user",
                     test_ids_per_user);
     g_test_add_func("/ivshmem2/server-core/log-of-joining",
