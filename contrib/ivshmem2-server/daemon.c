@@ -434,7 +434,13 @@ static void connection_run(Connection *c)
     bool closed = false;
     bool more = true;
 
-    for (int calls = 0; more && calls < CALLS_PER_TURN; ) {
+    /*
+     * A client that has closed its end can send no more, and what it has sent
+     * may end with GOODBYE.  To handle all of it before others get their turn
+     * gives the slot to those that ask for it after this.
+     */
+    for (int calls = 0; more && (calls < CALLS_PER_TURN ||
+                                 (connection_poll(c, 0) & POLLHUP)); ) {
         calls += connection_has_output(c) ? CALLS_TO_SEND : CALLS_TO_RECEIVE;
         more = connection_step(c, &closed);
     }

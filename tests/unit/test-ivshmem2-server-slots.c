@@ -579,6 +579,90 @@ static void test_resume_with_recycled_pid(void)
     server_end(&s);
 }
 
+/*
+ * A stopped server has not read yet that the peer left, nor what it sent
+ * before; another process asks for the slot meanwhile, and gets it.
+ */
+static void test_goodbye_to_a_stopped_server(void)
+{
+    static const int before[] = { 0, 1, 10, 100 };
+    Ivshmem2Msg hello = make_hello(1);
+    Server s;
+    Client a, b;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 3");
+    for (size_t i = 0; i < G_N_ELEMENTS(before); i++) {
+        client_join(&a, &s, 1);
+        g_assert_cmpint(kill(s.pid, SIGSTOP), ==, 0);
+        for (int n = 0; n < before[i]; n++) {
+            client_say_target(&a, IVSHMEM2_MSG_RING, 0, 0);
+        }
+        client_say_type(&a, IVSHMEM2_MSG_GOODBYE);
+        client_close(&a);
+        client_connect_by_child(&b, &s, 0, false);
+        client_say(&b, &hello);
+        g_assert_cmpint(kill(s.pid, SIGCONT), ==, 0);
+        client_complete(&b);
+        client_leave(&b);
+    }
+    server_end(&s);
+}
+
+/* As many requests as the kernel takes: a goodbye has no room any more. */
+static void fill_socket(Client *c)
+{
+    const Ivshmem2Msg ring = { .hdr.type = IVSHMEM2_MSG_RING };
+    const Ivshmem2Msg goodbye = { .hdr.type = IVSHMEM2_MSG_GOODBYE };
+
+    while (ivshmem2_transport_send(&c->transport, &ring, NULL, NULL) > 0) {
+        continue;
+    }
+    g_assert_cmpint(ivshmem2_transport_send(&c->transport, &goodbye, NULL,
+                                            NULL), ==, 0);
+}
+
+/*
+ * The peer could not say goodbye to a stopped server.  The slot is free as
+ * soon as the peer's process has ended, and held before.
+ */
+static void test_no_room_for_goodbye(void)
+{
+    Ivshmem2Msg hello = make_hello(1);
+    pid_t parent = getpid();
+    Server s;
+    Client a, b;
+    pid_t pid;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 3");
+    pid = fork();
+    if (pid == 0) {
+        die_with_parent(parent);
+        client_join(&a, &s, 1);
+        kill(s.pid, SIGSTOP);
+        fill_socket(&a);
+        _exit(0);
+    }
+    g_assert_cmpint(waitpid(pid, NULL, 0), ==, pid);
+    client_connect_by_child(&b, &s, 0, false);
+    client_say(&b, &hello);
+    g_assert_cmpint(kill(s.pid, SIGCONT), ==, 0);
+    client_complete(&b);
+    client_leave(&b);
+
+    client_join(&a, &s, 1);
+    g_assert_cmpint(kill(s.pid, SIGSTOP), ==, 0);
+    fill_socket(&a);
+    client_close(&a);
+    client_connect_by_child(&b, &s, 0, false);
+    client_say(&b, &hello);
+    g_assert_cmpint(kill(s.pid, SIGCONT), ==, 0);
+    client_hear_refusal(&b, IVSHMEM2_REFUSAL_ID_TAKEN, "ID 1 is held for");
+    client_close(&b);
+    server_end(&s);
+}
+
 static void test_shutdown(void)
 {
     Server s;
@@ -618,6 +702,10 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server/goodbye-and-close",
                     test_goodbye_and_close);
     g_test_add_func("/ivshmem2/server/goodbye-early", test_goodbye_early);
+    g_test_add_func("/ivshmem2/server/goodbye-to-a-stopped-server",
+                    test_goodbye_to_a_stopped_server);
+    g_test_add_func("/ivshmem2/server/no-room-for-goodbye",
+                    test_no_room_for_goodbye);
     g_test_add_func("/ivshmem2/server/hold", test_hold);
     g_test_add_func("/ivshmem2/server/killed", test_killed);
     g_test_add_func("/ivshmem2/server/invisible-pid", test_invisible_pid);
