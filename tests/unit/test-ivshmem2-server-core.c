@@ -72,27 +72,27 @@ static const Ivshmem2ServerOps ops = {
     .wake = wake,
 };
 
-static void setup_with(Fixture *f, uint32_t max_peers, uint32_t ids_per_user)
+static void setup_with(Fixture *f, uint32_t max_peers,
+                       const Ivshmem2BudgetConfig *limits)
 {
     const Ivshmem2LinkConfig config = {
         .max_peers = max_peers,
         .vectors = 1,
     };
-    const Ivshmem2BudgetConfig limits = { .ids_per_user = ids_per_user };
     g_autoptr(GError) error = NULL;
 
     f->before = count_fds();
     f->n = max_peers;
     f->link = ivshmem2_link_new(&config, &error);
     g_assert_no_error(error);
-    f->budget = ivshmem2_budget_new(&limits);
+    f->budget = ivshmem2_budget_new(limits);
     f->server = ivshmem2_server_new(f->link, f->budget, &ops);
     f->clients = g_new0(Ivshmem2Client *, max_peers);
 }
 
 static void setup(Fixture *f, uint32_t max_peers)
 {
-    setup_with(f, max_peers, 0);
+    setup_with(f, max_peers, &(Ivshmem2BudgetConfig) { 0 });
 }
 
 static void leave(Fixture *f, uint32_t i)
@@ -753,12 +753,44 @@ static void test_lobby_of_the_stalled(void)
 
 /* Users */
 
+/* Bound IDs count for their user, which gets them again. */
+static void test_bound_ids(void)
+{
+    const Ivshmem2BudgetConfig limits = { .ids_per_user = 2, .bind_ids = true };
+    Fixture f;
+
+    setup_with(&f, 4, &limits);
+    for (int round = 0; round < 3; round++) {
+        expect_id(&f, 0, 12, 1001, 0);
+        expect_id(&f, 1, 10, 1000, 1);
+        expect_id(&f, 2, 11, 1000, 2);
+        for (int i = 0; i < 3; i++) {
+            say_goodbye(&f, i);
+        }
+    }
+    g_assert_cmpuint(ivshmem2_budget_count(f.budget, IVSHMEM2_SLOT, 1000), ==,
+                     2);
+    /* one that was held, too */
+    expect_id(&f, 0, 10, 1000, 1);
+    leave(&f, 0);
+    ivshmem2_server_release(f.server, 1);
+    g_assert_cmphex(join_as(&f, 0, 1, 12, 1001), ==, IVSHMEM2_MSG_REFUSED);
+    leave(&f, 0);
+    /* the user has two, and gets no third */
+    g_assert_cmphex(join_as(&f, 0, 3, 10, 1000), ==, IVSHMEM2_MSG_REFUSED);
+    leave(&f, 0);
+    expect_id(&f, 0, 13, 1002, 3);
+    g_assert_cmphex(join_as(&f, 1, IVSHMEM2_ID_ANY, 14, 1003), ==,
+                    IVSHMEM2_MSG_REFUSED);
+    teardown(&f);
+}
+
 /* Occupied and held IDs count for the user. */
 static void test_ids_per_user(void)
 {
     Fixture f;
 
-    setup_with(&f, 4, 2);
+    setup_with(&f, 4, &(Ivshmem2BudgetConfig) { .ids_per_user = 2 });
     for (int round = 0; round < 3; round++) {
         g_assert_cmphex(join(&f, 0, 0, 10), ==, IVSHMEM2_MSG_READY);
         g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_MSG_READY);
@@ -847,6 +879,7 @@ int main(int argc, char **argv)
                     test_lobby_of_the_stalled);
     g_test_add_func("/ivshmem2/server-core/ids-per-user",
                     test_ids_per_user);
+    g_test_add_func("/ivshmem2/server-core/bound-ids", test_bound_ids);
     g_test_add_func("/ivshmem2/server-core/log-of-joining",
                     test_log_of_joining);
     return g_test_run();

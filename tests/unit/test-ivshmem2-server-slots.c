@@ -5,6 +5,7 @@
  */
 
 #include "ivshmem2-raw-client.h"
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include "loop.h"
 #include "process.h"
@@ -413,6 +414,48 @@ static void test_invisible_pid(void)
     server_end(&s);
 }
 
+/* A process of one user keeps its descriptors: no other user gets the ID. */
+static void test_bound_ids(void)
+{
+    Server s;
+    Client a, b, c;
+
+    server_init(&s);
+    if (geteuid() != 0) {
+        g_test_skip("only root can become two users");
+        server_end(&s);
+        return;
+    }
+    server_start(&s, "--max-peers 2 --output-size 4K --bind-ids "
+                 "--socket-mode 666");
+    g_assert_cmpint(chmod(s.dir, 0711), ==, 0);
+    client_join_as(&a, &s, USER_UID, 0, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(a.welcome.id, ==, 0);
+    client_say_type(&a, IVSHMEM2_MSG_GOODBYE);
+    g_assert_cmpuint(client_hear_any(&a), ==, 0);
+    /* the former occupant can write, but not to another user's section */
+    client_join_as(&b, &s, OTHER_UID, 0, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(b.welcome.id, ==, 1);
+    g_assert_cmpint(pwrite(a.outputs[0], "evil", 4, 0), ==, 4);
+    g_assert_cmpint(pwrite(a.outputs[1], "evil", 4, 0), ==, -1);
+    client_close(&a);
+
+    /* nobody has ID 0, and it is for its user only */
+    client_connect_as(&c, &s, OTHER_UID, 0);
+    client_say(&c, &(Ivshmem2Msg[]) { make_hello(0) }[0]);
+    client_hear_refusal(&c, IVSHMEM2_REFUSAL_PERMISSION, "ID 0 belongs to");
+    client_close(&c);
+    client_connect_as(&c, &s, OTHER_UID, 0);
+    client_say(&c, &(Ivshmem2Msg[]) { make_hello(IVSHMEM2_ID_ANY) }[0]);
+    client_hear_refusal(&c, IVSHMEM2_REFUSAL_FULL, "--bind-ids");
+    client_close(&c);
+    client_join_as(&a, &s, USER_UID, 0, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(a.welcome.id, ==, 0);
+    client_leave(&a);
+    client_leave(&b);
+    server_end(&s);
+}
+
 /* Resuming */
 
 static void test_resume(void)
@@ -709,6 +752,7 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server/hold", test_hold);
     g_test_add_func("/ivshmem2/server/killed", test_killed);
     g_test_add_func("/ivshmem2/server/invisible-pid", test_invisible_pid);
+    g_test_add_func("/ivshmem2/server/bound-ids", test_bound_ids);
     g_test_add_func("/ivshmem2/server/resume", test_resume);
     g_test_add_func("/ivshmem2/server/resume-refused", test_resume_refused);
     g_test_add_func("/ivshmem2/server/resume-with-recycled-pid",
