@@ -71,6 +71,7 @@ struct Ivshmem2Daemon {
     Ivshmem2Timers checks;
     Ivshmem2Timer check_timer;  /* running: a connection waits for others */
     GQueue connections;
+    unsigned n_closing;         /* of them */
     Ivshmem2Lobby lobby;
     Ivshmem2Budget *budget;     /* borrowed */
     const Ivshmem2Access *access;   /* borrowed; NULL: all IDs for all */
@@ -96,6 +97,7 @@ typedef struct Connection {
     bool lingering;             /* all is sent; what comes is ignored */
     bool deaf;                  /* sending failed; there may be more to read */
     bool blocked;               /* until the next check */
+    bool closing;               /* the client has closed; there is more to read */
     uint8_t unread;             /* it may not have read so many descriptors */
     uint8_t last_sent;          /* of them: with the last message */
     Ivshmem2Transport conn;
@@ -188,6 +190,7 @@ static void connection_free(Connection *c)
     Ivshmem2Daemon *d = c->daemon;
 
     if (c->client) {
+        d->n_closing -= c->closing;
         ivshmem2_client_free(c->client);
         c->client = NULL;
         ivshmem2_loop_remove(&d->loop, &c->watch, c->conn.fd);
@@ -325,18 +328,36 @@ static bool connection_enter(Connection *c)
     return c->joiner.stage != IVSHMEM2_WAITING;
 }
 
+static bool is_closing(void *connection)
+{
+    return ((Connection *)connection)->closing;
+}
+
+/* Does it ask for the slot of a client that has perhaps said goodbye? */
+static bool connection_must_wait(Connection *c)
+{
+    const Ivshmem2Msg *msg = &c->conn.in.msg;
+
+    c->blocked = c->daemon->n_closing && msg->hdr.type == IVSHMEM2_MSG_HELLO &&
+                 ivshmem2_client_waits(c->client, &msg->hello, is_closing);
+    return c->blocked;
+}
+
 /* Returns false if there is nothing more to read. */
 static bool connection_receive(Connection *c, bool *closed)
 {
     g_autoptr(GError) error = NULL;
     int ret = 1;
 
-    /* a complete message has waited for the place that @c now has */
+    /* a complete message has waited for a place, or for a slot */
     if (!ivshmem2_decoder_complete(&c->conn.in)) {
         ret = ivshmem2_transport_receive(&c->conn, &error);
         if (ret > 0 && !connection_enter(c)) {
             return false;
         }
+    }
+    if (ret > 0 && connection_must_wait(c)) {
+        return false;
     }
     if (ret > 0) {
         ivshmem2_client_receive(c->client, &c->conn.in.msg);
@@ -426,7 +447,8 @@ static uint32_t connection_events(const Connection *c)
     if (c->blocked || c->joiner.stage == IVSHMEM2_WAITING) {
         return 0;
     }
-    return connection_has_output(c) ? EPOLLOUT : EPOLLIN;
+    return connection_has_output(c) ||
+           ivshmem2_decoder_complete(&c->conn.in) ? EPOLLOUT : EPOLLIN;
 }
 
 static void connection_run(Connection *c)
@@ -434,13 +456,7 @@ static void connection_run(Connection *c)
     bool closed = false;
     bool more = true;
 
-    /*
-     * A client that has closed its end can send no more, and what it has sent
-     * may end with GOODBYE.  To handle all of it before others get their turn
-     * gives the slot to those that ask for it after this.
-     */
-    for (int calls = 0; more && (calls < CALLS_PER_TURN ||
-                                 (connection_poll(c, 0) & POLLHUP)); ) {
+    for (int calls = 0; more && calls < CALLS_PER_TURN; ) {
         calls += connection_has_output(c) ? CALLS_TO_SEND : CALLS_TO_RECEIVE;
         more = connection_step(c, &closed);
     }
@@ -448,6 +464,10 @@ static void connection_run(Connection *c)
     if (closed || (c->deaf && !more)) {
         connection_free(c);
         return;
+    }
+    if (more && !c->closing && (connection_poll(c, 0) & POLLHUP)) {
+        c->closing = true;
+        c->daemon->n_closing++;
     }
     if (ivshmem2_client_is_sent_away(c->client)) {
         connection_retire(c, false);

@@ -56,8 +56,7 @@ typedef struct Slot {
     Ivshmem2Client *client;
     Hold *hold;
     uint32_t last_state;        /* that the other peers were told about */
-    uid_t uid;                  /* of the user that it counts for, perhaps
-                                   also when it is free */
+    uid_t uid;                  /* of the user that it counts for, if any */
     uid_t last_uid;             /* of the last occupant */
 } Slot;
 
@@ -449,6 +448,27 @@ static bool choose_id(Ivshmem2Client *c, const Ivshmem2Hello *hello,
     return may_take(c, *id) &&
            claim_slot(c, *id, *resume, *resume ? IVSHMEM2_REFUSAL_SESSION
                                                : IVSHMEM2_REFUSAL_ID_TAKEN);
+}
+
+bool ivshmem2_client_waits(const Ivshmem2Client *c, const Ivshmem2Hello *hello,
+                           bool (*closing)(void *connection))
+{
+    const Ivshmem2Server *s = c->server;
+    bool any = hello->id == IVSHMEM2_ID_ANY;
+    size_t id = any ? 0 : hello->id;
+    size_t end = any ? s->link->welcome.max_peers : id + 1;
+
+    if (c->phase != PHASE_HELLO ||
+        (any && find_any_id(c) != IVSHMEM2_BITS_NONE)) {
+        return false;
+    }
+    while ((id = ivshmem2_bits_next(&s->occupied_ids, id)) < end) {
+        if (closing(s->slots[id].client->connection)) {
+            return true;
+        }
+        id++;
+    }
+    return false;
 }
 
 static void warn_of_uid(Ivshmem2Client *c)

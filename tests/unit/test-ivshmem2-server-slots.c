@@ -417,6 +417,8 @@ static void test_invisible_pid(void)
 /* A process of one user keeps its descriptors: no other user gets the ID. */
 static void test_bound_ids(void)
 {
+    Ivshmem2Msg any = make_hello(IVSHMEM2_ID_ANY);
+    Ivshmem2Msg first = make_hello(0);
     Server s;
     Client a, b, c;
 
@@ -442,11 +444,11 @@ static void test_bound_ids(void)
 
     /* nobody has ID 0, and it is for its user only */
     client_connect_as(&c, &s, OTHER_UID, 0);
-    client_say(&c, &(Ivshmem2Msg[]) { make_hello(0) }[0]);
+    client_say(&c, &first);
     client_hear_refusal(&c, IVSHMEM2_REFUSAL_PERMISSION, "ID 0 belongs to");
     client_close(&c);
     client_connect_as(&c, &s, OTHER_UID, 0);
-    client_say(&c, &(Ivshmem2Msg[]) { make_hello(IVSHMEM2_ID_ANY) }[0]);
+    client_say(&c, &any);
     client_hear_refusal(&c, IVSHMEM2_REFUSAL_FULL, "--bind-ids");
     client_close(&c);
     client_join_as(&a, &s, USER_UID, 0, IVSHMEM2_ID_ANY);
