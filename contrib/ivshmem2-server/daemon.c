@@ -97,7 +97,7 @@ typedef struct Connection {
     bool lingering;             /* all is sent; what comes is ignored */
     bool deaf;                  /* sending failed; there may be more to read */
     bool blocked;               /* until the next check */
-    bool closing;               /* the client has closed; there is more to read */
+    bool closing;               /* by the client, and not all is read */
     uint8_t unread;             /* it may not have read so many descriptors */
     uint8_t last_sent;          /* of them: with the last message */
     Ivshmem2Transport conn;
