@@ -430,19 +430,19 @@ static bool fuse_send(Watched *w, const Fuse *f, unsigned i)
     Ivshmem2Msg hello = make_hello(IVSHMEM2_ID_ANY);
     int fd = open(f->path, O_RDWR | O_CLOEXEC);
     int other = open(f->path, O_RDWR | O_CLOEXEC);
-    volatile char *page = mmap(NULL, FUSE_FILE_SIZE, PROT_READ | PROT_WRITE,
-                               MAP_SHARED, other, 0);
+    char *page = mmap(NULL, FUSE_FILE_SIZE, PROT_READ | PROT_WRITE,
+                      MAP_SHARED, other, 0);
     Client c;
     bool sent;
 
     g_assert_true(fd >= 0 && other >= 0 && page != MAP_FAILED);
     g_assert_cmpint(ftruncate(fd, FUSE_FILE_SIZE), ==, 0);
-    g_assert_cmpint(page[0], ==, 0);
+    g_assert_cmpint(__atomic_load_n(page, __ATOMIC_RELAXED), ==, 0);
     connect_attacker(&c, &w->s, i);
     kill(w->s.pid, SIGSTOP);
     sent = send_descriptor(&c, &hello, fd, 0);
     close(fd);
-    page[0] = 1;
+    __atomic_store_n(page, 1, __ATOMIC_RELAXED);
     kill(w->s.pid, SIGCONT);
     return sent;
 }
