@@ -223,7 +223,8 @@ static void test_cli_permissions(void)
     g_autofree char *options = NULL;
     g_autofree char *text = NULL;
     char program[PATH_MAX];
-    char *argv[] = { program, "--socket", "link.sock", "info", NULL };
+    char *argv[] = { program, (char *)"--socket", (char *)"link.sock",
+                     (char *)"info", NULL };
     Limited user = { .files = 1024, .argv = argv };
     Server l;
 
