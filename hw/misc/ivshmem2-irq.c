@@ -175,11 +175,25 @@ static bool ivshmem2_irq_attach(Ivshmem2Irq *irq, uint32_t vector)
     return true;
 }
 
-static void ivshmem2_irq_forget_notifier(Ivshmem2Vector *v)
+/* Is it not KVM that looks at the vector's eventfd? */
+static void ivshmem2_irq_set_polled(Ivshmem2Irq *irq, uint32_t vector,
+                                    bool polled)
 {
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = vector };
+
+    epoll_ctl(irq->epoll_fd, polled ? EPOLL_CTL_ADD : EPOLL_CTL_DEL,
+              irq->vectors[vector].eventfd, &event);
+}
+
+static void ivshmem2_irq_forget_notifier(Ivshmem2Irq *irq, uint32_t vector)
+{
+    Ivshmem2Vector *v = &irq->vectors[vector];
+
     /* The eventfd that KVM looks at is the session's. */
     if (v->delivery == IVSHMEM2_BY_RELAY) {
         event_notifier_cleanup(&v->notifier);
+    } else if (v->delivery == IVSHMEM2_BY_KVM) {
+        ivshmem2_irq_set_polled(irq, vector, true);
     }
     v->delivery = IVSHMEM2_BY_QEMU;
 }
@@ -192,7 +206,7 @@ static void ivshmem2_irq_detach(Ivshmem2Irq *irq, uint32_t vector)
         trace_ivshmem2_irqfd_detach(irq->id, vector);
         kvm_irqchip_remove_irqfd_notifier_gsi(kvm_state, &v->notifier,
                                               v->virq);
-        ivshmem2_irq_forget_notifier(v);
+        ivshmem2_irq_forget_notifier(irq, vector);
     }
 }
 
@@ -213,6 +227,7 @@ static void ivshmem2_irq_set_delivery(Ivshmem2Irq *irq, uint32_t vector,
     ivshmem2_irq_detach(irq, vector);
     if (delivery == IVSHMEM2_BY_KVM) {
         event_notifier_init_fd(&v->notifier, v->eventfd);
+        ivshmem2_irq_set_polled(irq, vector, false);
     } else if (delivery == IVSHMEM2_BY_RELAY &&
                event_notifier_init(&v->notifier, false) < 0) {
         irq->refused = true;
@@ -220,7 +235,7 @@ static void ivshmem2_irq_set_delivery(Ivshmem2Irq *irq, uint32_t vector,
     }
     v->delivery = delivery;
     if (delivery != IVSHMEM2_BY_QEMU && !ivshmem2_irq_attach(irq, vector)) {
-        ivshmem2_irq_forget_notifier(v);
+        ivshmem2_irq_forget_notifier(irq, vector);
     }
 }
 
@@ -252,7 +267,6 @@ static void ivshmem2_irq_drop_arrived(Ivshmem2Irq *irq)
 static void ivshmem2_irq_update_vector(Ivshmem2Irq *irq, uint32_t vector)
 {
     Ivshmem2Vector *v = &irq->vectors[vector];
-    struct epoll_event event = { .events = EPOLLIN, .data.u32 = vector };
     bool masked = msix_is_masked(irq->pdev, vector);
     Ivshmem2Delivery before = v->delivery;
     Ivshmem2Delivery delivery = IVSHMEM2_BY_QEMU;
@@ -272,10 +286,6 @@ static void ivshmem2_irq_update_vector(Ivshmem2Irq *irq, uint32_t vector)
     }
     if (delivery != before || !masked) {
         ivshmem2_irq_set_delivery(irq, vector, delivery);
-    }
-    if ((v->delivery == IVSHMEM2_BY_KVM) != (before == IVSHMEM2_BY_KVM)) {
-        epoll_ctl(irq->epoll_fd, v->delivery == IVSHMEM2_BY_KVM ?
-                  EPOLL_CTL_DEL : EPOLL_CTL_ADD, v->eventfd, &event);
     }
     if (masked) {
         set_bit(vector, irq->masked);
