@@ -10,7 +10,8 @@
  *   state ROUNDS   in each round, another peer changes its state, and all
  *                  others wait until they are interrupted
  *   ring N         ask the server N times to ring a peer, and wait for each
- *                  answer
+ *                  answer; prints also the processor time that the server and
+ *                  this process used meanwhile
  *   churn          the same, and another peer joins and leaves, again and
  *                  again until the next line
  *   stall N        N more peers join and then stop: every other one in the
@@ -365,20 +366,59 @@ static double ring(Peer *from, Peer *to)
     return now() - before;
 }
 
+/* The clock that shows how much processor time the server has used */
+static clockid_t server_clock(const Peer *p)
+{
+    struct ucred cred;
+    socklen_t len = sizeof(cred);
+    clockid_t clock;
+
+    if (getsockopt(p->conn.fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 ||
+        clock_getcpuclockid(cred.pid, &clock) != 0) {
+        fail("the server's time", "is unknown");
+    }
+    return clock;
+}
+
+/*
+ * The server's share includes what it did between its answer and the moment in
+ * which this process ran again, so it is an upper limit.
+ */
 static void run_ring(unsigned n)
 {
+    clockid_t clocks[] = {
+        CLOCK_PROCESS_CPUTIME_ID, server_clock(g_ptr_array_index(peers, 0)),
+    };
+    const char *names[] = { "client", "server" };
+    GArray *shares[G_N_ELEMENTS(clocks)];
     g_autoptr(GArray) times = g_array_new(false, false, sizeof(double));
 
+    for (size_t c = 0; c < G_N_ELEMENTS(clocks); c++) {
+        shares[c] = g_array_new(false, false, sizeof(double));
+    }
     for (unsigned i = 0; i < n; i++) {
+        double before[G_N_ELEMENTS(clocks)];
         double t;
 
         /* at a random point of the server's turns */
         g_usleep(g_random_int_range(0, 2 * PAUSE_US));
+        for (size_t c = 0; c < G_N_ELEMENTS(clocks); c++) {
+            before[c] = bench_clock(clocks[c]);
+        }
         t = ring(g_ptr_array_index(peers, 0), g_ptr_array_index(peers, 1));
         g_array_append_val(times, t);
+        for (size_t c = G_N_ELEMENTS(clocks); c-- > 0; ) {
+            t = bench_clock(clocks[c]) - before[c];
+            g_array_append_val(shares[c], t);
+        }
     }
     g_print("{");
     bench_print("ring", times);
+    for (size_t c = 0; c < G_N_ELEMENTS(clocks); c++) {
+        g_print(", ");
+        bench_print(names[c], shares[c]);
+        g_array_unref(shares[c]);
+    }
     g_print("}\n");
 }
 

@@ -84,7 +84,7 @@ struct Ivshmem2Daemon {
     Ivshmem2Watch signal_watch;
     int signal;                 /* the last one that arrived, or 0 */
     bool ending;
-    bool more;                  /* interrupts of a broadcast are left */
+    Ivshmem2Pace pace;          /* of broadcasts and postponed connections */
 };
 
 typedef struct Connection {
@@ -436,6 +436,11 @@ static void connection_run(Connection *c)
         return;
     }
     connection_set_timer(c);
+    if (more && c->joiner.stage == IVSHMEM2_OUTSIDE) {
+        /* it has more to say than others should have to wait for */
+        ivshmem2_loop_postpone(&c->daemon->loop, &c->watch, c->conn.fd);
+        return;
+    }
     ivshmem2_loop_modify(&c->daemon->loop, &c->watch, c->conn.fd,
                          connection_events(c));
     if (c->blocked || c->joiner.stage == IVSHMEM2_WAITING) {
@@ -783,10 +788,17 @@ void ivshmem2_daemon_free(Ivshmem2Daemon *d)
     g_free(d);
 }
 
+/* Is there work that anybody who has a request need not wait for? */
+static bool has_work(const Ivshmem2Daemon *d)
+{
+    return d->loop.postponed.length ||
+           ivshmem2_server_broadcast(d->server, 0);
+}
+
 void ivshmem2_daemon_turn(Ivshmem2Daemon *d, bool wait)
 {
     Ivshmem2Timers *timers[] = { &d->handshakes, &d->short_times, &d->checks };
-    int64_t deadline = -1;
+    int64_t deadline = has_work(d) ? ivshmem2_pace_next(&d->pace) : -1;
 
     for (size_t i = 0; i < G_N_ELEMENTS(timers); i++) {
         int64_t next = ivshmem2_timers_next(timers[i]);
@@ -794,12 +806,17 @@ void ivshmem2_daemon_turn(Ivshmem2Daemon *d, bool wait)
         deadline = deadline < 0 || next < 0 ? MAX(deadline, next)
                                             : MIN(deadline, next);
     }
-    ivshmem2_loop_turn(&d->loop, wait && !d->more ? deadline : 0);
+    if (ivshmem2_loop_turn(&d->loop, wait ? deadline : 0)) {
+        ivshmem2_pace_yield(&d->pace);
+    }
     for (size_t i = 0; i < G_N_ELEMENTS(timers); i++) {
         ivshmem2_timers_run(timers[i]);
     }
-    d->more = ivshmem2_server_broadcast(d->server,
-                                        IVSHMEM2_INTERRUPTS_PER_TURN);
+    if (has_work(d) && ivshmem2_pace_begin(&d->pace)) {
+        ivshmem2_server_broadcast(d->server, IVSHMEM2_INTERRUPTS_PER_TURN);
+        ivshmem2_loop_run_postponed(&d->loop);
+        ivshmem2_pace_end(&d->pace);
+    }
 }
 
 void ivshmem2_daemon_set_access(Ivshmem2Daemon *d,
