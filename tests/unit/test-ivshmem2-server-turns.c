@@ -176,7 +176,7 @@ static void test_turns(void)
 }
 
 #define N_FLOODERS  2
-#define MANY_TURNS  1000000
+#define MANY_TURNS  100000
 #define MOMENT      1000        /* microseconds */
 
 /* Clients of a host: those with the first IDs flood, the last one does not. */
@@ -184,6 +184,7 @@ typedef struct Flood {
     Host h;
     Ivshmem2Transport conns[N_FLOODERS + 1];
     Ivshmem2Msg msg;            /* that they flood with */
+    unsigned n;                 /* in each turn */
     bool rings_itself;          /* each of them, not the last one */
 } Flood;
 
@@ -195,8 +196,8 @@ static void discard_answers(Ivshmem2Transport *conn)
 }
 
 /*
- * A turn while there are more messages of the flooders than it can handle.
- * Returns the number of interrupts of @id.
+ * A turn while there are messages of the flooders, perhaps more of them than it
+ * handles.  Returns the number of interrupts of @id.
  */
 static uint64_t flooded_turn(Flood *f, uint32_t id)
 {
@@ -205,7 +206,7 @@ static uint64_t flooded_turn(Flood *f, uint32_t id)
 
         discard_answers(conn);
         f->msg.target.id = f->rings_itself ? i : N_FLOODERS;
-        for (int n = 0; n < 10; n++) {
+        for (unsigned n = 0; n < f->n; n++) {
             int ret = ivshmem2_transport_is_sending(conn)
                 ? ivshmem2_transport_flush(conn, NULL)
                 : ivshmem2_transport_send(conn, &f->msg, NULL, NULL);
@@ -217,9 +218,9 @@ static uint64_t flooded_turn(Flood *f, uint32_t id)
     return signals(&f->h, id);
 }
 
-static void flood_begin(Flood *f, uint16_t type)
+static void flood_begin(Flood *f, uint16_t type, unsigned n)
 {
-    *f = (Flood) { .msg.hdr.type = type };
+    *f = (Flood) { .msg.hdr.type = type, .n = n };
     host_begin(&f->h, N_FLOODERS + 1);
     for (uint32_t i = 0; i <= N_FLOODERS; i++) {
         connect_to(&f->conns[i], f->h.path);
@@ -242,7 +243,7 @@ static void flood_end(Flood *f)
  * without a message of them, also without an interrupt because of them.  A
  * request of another client is answered in one turn nevertheless.
  */
-static void test_pace(gconstpointer type)
+static void check_pace(uint16_t type, unsigned n)
 {
     /* the flooders ring it, or their states are changed */
     const uint32_t id = N_FLOODERS;
@@ -254,7 +255,7 @@ static void test_pace(gconstpointer type)
     Flood f;
     Ivshmem2Transport *other = &f.conns[N_FLOODERS];
 
-    flood_begin(&f, GPOINTER_TO_UINT(type));
+    flood_begin(&f, type, n);
     for (int times = 0; times < 3; times++) {
         unsigned turns = 0;
 
@@ -281,13 +282,29 @@ static void test_pace(gconstpointer type)
     flood_end(&f);
 }
 
+static void test_rings(void)
+{
+    check_pace(IVSHMEM2_MSG_RING, 10);
+}
+
+static void test_states(void)
+{
+    check_pace(IVSHMEM2_MSG_STATE_CHANGED, 10);
+}
+
+/* Few messages, of which each causes interrupts */
+static void test_single_states(void)
+{
+    check_pace(IVSHMEM2_MSG_STATE_CHANGED, 1);
+}
+
 /* Clients that flood are served equally. */
 static void test_flooders(void)
 {
     uint64_t served[N_FLOODERS] = { 0 };
     Flood f;
 
-    flood_begin(&f, IVSHMEM2_MSG_RING);
+    flood_begin(&f, IVSHMEM2_MSG_RING, 10);
     f.rings_itself = true;
     for (int turns = 0; turns < 1000; turns++) {
         served[0] += flooded_turn(&f, 0);
@@ -304,11 +321,10 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/ivshmem2/server-turns/turns", test_turns);
-    g_test_add_data_func("/ivshmem2/server-turns/pace/rings",
-                         GUINT_TO_POINTER(IVSHMEM2_MSG_RING), test_pace);
-    g_test_add_data_func("/ivshmem2/server-turns/pace/states",
-                         GUINT_TO_POINTER(IVSHMEM2_MSG_STATE_CHANGED),
-                         test_pace);
+    g_test_add_func("/ivshmem2/server-turns/rings", test_rings);
+    g_test_add_func("/ivshmem2/server-turns/states", test_states);
+    g_test_add_func("/ivshmem2/server-turns/single-states",
+                    test_single_states);
     g_test_add_func("/ivshmem2/server-turns/flooders", test_flooders);
     return g_test_run();
 }
