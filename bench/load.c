@@ -9,9 +9,10 @@
  *   join N         N more peers join, some at a time
  *   state ROUNDS   in each round, another peer changes its state, and all
  *                  others wait until they are interrupted
+ *   quiet N        N more peers join that do not look for interrupts
  *   ring N         ask the server N times to ring a peer, and wait for each
- *                  answer; prints also the processor time that the server and
- *                  this process used meanwhile
+ *                  answer; "wait" is without the processor time that this
+ *                  process needed for it
  *   churn          the same, and another peer joins and leaves, again and
  *                  again until the next line
  *   stall N        N more peers join and then stop: every other one in the
@@ -271,6 +272,14 @@ static void run_join(unsigned n)
             (done[n] - done[n - sample]) / sample);
 }
 
+static void run_quiet(unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        g_ptr_array_add(peers, join_one());
+    }
+    g_print("{\"peers\": %u}\n", n);
+}
+
 /*
  * Look for interrupted peers, and add to @news the number of those that were
  * not interrupted in this round before.  Returns false if there are none.
@@ -366,59 +375,26 @@ static double ring(Peer *from, Peer *to)
     return now() - before;
 }
 
-/* The clock that shows how much processor time the server has used */
-static clockid_t server_clock(const Peer *p)
-{
-    struct ucred cred;
-    socklen_t len = sizeof(cred);
-    clockid_t clock;
-
-    if (getsockopt(p->conn.fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 ||
-        clock_getcpuclockid(cred.pid, &clock) != 0) {
-        fail("the server's time", "is unknown");
-    }
-    return clock;
-}
-
-/*
- * The server's share includes what it did between its answer and the moment in
- * which this process ran again, so it is an upper limit.
- */
 static void run_ring(unsigned n)
 {
-    clockid_t clocks[] = {
-        CLOCK_PROCESS_CPUTIME_ID, server_clock(g_ptr_array_index(peers, 0)),
-    };
-    const char *names[] = { "client", "server" };
-    GArray *shares[G_N_ELEMENTS(clocks)];
     g_autoptr(GArray) times = g_array_new(false, false, sizeof(double));
+    g_autoptr(GArray) waits = g_array_new(false, false, sizeof(double));
 
-    for (size_t c = 0; c < G_N_ELEMENTS(clocks); c++) {
-        shares[c] = g_array_new(false, false, sizeof(double));
-    }
     for (unsigned i = 0; i < n; i++) {
-        double before[G_N_ELEMENTS(clocks)];
-        double t;
+        double before, t;
 
         /* at a random point of the server's turns */
         g_usleep(g_random_int_range(0, 2 * PAUSE_US));
-        for (size_t c = 0; c < G_N_ELEMENTS(clocks); c++) {
-            before[c] = bench_clock(clocks[c]);
-        }
+        before = bench_clock(CLOCK_PROCESS_CPUTIME_ID);
         t = ring(g_ptr_array_index(peers, 0), g_ptr_array_index(peers, 1));
         g_array_append_val(times, t);
-        for (size_t c = G_N_ELEMENTS(clocks); c-- > 0; ) {
-            t = bench_clock(clocks[c]) - before[c];
-            g_array_append_val(shares[c], t);
-        }
+        t -= bench_clock(CLOCK_PROCESS_CPUTIME_ID) - before;
+        g_array_append_val(waits, t);
     }
     g_print("{");
     bench_print("ring", times);
-    for (size_t c = 0; c < G_N_ELEMENTS(clocks); c++) {
-        g_print(", ");
-        bench_print(names[c], shares[c]);
-        g_array_unref(shares[c]);
-    }
+    g_print(", ");
+    bench_print("wait", waits);
     g_print("}\n");
 }
 
@@ -601,6 +577,7 @@ static const struct {
     unsigned peers;             /* that must have joined */
 } commands[] = {
     { "join", run_join, 0 },
+    { "quiet", run_quiet, 0 },
     { "state", run_state, 2 },
     { "ring", run_ring, 2 },
     { "churn", run_churn, 1 },
