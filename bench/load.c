@@ -8,7 +8,8 @@
  *
  *   join N         N more peers join, some at a time
  *   state ROUNDS   in each round, another peer changes its state, and all
- *                  others wait until they are interrupted
+ *                  others wait until they are interrupted; in between, there is
+ *                  a pause, because the server does not hurry for a flood
  *   quiet N        N more peers join that do not look for interrupts
  *   ring N         ask the server N times to ring a peer, and wait for each
  *                  answer; "wait" is without the processor time that this
@@ -342,6 +343,7 @@ static void run_state(unsigned rounds)
         }
         each = (now() - before) / peers->len;
         g_array_append_val(times, each);
+        g_usleep(2 * each * peers->len);
     }
     g_print("{");
     bench_print("state", times);

@@ -450,7 +450,14 @@ static void connection_run(Connection *c)
 
 static void connection_ready(Ivshmem2Watch *w)
 {
-    connection_run(IVSHMEM2_CONTAINER(w, Connection, watch));
+    Connection *c = IVSHMEM2_CONTAINER(w, Connection, watch);
+
+    if (w->events == EPOLLOUT && c->joiner.stage == IVSHMEM2_OUTSIDE) {
+        /* it has asked for more than it had read */
+        ivshmem2_loop_postpone(&c->daemon->loop, w, c->conn.fd);
+    } else {
+        connection_run(c);
+    }
 }
 
 static void wake(void *connection)

@@ -19,7 +19,7 @@
 /* Work of a microsecond counts for so many. */
 #define PACE            3
 /* Time that passed without work counts if it was not longer ago than this. */
-#define PACE_MEMORY     (G_USEC_PER_SEC / 10)
+#define PACE_MEMORY     (G_USEC_PER_SEC * 3 / 10)
 /* How long other processes are left alone, and how often that may be repeated */
 #define QUIET_TIME      200
 #define LONGEST_QUIET   10000

@@ -185,6 +185,7 @@ typedef struct Flood {
     Ivshmem2Transport conns[N_FLOODERS + 1];
     Ivshmem2Msg msg;            /* that they flood with */
     unsigned n;                 /* in each turn */
+    bool reads_nothing;         /* of the answers */
     bool rings_itself;          /* each of them, not the last one */
 } Flood;
 
@@ -204,7 +205,9 @@ static uint64_t flooded_turn(Flood *f, uint32_t id)
     for (unsigned i = 0; i < N_FLOODERS; i++) {
         Ivshmem2Transport *conn = &f->conns[i];
 
-        discard_answers(conn);
+        if (!f->reads_nothing) {
+            discard_answers(conn);
+        }
         f->msg.target.id = f->rings_itself ? i : N_FLOODERS;
         for (unsigned n = 0; n < f->n; n++) {
             int ret = ivshmem2_transport_is_sending(conn)
@@ -298,6 +301,38 @@ static void test_single_states(void)
     check_pace(IVSHMEM2_MSG_STATE_CHANGED, 1);
 }
 
+/* Clients that read answers to requests of a flood do not interfere either. */
+static void test_late_readers(void)
+{
+    const Ivshmem2Msg state = { .hdr.type = IVSHMEM2_MSG_STATE_CHANGED };
+    const uint32_t id = N_FLOODERS;
+    unsigned turns = 0;
+    Flood f;
+
+    flood_begin(&f, IVSHMEM2_MSG_RING, 10);
+    f.reads_nothing = true;
+    while (flooded_turn(&f, id)) {
+        g_assert_cmpuint(turns++, <, 100);
+        fixed_time += MOMENT;
+    }
+    /* another kind of flood uses the time that they might have */
+    do {
+        send_many(&f.conns[N_FLOODERS], state, 1);
+        g_assert_cmpuint(flooded_turn(&f, id), ==, 0);
+        g_assert_cmpuint(turns++, <, MANY_TURNS);
+    } while (signals(&f.h, 0));
+
+    f.reads_nothing = false;
+    for (int i = 0; i < 10; i++) {
+        g_assert_cmpuint(flooded_turn(&f, id), ==, 0);
+    }
+    fixed_time += G_USEC_PER_SEC;
+    for (turns = 0; !flooded_turn(&f, id); turns++) {
+        g_assert_cmpuint(turns, <, 10);
+    }
+    flood_end(&f);
+}
+
 /* Clients that flood are served equally. */
 static void test_flooders(void)
 {
@@ -325,6 +360,7 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server-turns/states", test_states);
     g_test_add_func("/ivshmem2/server-turns/single-states",
                     test_single_states);
+    g_test_add_func("/ivshmem2/server-turns/late-readers", test_late_readers);
     g_test_add_func("/ivshmem2/server-turns/flooders", test_flooders);
     return g_test_run();
 }
