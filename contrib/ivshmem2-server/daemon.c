@@ -35,7 +35,7 @@
  * Fairness, see also IVSHMEM2_INTERRUPTS_PER_TURN: system calls for a client,
  * of which a message takes two to be received and one to be sent.  The
  * handshake of a large link fits; of a longer one, the rest is sent when the
- * client has read most of it.
+ * client has read most of it.  A peer that has more to say is postponed.
  */
 #define CALLS_TO_RECEIVE        2
 #define CALLS_TO_SEND           1
@@ -84,7 +84,7 @@ struct Ivshmem2Daemon {
     Ivshmem2Watch signal_watch;
     int signal;                 /* the last one that arrived, or 0 */
     bool ending;
-    Ivshmem2Pace pace;          /* of broadcasts and postponed connections */
+    Ivshmem2Pace pace;          /* of broadcasts and postponed peers */
 };
 
 typedef struct Connection {
@@ -795,7 +795,7 @@ void ivshmem2_daemon_free(Ivshmem2Daemon *d)
     g_free(d);
 }
 
-/* Is there work that anybody who has a request need not wait for? */
+/* Is there work that a request of another client need not wait for? */
 static bool has_work(const Ivshmem2Daemon *d)
 {
     return d->loop.postponed.length ||

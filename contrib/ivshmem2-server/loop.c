@@ -1,5 +1,6 @@
 /*
- * An event loop: descriptors, and timers that all take equally long
+ * An event loop: descriptors, timers that all take equally long, and the pace
+ * of work that can wait
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -20,7 +21,7 @@
 #define PACE            3
 /* Time that passed without work counts if it was not longer ago than this. */
 #define PACE_MEMORY     (G_USEC_PER_SEC * 3 / 10)
-/* How long other processes are left alone, and how often that may be repeated */
+/* How long other processes are left alone, and how long again and again */
 #define QUIET_TIME      200
 #define LONGEST_QUIET   10000
 

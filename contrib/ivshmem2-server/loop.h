@@ -1,5 +1,6 @@
 /*
- * An event loop: descriptors, and timers that all take equally long
+ * An event loop: descriptors, timers that all take equally long, and the pace
+ * of work that can wait
  *
  * Watches and timers are embedded in the structures that they belong to, so
  * that neither needs memory of its own, and callbacks find that structure by
@@ -116,7 +117,7 @@ void ivshmem2_pace_yield(Ivshmem2Pace *p);
 /* When to go on */
 int64_t ivshmem2_pace_next(const Ivshmem2Pace *p);
 
-/* Before and after each piece of the work.  Returns false if it is too early. */
+/* Around each piece of the work.  Returns false if it is too early. */
 bool ivshmem2_pace_begin(Ivshmem2Pace *p);
 void ivshmem2_pace_end(Ivshmem2Pace *p);
 
