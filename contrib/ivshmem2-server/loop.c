@@ -78,7 +78,7 @@ void ivshmem2_loop_modify(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd,
 
 void ivshmem2_loop_postpone(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd)
 {
-    /* EPOLLHUP always comes, but with EPOLLET only once */
+    /* EPOLLHUP always comes, but with EPOLLET it does not stay */
     ivshmem2_loop_modify(loop, w, fd, EPOLLET);
     w->node.data = w;
     g_queue_push_tail_link(&loop->postponed, &w->node);
@@ -129,7 +129,7 @@ bool ivshmem2_loop_turn(Ivshmem2Loop *loop, int64_t deadline)
     for (int i = 0; i < n; i++) {
         Ivshmem2Watch *w = events[i].data.ptr;
 
-        if (w->ready && !w->node.data) {
+        if (w->ready) {
             w->ready(w);
         }
     }

@@ -45,8 +45,8 @@ void ivshmem2_loop_modify(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd,
                           uint32_t events);
 
 /*
- * Do not wait for events, but for ivshmem2_loop_run_postponed(), until the next
- * ivshmem2_loop_modify().
+ * Wait for ivshmem2_loop_run_postponed(), until the next ivshmem2_loop_modify().
+ * The only event that is still reported, once, is that the connection ended.
  */
 void ivshmem2_loop_postpone(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd);
 
