@@ -84,7 +84,6 @@ struct Ivshmem2Daemon {
     Ivshmem2Watch signal_watch;
     int signal;                 /* the last one that arrived, or 0 */
     bool ending;
-    Ivshmem2Pace pace;          /* of broadcasts and postponed peers */
 };
 
 typedef struct Connection {
@@ -795,17 +794,11 @@ void ivshmem2_daemon_free(Ivshmem2Daemon *d)
     g_free(d);
 }
 
-/* Is there work that a request of another client need not wait for? */
-static bool has_work(const Ivshmem2Daemon *d)
-{
-    return d->loop.postponed.length ||
-           ivshmem2_server_broadcast(d->server, 0);
-}
-
 void ivshmem2_daemon_turn(Ivshmem2Daemon *d, bool wait)
 {
     Ivshmem2Timers *timers[] = { &d->handshakes, &d->short_times, &d->checks };
-    int64_t deadline = has_work(d) ? ivshmem2_pace_next(&d->pace) : -1;
+    int64_t deadline = -1;
+    bool more = ivshmem2_server_broadcast(d->server, 0);
 
     for (size_t i = 0; i < G_N_ELEMENTS(timers); i++) {
         int64_t next = ivshmem2_timers_next(timers[i]);
@@ -813,16 +806,14 @@ void ivshmem2_daemon_turn(Ivshmem2Daemon *d, bool wait)
         deadline = deadline < 0 || next < 0 ? MAX(deadline, next)
                                             : MIN(deadline, next);
     }
-    if (ivshmem2_loop_turn(&d->loop, wait ? deadline : 0)) {
-        ivshmem2_pace_yield(&d->pace);
-    }
+    ivshmem2_loop_turn(&d->loop, wait ? deadline : 0, more);
     for (size_t i = 0; i < G_N_ELEMENTS(timers); i++) {
         ivshmem2_timers_run(timers[i]);
     }
-    if (has_work(d) && ivshmem2_pace_begin(&d->pace)) {
+    more = ivshmem2_server_broadcast(d->server, 0);
+    if (ivshmem2_loop_begin_work(&d->loop, more)) {
         ivshmem2_server_broadcast(d->server, IVSHMEM2_INTERRUPTS_PER_TURN);
-        ivshmem2_loop_run_postponed(&d->loop);
-        ivshmem2_pace_end(&d->pace);
+        ivshmem2_loop_end_work(&d->loop);
     }
 }
 

@@ -28,6 +28,44 @@
 /* Rounding up to milliseconds does not matter from here on. */
 #define LONG_WAIT       (G_USEC_PER_SEC / 10)
 
+/* Of this thread: while others use its processor, it does no work. */
+static int64_t processor_time(void)
+{
+    struct timespec t = { 0 };
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (int64_t)t.tv_sec * G_USEC_PER_SEC + t.tv_nsec / 1000;
+}
+
+/*
+ * Leave the processor to other processes for a moment: one of them may have
+ * waited for what was done.
+ */
+static void pace_yield(Ivshmem2Pace *p)
+{
+    p->quiet = ivshmem2_deadline(QUIET_TIME);
+}
+
+/* When to go on */
+static int64_t pace_next(const Ivshmem2Pace *p)
+{
+    return MIN(MAX(p->next, p->quiet), p->next + LONGEST_QUIET);
+}
+
+static void pace_begin(Ivshmem2Pace *p, int64_t now)
+{
+    p->next = MAX(p->next, now - PACE_MEMORY);
+    p->begun = processor_time();
+}
+
+static void pace_end(Ivshmem2Pace *p)
+{
+    p->next += PACE * (processor_time() - p->begun);
+    if (p->next > g_get_monotonic_time()) {
+        pace_yield(p);
+    }
+}
+
 bool ivshmem2_loop_init(Ivshmem2Loop *loop, GError **error)
 {
     loop->dead = g_ptr_array_new_with_free_func(g_free);
@@ -84,16 +122,6 @@ void ivshmem2_loop_postpone(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd)
     g_queue_push_tail_link(&loop->postponed, &w->node);
 }
 
-void ivshmem2_loop_run_postponed(Ivshmem2Loop *loop)
-{
-    Ivshmem2Watch *w = g_queue_peek_head(&loop->postponed);
-
-    if (w) {
-        unpostpone(loop, w);
-        w->ready(w);
-    }
-}
-
 void ivshmem2_loop_remove(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd)
 {
     unpostpone(loop, w);
@@ -118,11 +146,21 @@ static void wait_precisely(const Ivshmem2Loop *loop, int64_t deadline)
     }
 }
 
-bool ivshmem2_loop_turn(Ivshmem2Loop *loop, int64_t deadline)
+static bool has_work(const Ivshmem2Loop *loop, bool more)
+{
+    return more || loop->postponed.length;
+}
+
+void ivshmem2_loop_turn(Ivshmem2Loop *loop, int64_t deadline, bool more)
 {
     struct epoll_event events[EVENTS_PER_TURN];
     int n;
 
+    if (has_work(loop, more)) {
+        int64_t next = pace_next(&loop->pace);
+
+        deadline = deadline < 0 ? next : MIN(deadline, next);
+    }
     wait_precisely(loop, deadline);
     n = epoll_wait(loop->epoll_fd, events, G_N_ELEMENTS(events),
                    ivshmem2_deadline_ms(deadline));
@@ -134,7 +172,31 @@ bool ivshmem2_loop_turn(Ivshmem2Loop *loop, int64_t deadline)
         }
     }
     g_ptr_array_set_size(loop->dead, 0);
-    return n > 0;
+    if (n > 0) {
+        pace_yield(&loop->pace);
+    }
+}
+
+bool ivshmem2_loop_begin_work(Ivshmem2Loop *loop, bool more)
+{
+    int64_t now = g_get_monotonic_time();
+
+    if (!has_work(loop, more) || pace_next(&loop->pace) > now) {
+        return false;
+    }
+    pace_begin(&loop->pace, now);
+    return true;
+}
+
+void ivshmem2_loop_end_work(Ivshmem2Loop *loop)
+{
+    Ivshmem2Watch *w = g_queue_peek_head(&loop->postponed);
+
+    if (w) {
+        unpostpone(loop, w);
+        w->ready(w);
+    }
+    pace_end(&loop->pace);
 }
 
 void ivshmem2_timer_start(Ivshmem2Timer *t, Ivshmem2Timers *timers,
@@ -173,44 +235,5 @@ void ivshmem2_timers_run(Ivshmem2Timers *timers)
 
         ivshmem2_timer_stop(t);
         t->expired(t);
-    }
-}
-
-/* Of this thread: while others use its processor, it does no work. */
-static int64_t processor_time(void)
-{
-    struct timespec t = { 0 };
-
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (int64_t)t.tv_sec * G_USEC_PER_SEC + t.tv_nsec / 1000;
-}
-
-void ivshmem2_pace_yield(Ivshmem2Pace *p)
-{
-    p->quiet = ivshmem2_deadline(QUIET_TIME);
-}
-
-int64_t ivshmem2_pace_next(const Ivshmem2Pace *p)
-{
-    return MIN(MAX(p->next, p->quiet), p->next + LONGEST_QUIET);
-}
-
-bool ivshmem2_pace_begin(Ivshmem2Pace *p)
-{
-    int64_t now = g_get_monotonic_time();
-
-    if (ivshmem2_pace_next(p) > now) {
-        return false;
-    }
-    p->next = MAX(p->next, now - PACE_MEMORY);
-    p->begun = processor_time();
-    return true;
-}
-
-void ivshmem2_pace_end(Ivshmem2Pace *p)
-{
-    p->next += PACE * (processor_time() - p->begun);
-    if (p->next > g_get_monotonic_time()) {
-        ivshmem2_pace_yield(p);
     }
 }

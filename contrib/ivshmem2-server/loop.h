@@ -30,10 +30,26 @@ struct Ivshmem2Watch {
     GList node;                 /* with data: it is postponed */
 };
 
+/*
+ * The pace of work that others need not wait for, such as that for a client
+ * that sends more messages than it is served at once.  It gets a third of a
+ * processor's time, and time that was not needed before, up to a limit.  So the
+ * server sleeps more than it works: it is there at once when something happens,
+ * and the scheduler prefers it to processes that do not sleep.
+ *
+ * All zeros: nothing was done yet.  Times are microseconds.
+ */
+typedef struct Ivshmem2Pace {
+    int64_t next;               /* the share permits more at this time */
+    int64_t quiet;              /* but it is put off until then if possible */
+    int64_t begun;              /* processor time */
+} Ivshmem2Pace;
+
 typedef struct Ivshmem2Loop {
     int epoll_fd;
     GPtrArray *dead;            /* to be freed after the turn */
-    GQueue postponed;
+    GQueue postponed;           /* watches */
+    Ivshmem2Pace pace;
 } Ivshmem2Loop;
 
 bool ivshmem2_loop_init(Ivshmem2Loop *loop, GError **error);
@@ -45,13 +61,11 @@ void ivshmem2_loop_modify(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd,
                           uint32_t events);
 
 /*
- * Wait for ivshmem2_loop_run_postponed(), until the next ivshmem2_loop_modify().
- * The only event that is still reported, once, is that the connection ended.
+ * w->ready() is called when there is time, until the next
+ * ivshmem2_loop_modify().  The only event that is still reported, once, is that
+ * the connection ended.
  */
 void ivshmem2_loop_postpone(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd);
-
-/* Call the watch that has been postponed for the longest time, if any. */
-void ivshmem2_loop_run_postponed(Ivshmem2Loop *loop);
 
 /* Before @fd is closed.  w->ready() is not called any more. */
 void ivshmem2_loop_remove(Ivshmem2Loop *loop, Ivshmem2Watch *w, int fd);
@@ -64,9 +78,16 @@ void ivshmem2_loop_free_later(Ivshmem2Loop *loop, void *block);
 
 /*
  * Wait for events until @deadline (-1: for ever), and call their watches.
- * Returns false if there were none.
+ * @more: not only postponed watches are work that can wait.
  */
-bool ivshmem2_loop_turn(Ivshmem2Loop *loop, int64_t deadline);
+void ivshmem2_loop_turn(Ivshmem2Loop *loop, int64_t deadline, bool more);
+
+/*
+ * Is there work that can wait, and time for a piece of it?  If so, do the
+ * @more, and end: this calls the watch that was postponed first.
+ */
+bool ivshmem2_loop_begin_work(Ivshmem2Loop *loop, bool more);
+void ivshmem2_loop_end_work(Ivshmem2Loop *loop);
 
 /* All zeros: not running */
 struct Ivshmem2Timer {
@@ -92,33 +113,5 @@ int64_t ivshmem2_timers_next(const Ivshmem2Timers *timers);
 
 /* Call the timers that have expired. */
 void ivshmem2_timers_run(Ivshmem2Timers *timers);
-
-/*
- * The pace of work that others need not wait for, such as that for a client
- * that sends more messages than it is served at once.  It gets a third of a
- * processor's time, and time that was not needed before, up to a limit.  So the
- * server sleeps more than it works: it is there at once when something happens,
- * and the scheduler prefers it to processes that do not sleep.
- *
- * All zeros: nothing was done yet.  Times are microseconds.
- */
-typedef struct Ivshmem2Pace {
-    int64_t next;               /* the share permits more at this time */
-    int64_t quiet;              /* but it is put off until then if possible */
-    int64_t begun;              /* processor time */
-} Ivshmem2Pace;
-
-/*
- * Something else was done.  The processor is left to other processes for a
- * moment: one of them has been waiting for this.
- */
-void ivshmem2_pace_yield(Ivshmem2Pace *p);
-
-/* When to go on */
-int64_t ivshmem2_pace_next(const Ivshmem2Pace *p);
-
-/* Around each piece of the work.  Returns false if it is too early. */
-bool ivshmem2_pace_begin(Ivshmem2Pace *p);
-void ivshmem2_pace_end(Ivshmem2Pace *p);
 
 #endif /* IVSHMEM2_LOOP_H */
