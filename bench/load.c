@@ -8,9 +8,12 @@
  *
  *   join N         N more peers join, some at a time
  *   state ROUNDS   in each round, another peer changes its state, and all
- *                  others wait until they are interrupted
+ *                  others wait until they are interrupted; in between, there is
+ *                  a pause, because the server does not hurry for a flood
+ *   quiet N        N more peers join that do not look for interrupts
  *   ring N         ask the server N times to ring a peer, and wait for each
- *                  answer
+ *                  answer; "wait" is without the processor time that this
+ *                  process needed for it
  *   churn          the same, and another peer joins and leaves, again and
  *                  again until the next line
  *   stall N        N more peers join and then stop: every other one in the
@@ -270,6 +273,14 @@ static void run_join(unsigned n)
             (done[n] - done[n - sample]) / sample);
 }
 
+static void run_quiet(unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        g_ptr_array_add(peers, join_one());
+    }
+    g_print("{\"peers\": %u}\n", n);
+}
+
 /*
  * Look for interrupted peers, and add to @news the number of those that were
  * not interrupted in this round before.  Returns false if there are none.
@@ -332,6 +343,7 @@ static void run_state(unsigned rounds)
         }
         each = (now() - before) / peers->len;
         g_array_append_val(times, each);
+        g_usleep(2 * each * peers->len);
     }
     g_print("{");
     bench_print("state", times);
@@ -368,17 +380,23 @@ static double ring(Peer *from, Peer *to)
 static void run_ring(unsigned n)
 {
     g_autoptr(GArray) times = g_array_new(false, false, sizeof(double));
+    g_autoptr(GArray) waits = g_array_new(false, false, sizeof(double));
 
     for (unsigned i = 0; i < n; i++) {
-        double t;
+        double before, t;
 
         /* at a random point of the server's turns */
         g_usleep(g_random_int_range(0, 2 * PAUSE_US));
+        before = bench_clock(CLOCK_PROCESS_CPUTIME_ID);
         t = ring(g_ptr_array_index(peers, 0), g_ptr_array_index(peers, 1));
         g_array_append_val(times, t);
+        t -= bench_clock(CLOCK_PROCESS_CPUTIME_ID) - before;
+        g_array_append_val(waits, t);
     }
     g_print("{");
     bench_print("ring", times);
+    g_print(", ");
+    bench_print("wait", waits);
     g_print("}\n");
 }
 
@@ -561,6 +579,7 @@ static const struct {
     unsigned peers;             /* that must have joined */
 } commands[] = {
     { "join", run_join, 0 },
+    { "quiet", run_quiet, 0 },
     { "state", run_state, 2 },
     { "ring", run_ring, 2 },
     { "churn", run_churn, 1 },

@@ -35,7 +35,7 @@
  * Fairness, see also IVSHMEM2_INTERRUPTS_PER_TURN: system calls for a client,
  * of which a message takes two to be received and one to be sent.  The
  * handshake of a large link fits; of a longer one, the rest is sent when the
- * client has read most of it.
+ * client has read most of it.  A peer that has more to say is postponed.
  */
 #define CALLS_TO_RECEIVE        2
 #define CALLS_TO_SEND           1
@@ -85,7 +85,6 @@ struct Ivshmem2Daemon {
     Ivshmem2Watch signal_watch;
     int signal;                 /* the last one that arrived, or 0 */
     bool ending;
-    bool more;                  /* interrupts of a broadcast are left */
 };
 
 typedef struct Connection {
@@ -473,6 +472,11 @@ static void connection_run(Connection *c)
         connection_retire(c, false);
     }
     connection_set_timer(c);
+    if (more && c->joiner.stage == IVSHMEM2_OUTSIDE) {
+        /* it has more to say than others should have to wait for */
+        ivshmem2_loop_postpone(&c->daemon->loop, &c->watch, c->conn.fd);
+        return;
+    }
     ivshmem2_loop_modify(&c->daemon->loop, &c->watch, c->conn.fd,
                          connection_events(c));
     if (c->blocked || c->joiner.stage == IVSHMEM2_WAITING) {
@@ -482,7 +486,14 @@ static void connection_run(Connection *c)
 
 static void connection_ready(Ivshmem2Watch *w)
 {
-    connection_run(IVSHMEM2_CONTAINER(w, Connection, watch));
+    Connection *c = IVSHMEM2_CONTAINER(w, Connection, watch);
+
+    if (w->events == EPOLLOUT && c->joiner.stage == IVSHMEM2_OUTSIDE) {
+        /* it has asked for more than it had read */
+        ivshmem2_loop_postpone(&c->daemon->loop, w, c->conn.fd);
+    } else {
+        connection_run(c);
+    }
 }
 
 static void wake(void *connection)
@@ -824,6 +835,7 @@ void ivshmem2_daemon_turn(Ivshmem2Daemon *d, bool wait)
 {
     Ivshmem2Timers *timers[] = { &d->handshakes, &d->short_times, &d->checks };
     int64_t deadline = -1;
+    bool more = ivshmem2_server_broadcast(d->server, 0);
 
     for (size_t i = 0; i < G_N_ELEMENTS(timers); i++) {
         int64_t next = ivshmem2_timers_next(timers[i]);
@@ -831,12 +843,15 @@ void ivshmem2_daemon_turn(Ivshmem2Daemon *d, bool wait)
         deadline = deadline < 0 || next < 0 ? MAX(deadline, next)
                                             : MIN(deadline, next);
     }
-    ivshmem2_loop_turn(&d->loop, wait && !d->more ? deadline : 0);
+    ivshmem2_loop_turn(&d->loop, wait ? deadline : 0, more);
     for (size_t i = 0; i < G_N_ELEMENTS(timers); i++) {
         ivshmem2_timers_run(timers[i]);
     }
-    d->more = ivshmem2_server_broadcast(d->server,
-                                        IVSHMEM2_INTERRUPTS_PER_TURN);
+    more = ivshmem2_server_broadcast(d->server, 0);
+    if (ivshmem2_loop_begin_work(&d->loop, more)) {
+        ivshmem2_server_broadcast(d->server, IVSHMEM2_INTERRUPTS_PER_TURN);
+        ivshmem2_loop_end_work(&d->loop);
+    }
 }
 
 void ivshmem2_daemon_set_access(Ivshmem2Daemon *d,

@@ -1,17 +1,11 @@
 /*
- * ivshmem2-server's modules: slots, broadcasts, turns, the lobby
+ * ivshmem2-server's modules: slots, broadcasts, the lobby
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "ivshmem2-util.h"
-#include <glib/gstdio.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include "access.h"
-#include "daemon.h"
-#include "libivshmem2-transport.h"
-#include "listen.h"
 #include "lobby.h"
 #include "loop.h"
 #include "server.h"
@@ -496,117 +490,6 @@ static void test_state_of_the_gone(void)
     teardown(&f);
 }
 
-/* Turns */
-
-#define N_OTHERS    50
-
-static void connect_to(Ivshmem2Transport *conn, const char *path)
-{
-    struct sockaddr_un addr = { .sun_family = AF_UNIX };
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    g_strlcpy(addr.sun_path, path, sizeof(addr.sun_path));
-    g_assert_cmpint(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), ==,
-                    0);
-    ivshmem2_transport_init_consume(conn, fd, IVSHMEM2_SERVER);
-}
-
-static void join_by_socket(Ivshmem2Transport *conn, Ivshmem2Daemon *d,
-                           uint32_t id)
-{
-    const Ivshmem2Msg hello = make_hello(id);
-    bool ready = false;
-
-    g_assert_cmpint(ivshmem2_transport_send(conn, &hello, NULL, NULL), ==, 1);
-    for (int turns = 0; !ready; turns++) {
-        g_assert_cmpint(turns, <, 100);
-        ivshmem2_daemon_turn(d, false);
-        while (!ready && ivshmem2_transport_receive(conn, NULL) == 1) {
-            ready = conn->in.msg.hdr.type == IVSHMEM2_MSG_READY;
-            ivshmem2_decoder_reset(&conn->in);
-        }
-    }
-}
-
-static void send_many(Ivshmem2Transport *conn, Ivshmem2Msg msg, unsigned n)
-{
-    for (unsigned i = 0; i < n; i++) {
-        g_assert_cmpint(ivshmem2_transport_send(conn, &msg, NULL, NULL), ==, 1);
-    }
-}
-
-/* A client that sends many messages delays others by a few of them only. */
-static void test_turns(void)
-{
-    const Ivshmem2LinkConfig link_config = {
-        .max_peers = N_OTHERS + 1,
-        .vectors = 1,
-    };
-    const Ivshmem2Msg ring_first = { .hdr.type = IVSHMEM2_MSG_RING };
-    const Ivshmem2Msg ring_last = {
-        .hdr.type = IVSHMEM2_MSG_RING,
-        .target.id = N_OTHERS,
-    };
-    const Ivshmem2Msg state = { .hdr.type = IVSHMEM2_MSG_STATE_CHANGED };
-    g_autofree char *dir = g_dir_make_tmp("ivshmem2-XXXXXX", NULL);
-    g_autofree char *path = g_build_filename(dir, "link.sock", NULL);
-    unsigned before = count_fds();
-    g_autoptr(GError) error = NULL;
-    Ivshmem2Transport others[N_OTHERS], last;
-    Ivshmem2Listener listener;
-    Ivshmem2Daemon *d;
-    Fixture f = {
-        .link = ivshmem2_link_new(&link_config, &error),
-        .budget = ivshmem2_budget_new(&(Ivshmem2BudgetConfig) { 0 }),
-    };
-    uint64_t n, heard = 0;
-
-    g_assert_true(ivshmem2_listen(&listener, path, 0600, -1, &error));
-    d = ivshmem2_daemon_new(f.link, f.budget, listener.fd, 10, &error);
-    g_assert_no_error(error);
-    for (uint32_t i = 0; i < N_OTHERS; i++) {
-        connect_to(&others[i], path);
-        join_by_socket(&others[i], d, i);
-    }
-    connect_to(&last, path);
-    join_by_socket(&last, d, N_OTHERS);
-
-    /* requests */
-    send_many(&others[0], ring_first, 100);
-    send_many(&last, ring_last, 1);
-    ivshmem2_daemon_turn(d, false);
-    g_assert_cmpuint(signals(&f, N_OTHERS), ==, 1);
-    n = signals(&f, 0);
-    g_assert_cmpuint(n, >=, 1);
-    g_assert_cmpuint(n, <=, 4);
-    ivshmem2_transport_clear(&others[0]);
-
-    /* interrupts because of a state take several turns; each peer has one */
-    send_many(&others[1], state, 1);
-    for (unsigned turns = 1; heard < N_OTHERS - 2; turns++) {
-        g_assert_cmpuint(turns, <, 100);
-        ivshmem2_daemon_turn(d, false);
-        n = 0;
-        for (uint32_t i = 2; i < N_OTHERS; i++) {
-            n += signals(&f, i);
-        }
-        g_assert_cmpuint(n, <=, IVSHMEM2_INTERRUPTS_PER_TURN);
-        heard += n;
-    }
-    g_assert_cmpuint(heard, ==, N_OTHERS - 2);
-
-    for (uint32_t i = 1; i < N_OTHERS; i++) {
-        ivshmem2_transport_clear(&others[i]);
-    }
-    ivshmem2_transport_clear(&last);
-    ivshmem2_daemon_free(d);
-    ivshmem2_budget_free(f.budget);
-    ivshmem2_listen_end(&listener);
-    ivshmem2_link_free(f.link);
-    g_assert_cmpint(g_rmdir(dir), ==, 0);
-    g_assert_cmpuint(count_fds(), ==, before);
-}
-
 /* Timers */
 
 typedef struct Alarm {
@@ -872,7 +755,6 @@ int main(int argc, char **argv)
                     test_broadcast_flood);
     g_test_add_func("/ivshmem2/server-core/state-of-the-gone",
                     test_state_of_the_gone);
-    g_test_add_func("/ivshmem2/server-core/turns", test_turns);
     g_test_add_func("/ivshmem2/server-core/timers", test_timers);
     g_test_add_func("/ivshmem2/server-core/lobby", test_lobby);
     g_test_add_func("/ivshmem2/server-core/lobby-of-the-stalled",

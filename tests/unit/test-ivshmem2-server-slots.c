@@ -79,12 +79,12 @@ static void test_process(void)
         g_assert_nonnull(p);
         ivshmem2_process_watch(p, &loop, &timers, count_gone, &gone);
         g_usleep(5000);
-        ivshmem2_loop_turn(&loop, 0);
+        ivshmem2_loop_turn(&loop, 0, false);
         ivshmem2_timers_run(&timers);
         g_assert_cmpuint(gone, ==, how == 2);
         end_process(pid);
         g_usleep(5000);
-        ivshmem2_loop_turn(&loop, 0);
+        ivshmem2_loop_turn(&loop, 0, false);
         ivshmem2_timers_run(&timers);
         g_assert_cmpuint(gone, ==, 1);
         ivshmem2_process_free(p);
