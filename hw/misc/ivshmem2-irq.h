@@ -37,7 +37,8 @@ typedef enum Ivshmem2IrqMode {
     IVSHMEM2_IRQ_RELAY,
     /*
      * Reception is off, as it is after each interrupt in one-shot mode, and
-     * the vectors stay with the relay.
+     * the vectors stay with the relay.  Perhaps the guest has enabled it
+     * without QEMU: see @enabling.
      */
     IVSHMEM2_IRQ_RELAY_OFF,
 } Ivshmem2IrqMode;
@@ -72,6 +73,8 @@ typedef struct Ivshmem2Irq {
     bool has_msix;
     bool use_irqfd;             /* property */
     uint8_t irqfd_after;        /* property */
+    bool use_ioeventfd;         /* property */
+    MemoryRegion *regs;         /* with Interrupt Control */
     VMChangeStateEntry *vm_state_entry;
     int epoll_fd;               /* eventfds but those that KVM delivers */
     bool polling;               /* the main loop looks at epoll_fd */
@@ -87,7 +90,16 @@ typedef struct Ivshmem2Irq {
     unsigned long *pending;     /* vectors that arrived while masked */
     uint32_t n_odd;             /* unmasked vectors that are odd */
     bool relay_stop;
-    QemuCond relay_wake;        /* @mode or @relay_stop has changed */
+    QemuCond relay_wake;        /* what the relay waits for has changed */
+    EventNotifier enabling;     /* KVM has seen a write that enables */
+    bool has_enabling;
+    bool enabling_by_kvm;       /* KVM has the ioeventfd */
+    unsigned drops;             /* by the relay, since the last delivery */
+
+    /* Enabling writes have to be seen by QEMU for some time. */
+    QEMUBH *storm_bh;
+    bool storm;
+    unsigned storm_writes;      /* of those */
 
     bool relay_started;
     QemuThread relay;
@@ -100,10 +112,11 @@ typedef struct Ivshmem2Irq {
 /*
  * @session: its eventfds are borrowed until ivshmem2_irq_exit().
  * @priv_control: Privileged Control in the vendor capability.
+ * @regs: the region with Interrupt Control; need not be initialized yet.
  */
 bool ivshmem2_irq_init(Ivshmem2Irq *irq, PCIDevice *pdev,
                        Ivshmem2Session *session, const uint8_t *priv_control,
-                       Error **errp);
+                       MemoryRegion *regs, Error **errp);
 
 /*
  * MSI-X may be gone already.  Without effect unless ivshmem2_irq_init() was

@@ -54,7 +54,6 @@ struct Ivshmem2State {
     uint32_t wanted_id;
     uint32_t handshake_timeout_ms;
     OnOffAuto msix;
-    bool use_ioeventfd;
     uint8_t max_ioeventfds;
 
     Ivshmem2Conn conn;          /* its chr is a property, too */
@@ -586,7 +585,7 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
     if (!ivshmem2_join(s, errp) ||
         !ivshmem2_irq_init(&s->irq, pdev, s->conn.session,
                            pdev->config + IVSHMEM2_CAP_OFFSET +
-                           IVSHMEM2_CAP_PRIV_CONTROL, errp) ||
+                           IVSHMEM2_CAP_PRIV_CONTROL, &s->regs, errp) ||
         !ivshmem2_init_capabilities(s, errp)) {
         ivshmem2_unrealize(s);
         return;
@@ -594,7 +593,7 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
     ivshmem2_init_config(s);
     ivshmem2_init_bars(s);
     ivshmem2_doorbells_init(&s->doorbells, &s->regs, s->info.id,
-                            s->use_ioeventfd ? s->max_ioeventfds : 0);
+                            s->irq.use_ioeventfd ? s->max_ioeventfds : 0);
     s->vm_change = qemu_add_vm_change_state_handler(ivshmem2_vm_changed, s);
     s->shutdown.notify = ivshmem2_shutdown;
     qemu_register_shutdown_notifier(&s->shutdown);
@@ -741,7 +740,7 @@ static void ivshmem2_instance_finalize(Object *obj)
 static const Property ivshmem2_properties[] = {
     DEFINE_PROP_CHR("chardev", Ivshmem2State, conn.chr),
     DEFINE_PROP_ON_OFF_AUTO("msix", Ivshmem2State, msix, ON_OFF_AUTO_AUTO),
-    DEFINE_PROP_BOOL("ioeventfd", Ivshmem2State, use_ioeventfd, true),
+    DEFINE_PROP_BOOL("ioeventfd", Ivshmem2State, irq.use_ioeventfd, true),
     DEFINE_PROP_UINT8("max-ioeventfds", Ivshmem2State, max_ioeventfds, 32),
     DEFINE_PROP_BOOL("x-irqfd", Ivshmem2State, irq.use_irqfd, true),
     /*
