@@ -15,7 +15,6 @@
 #include "hw/misc/ivshmem2-regs.h"
 #include "hw/pci/msix.h"
 #include "ivshmem2-irq.h"
-#include "ivshmem2-kvm.h"
 #include "system/arch_init.h"
 #include "system/kvm.h"
 #include "trace.h"
@@ -26,8 +25,8 @@
 /* Dropped in a row by the relay, until it takes them for a storm */
 #define IVSHMEM2_STORM_DROPS    256
 
-/* Enabling writes that QEMU has to see, until it takes the storm for over */
-#define IVSHMEM2_STORM_WRITES   64
+/* Enabling writes that QEMU sees, until KVM may have them again */
+#define IVSHMEM2_TRAPPED_WRITES 64
 
 /* The start of 1 MiB of messages that x86 processors take for interrupts */
 #define IVSHMEM2_X86_MSI_ADDRESS 0xfee00000
@@ -407,19 +406,22 @@ static void ivshmem2_irq_go_to(Ivshmem2Irq *irq, Ivshmem2IrqMode mode)
  * one when a doorbell arrives (tests/system/one-shot.pml).
  */
 
+/* For some time, QEMU has to see the enabling writes. */
+static void ivshmem2_irq_trap_enabling(Ivshmem2Irq *irq)
+{
+    irq->trapping = true;
+    irq->trapped = 0;
+}
+
 static void ivshmem2_irq_add_enabling(Ivshmem2Irq *irq)
 {
-    /* QEMU aborts when KVM refuses one that the memory core wants. */
-    if (!ivshmem2_kvm_accepts_ioeventfd(event_notifier_get_fd(
-                                        &irq->enabling))) {
-        warn_report_once_cond(&irq->warned, "ivshmem2: KVM refuses an "
-                              "ioeventfd, so QEMU helps out, which is slower");
-        event_notifier_cleanup(&irq->enabling);
-        irq->has_enabling = false;
+    irq->enabling_io.fd = event_notifier_get_fd(&irq->enabling);
+    if (!ivshmem2_ioeventfd_add(irq->fds, &irq->enabling_io,
+                                IVSHMEM2_REG_INT_CONTROL,
+                                IVSHMEM2_INT_ENABLE)) {
+        ivshmem2_irq_trap_enabling(irq);
         return;
     }
-    memory_region_add_eventfd(irq->regs, IVSHMEM2_REG_INT_CONTROL, 4, true,
-                              IVSHMEM2_INT_ENABLE, &irq->enabling);
     trace_ivshmem2_enabling_attach(irq->id);
     QEMU_LOCK_GUARD(&irq->lock);
     irq->enabling_by_kvm = true;
@@ -429,8 +431,7 @@ static void ivshmem2_irq_add_enabling(Ivshmem2Irq *irq)
 
 static void ivshmem2_irq_del_enabling(Ivshmem2Irq *irq)
 {
-    memory_region_del_eventfd(irq->regs, IVSHMEM2_REG_INT_CONTROL, 4, true,
-                              IVSHMEM2_INT_ENABLE, &irq->enabling);
+    ivshmem2_ioeventfd_del(irq->fds, &irq->enabling_io);
     trace_ivshmem2_enabling_detach(irq->id);
     QEMU_LOCK_GUARD(&irq->lock);
     ivshmem2_irq_look(irq);
@@ -441,7 +442,7 @@ static void ivshmem2_irq_del_enabling(Ivshmem2Irq *irq)
 static bool ivshmem2_irq_wants_enabling(Ivshmem2Irq *irq)
 {
     QEMU_LOCK_GUARD(&irq->lock);
-    return irq->has_enabling && !irq->storm &&
+    return irq->has_enabling && !irq->trapping &&
            ivshmem2_mode_relays(ivshmem2_irq_wanted_mode(irq));
 }
 
@@ -470,8 +471,7 @@ static void ivshmem2_irq_storm(void *opaque)
 {
     Ivshmem2Irq *irq = opaque;
 
-    irq->storm = true;
-    irq->storm_writes = 0;
+    ivshmem2_irq_trap_enabling(irq);
     ivshmem2_irq_update(irq);
 }
 
@@ -784,9 +784,9 @@ static void ivshmem2_irq_disable(Ivshmem2Irq *irq)
 static void ivshmem2_irq_enable(Ivshmem2Irq *irq)
 {
     /*
-     * KVM did not have the ioeventfd yet, but this processor had to wait for
-     * the big lock.  Another one may have enabled reception since, so that
-     * nothing may be dropped now.
+     * KVM did not have the ioeventfd when the guest wrote, or does not take
+     * the write.  Until now, another processor may have enabled reception
+     * without QEMU, so that nothing may be dropped.
      */
     if (irq->enabling_by_kvm) {
         event_notifier_set(&irq->enabling);
@@ -795,8 +795,8 @@ static void ivshmem2_irq_enable(Ivshmem2Irq *irq)
     WITH_QEMU_LOCK_GUARD(&irq->lock) {
         qatomic_set(&irq->control, IVSHMEM2_INT_ENABLE);
     }
-    if (irq->storm && ++irq->storm_writes == IVSHMEM2_STORM_WRITES) {
-        irq->storm = false;
+    if (irq->trapping && ++irq->trapped == IVSHMEM2_TRAPPED_WRITES) {
+        irq->trapping = false;
     }
     ivshmem2_irq_update(irq);
 }
@@ -845,19 +845,19 @@ static bool ivshmem2_irq_init_vectors(Ivshmem2Irq *irq,
 
 bool ivshmem2_irq_init(Ivshmem2Irq *irq, PCIDevice *pdev,
                        Ivshmem2Session *session, const uint8_t *priv_control,
-                       MemoryRegion *regs, Error **errp)
+                       Ivshmem2IoEventFds *fds, Error **errp)
 {
     const Ivshmem2Welcome *w = ivshmem2_session_info(session);
 
     irq->pdev = pdev;
     irq->priv_control = priv_control;
-    irq->regs = regs;
+    irq->fds = fds;
     irq->id = w->id;
     irq->has_msix = w->features == IVSHMEM2_F_MSIX;
     irq->mode = IVSHMEM2_IRQ_OFF;
     irq->control = 0;
     irq->refused = false;
-    irq->storm = false;
+    irq->trapping = false;
     irq->drops = 0;
     irq->n_vectors = w->vectors;
     irq->vectors = g_new0(Ivshmem2Vector, w->vectors);

@@ -13,6 +13,7 @@
 
 #include "hw/pci/msi.h"
 #include "hw/pci/pci_device.h"
+#include "ivshmem2-ioeventfd.h"
 #include "libivshmem2-core.h"
 #include "qemu/event_notifier.h"
 #include "qemu/stats64.h"
@@ -74,7 +75,7 @@ typedef struct Ivshmem2Irq {
     bool use_irqfd;             /* property */
     uint8_t irqfd_after;        /* property */
     bool use_ioeventfd;         /* property */
-    MemoryRegion *regs;         /* with Interrupt Control */
+    Ivshmem2IoEventFds *fds;
     VMChangeStateEntry *vm_state_entry;
     int epoll_fd;               /* eventfds but those that KVM delivers */
     bool polling;               /* the main loop looks at epoll_fd */
@@ -94,14 +95,14 @@ typedef struct Ivshmem2Irq {
     bool relay_stop;
     QemuCond relay_wake;        /* what the relay waits for has changed */
     EventNotifier enabling;     /* KVM has seen a write that enables */
+    Ivshmem2IoEventFd enabling_io;
     bool has_enabling;
-    bool enabling_by_kvm;       /* KVM has the ioeventfd */
+    bool enabling_by_kvm;       /* the relay looks at @enabling */
     unsigned drops;             /* by the relay, since the last delivery */
 
-    /* Enabling writes have to be seen by QEMU for some time. */
     QEMUBH *storm_bh;
-    bool storm;
-    unsigned storm_writes;      /* of those */
+    bool trapping;              /* QEMU has to see enabling writes */
+    unsigned trapped;           /* since then */
 
     bool relay_started;
     QemuThread relay;
@@ -114,11 +115,11 @@ typedef struct Ivshmem2Irq {
 /*
  * @session: its eventfds are borrowed until ivshmem2_irq_exit().
  * @priv_control: Privileged Control in the vendor capability.
- * @regs: the region with Interrupt Control; need not be initialized yet.
+ * @fds: for Interrupt Control; need not be initialized yet.
  */
 bool ivshmem2_irq_init(Ivshmem2Irq *irq, PCIDevice *pdev,
                        Ivshmem2Session *session, const uint8_t *priv_control,
-                       MemoryRegion *regs, Error **errp);
+                       Ivshmem2IoEventFds *fds, Error **errp);
 
 /*
  * MSI-X may be gone already.  Without effect unless ivshmem2_irq_init() was

@@ -80,6 +80,7 @@ struct Ivshmem2State {
     MemoryRegion regs;
     uint32_t state;
 
+    Ivshmem2IoEventFds ioeventfds;
     Ivshmem2Doorbells doorbells;
     Stat64 sent;
     MemoryRegion msix_table;    /* in front of PCI core's */
@@ -612,6 +613,7 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
     ivshmem2_remove_sections(s);
     ivshmem2_doorbells_exit(&s->doorbells);
     ivshmem2_irq_exit(&s->irq);
+    ivshmem2_ioeventfds_exit(&s->ioeventfds);
     ivshmem2_conn_leave(&s->conn);
     migrate_del_blocker(&s->migration_blocker);
 }
@@ -644,7 +646,7 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
     if (!ivshmem2_join(s, errp) ||
         !ivshmem2_irq_init(&s->irq, pdev, s->conn.session,
                            pdev->config + IVSHMEM2_CAP_OFFSET +
-                           IVSHMEM2_CAP_PRIV_CONTROL, &s->regs, errp) ||
+                           IVSHMEM2_CAP_PRIV_CONTROL, &s->ioeventfds, errp) ||
         !ivshmem2_init_capabilities(s, errp)) {
         ivshmem2_unrealize(s);
         return;
@@ -652,7 +654,8 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
     ivshmem2_check_tcg();
     ivshmem2_init_config(s);
     ivshmem2_init_bars(s);
-    ivshmem2_doorbells_init(&s->doorbells, &s->regs, s->info.id,
+    ivshmem2_ioeventfds_init(&s->ioeventfds, &s->regs);
+    ivshmem2_doorbells_init(&s->doorbells, &s->ioeventfds, s->info.id,
                             s->irq.use_ioeventfd ? s->max_ioeventfds : 0);
     s->vm_change = qemu_add_vm_change_state_handler(ivshmem2_vm_changed, s);
     s->shutdown.notify = ivshmem2_shutdown;
