@@ -62,7 +62,6 @@ struct Ivshmem2State {
     uint32_t wanted_id;
     uint32_t handshake_timeout_ms;
     OnOffAuto msix;
-    bool use_ioeventfd;
     uint8_t max_ioeventfds;
 
     Ivshmem2Conn conn;          /* its chr is a property, too */
@@ -81,6 +80,7 @@ struct Ivshmem2State {
     MemoryRegion regs;
     uint32_t state;
 
+    Ivshmem2IoEventFds ioeventfds;
     Ivshmem2Doorbells doorbells;
     Stat64 sent;
     MemoryRegion msix_table;    /* in front of PCI core's */
@@ -613,6 +613,7 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
     ivshmem2_remove_sections(s);
     ivshmem2_doorbells_exit(&s->doorbells);
     ivshmem2_irq_exit(&s->irq);
+    ivshmem2_ioeventfds_exit(&s->ioeventfds);
     ivshmem2_conn_leave(&s->conn);
     migrate_del_blocker(&s->migration_blocker);
 }
@@ -645,7 +646,7 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
     if (!ivshmem2_join(s, errp) ||
         !ivshmem2_irq_init(&s->irq, pdev, s->conn.session,
                            pdev->config + IVSHMEM2_CAP_OFFSET +
-                           IVSHMEM2_CAP_PRIV_CONTROL, errp) ||
+                           IVSHMEM2_CAP_PRIV_CONTROL, &s->ioeventfds, errp) ||
         !ivshmem2_init_capabilities(s, errp)) {
         ivshmem2_unrealize(s);
         return;
@@ -653,8 +654,9 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
     ivshmem2_check_tcg();
     ivshmem2_init_config(s);
     ivshmem2_init_bars(s);
-    ivshmem2_doorbells_init(&s->doorbells, &s->regs, s->info.id,
-                            s->use_ioeventfd ? s->max_ioeventfds : 0);
+    ivshmem2_ioeventfds_init(&s->ioeventfds, &s->regs);
+    ivshmem2_doorbells_init(&s->doorbells, &s->ioeventfds, s->info.id,
+                            s->irq.use_ioeventfd ? s->max_ioeventfds : 0);
     s->vm_change = qemu_add_vm_change_state_handler(ivshmem2_vm_changed, s);
     s->shutdown.notify = ivshmem2_shutdown;
     qemu_register_shutdown_notifier(&s->shutdown);
@@ -801,7 +803,7 @@ static void ivshmem2_instance_finalize(Object *obj)
 static const Property ivshmem2_properties[] = {
     DEFINE_PROP_CHR("chardev", Ivshmem2State, conn.chr),
     DEFINE_PROP_ON_OFF_AUTO("msix", Ivshmem2State, msix, ON_OFF_AUTO_AUTO),
-    DEFINE_PROP_BOOL("ioeventfd", Ivshmem2State, use_ioeventfd, true),
+    DEFINE_PROP_BOOL("ioeventfd", Ivshmem2State, irq.use_ioeventfd, true),
     DEFINE_PROP_UINT8("max-ioeventfds", Ivshmem2State, max_ioeventfds, 32),
     DEFINE_PROP_BOOL("x-irqfd", Ivshmem2State, irq.use_irqfd, true),
     /*
