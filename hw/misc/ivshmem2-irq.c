@@ -416,17 +416,24 @@ static void ivshmem2_irq_trap_enabling(Ivshmem2Irq *irq)
 static void ivshmem2_irq_add_enabling(Ivshmem2Irq *irq)
 {
     irq->enabling_io.fd = event_notifier_get_fd(&irq->enabling);
-    if (!ivshmem2_ioeventfd_add(irq->fds, &irq->enabling_io,
-                                IVSHMEM2_REG_INT_CONTROL,
-                                IVSHMEM2_INT_ENABLE)) {
-        ivshmem2_irq_trap_enabling(irq);
+    /* First: a delivery has to use up the first write that KVM takes. */
+    WITH_QEMU_LOCK_GUARD(&irq->lock) {
+        if (!ivshmem2_mode_receives(irq->mode)) {
+            ivshmem2_irq_drop_arrived(irq);
+        }
+        irq->enabling_by_kvm = true;
+        irq->drops = 0;
+        qemu_cond_signal(&irq->relay_wake);
+    }
+    if (ivshmem2_ioeventfd_add(irq->fds, &irq->enabling_io,
+                               IVSHMEM2_REG_INT_CONTROL,
+                               IVSHMEM2_INT_ENABLE)) {
+        trace_ivshmem2_enabling_attach(irq->id);
         return;
     }
-    trace_ivshmem2_enabling_attach(irq->id);
+    ivshmem2_irq_trap_enabling(irq);
     QEMU_LOCK_GUARD(&irq->lock);
-    irq->enabling_by_kvm = true;
-    irq->drops = 0;
-    qemu_cond_signal(&irq->relay_wake);
+    irq->enabling_by_kvm = false;
 }
 
 static void ivshmem2_irq_del_enabling(Ivshmem2Irq *irq)
@@ -485,12 +492,18 @@ static void ivshmem2_irq_vm_state_changed(void *opaque, bool running,
  * Delivery
  */
 
-/* The relay cannot ask PCI core, which needs the big lock. */
+/*
+ * The relay cannot ask PCI core, which needs the big lock.  A vector for which
+ * KVM refuses an irqfd waits until ivshmem2_irq_vector_changed() has gone to
+ * another mode.
+ */
 static bool ivshmem2_irq_is_masked(Ivshmem2Irq *irq, uint32_t vector)
 {
-    return irq->has_msix && (irq->mode == IVSHMEM2_IRQ_RELAY ?
-                             test_bit(vector, irq->masked) :
-                             msix_is_masked(irq->pdev, vector));
+    if (irq->mode == IVSHMEM2_IRQ_RELAY) {
+        return test_bit(vector, irq->masked) ||
+               irq->vectors[vector].delivery != IVSHMEM2_BY_RELAY;
+    }
+    return irq->has_msix && msix_is_masked(irq->pdev, vector);
 }
 
 /*
@@ -674,6 +687,8 @@ static void ivshmem2_irq_vector_changed(Ivshmem2Irq *irq, uint32_t vector)
         ivshmem2_irq_update(irq);
     }
     WITH_QEMU_LOCK_GUARD(&irq->lock) {
+        /* This delivery, too, uses up the enabling writes until now. */
+        ivshmem2_irq_look(irq);
         if (!test_bit(vector, irq->masked) &&
             test_and_clear_bit(vector, irq->pending)) {
             notify = ivshmem2_irq_accept(irq, vector);
@@ -814,6 +829,10 @@ void ivshmem2_irq_set_control(Ivshmem2Irq *irq, uint32_t value)
 void ivshmem2_irq_reset(Ivshmem2Irq *irq)
 {
     ivshmem2_irq_disable(irq);
+    /* Until then, KVM may have taken a write by another processor. */
+    if (qatomic_read(&irq->control)) {
+        ivshmem2_irq_disable(irq);
+    }
 }
 
 /*
