@@ -219,7 +219,7 @@ def one_shot_ping_pong(a, b):
 def mmio_exits(guest):
     results = guest.qmp.command('query-stats', target='vcpu', providers=[
         {'provider': 'kvm', 'names': ['mmio_exits']}])
-    return results[0]['stats'][0]['value']
+    return sum(result['stats'][0]['value'] for result in results)
 
 
 def unplugged(guest):
