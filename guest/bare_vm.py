@@ -193,9 +193,9 @@ class Peer:
         return write(0, INT_CONTROL, int(on))
 
     @staticmethod
-    def spin(on=True):
-        """The second processor enables or disables reception, on and on."""
-        return f'spin 0 {INT_CONTROL:x} {int(on):x}'
+    def spin(space=0, offset=INT_CONTROL, value=1):
+        """The second processor writes, over and over, until 'rest'."""
+        return f'spin {space:x} {offset:x} {value:x}'
 
     @staticmethod
     def state(value):
