@@ -255,7 +255,10 @@ static void ivshmem2_irq_go_to(Ivshmem2Irq *irq, Ivshmem2IrqMode mode)
  *
  * In one-shot mode a guest writes Interrupt Control after each interrupt.  KVM
  * takes these writes by an ioeventfd, and the relay looks whether there was
- * one when a doorbell arrives (tests/system/one-shot.pml).
+ * one when a doorbell arrives (tests/system/one-shot.pml).  Each delivery uses
+ * up all writes until then, and no doorbell is lost that was rung after one.
+ * A doorbell that was rung shortly before the write may be delivered, too: two
+ * eventfds do not tell which of them was signalled first.
  */
 
 /* For some time, QEMU has to see the enabling writes. */
