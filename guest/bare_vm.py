@@ -25,7 +25,7 @@ COMMAND_MEMORY, COMMAND_MASTER, COMMAND_NO_INTX = 2, 4, 0x400
 BARS = 0x10
 CAPABILITIES = 0x34
 INTERRUPT_LINE = 0x3c
-CAP_VENDOR, CAP_MSIX = 9, 0x11
+CAP_VENDOR, CAP_MSIX, CAP_AF = 9, 0x11, 0x13
 MSIX_ENABLE, MSIX_MASK = 0x8000, 0x4000
 
 # ivshmem2 (include/hw/misc/ivshmem2-regs.h)
@@ -57,7 +57,8 @@ def check(space, offset, value, size=4):
 class BareGuest:
     """A virtual machine; commands are sent over its serial line."""
 
-    def __init__(self, lab, name, accel, *devices, env=None):
+    def __init__(self, lab, name, accel, *devices, env=None, smp=None):
+        """@smp: QEMU's option; the steps for the second processor need 2."""
         self.name = name
         self.slot = None            # of the device that steps are for
         self.marks = 0
@@ -65,7 +66,7 @@ class BareGuest:
         self.process = lab.start(name, [
             lab.env.qemu, '-nodefaults', '-no-user-config',
             '-display', 'none', '-machine', 'pc', '-accel', accel,
-            '-cpu', CPU[accel], '-smp', SMP[accel], '-m', '32',
+            '-cpu', CPU[accel], '-smp', smp or SMP[accel], '-m', '32',
             '-name', name,
             '-kernel', self.kernel(lab), '-serial', 'stdio',
             '-qmp', f'unix:{self.qmp_path},server=on,wait=off', *devices],
@@ -150,6 +151,15 @@ class Peer:
         self.start(*steps, repeat=repeat)
         return self.finish(timeout)
 
+    def reset_function(self):
+        """A function level reset; the BARs are then where they were."""
+        control = self.capabilities[CAP_AF] + 4
+        bars = self.run(*(read(CONFIG, BARS + 4 * bar) for bar in range(4)))
+        self.run(write(CONFIG, control, 1, 1),
+                 *(write(CONFIG, BARS + 4 * bar, address)
+                   for bar, address in enumerate(bars)),
+                 write(CONFIG, COMMAND, COMMAND_MEMORY, 2))
+
     def stop(self):
         """Stops steps that are repeated forever."""
         self.guest.sync()
@@ -181,6 +191,11 @@ class Peer:
     @staticmethod
     def enable(on=True):
         return write(0, INT_CONTROL, int(on))
+
+    @staticmethod
+    def spin(space=0, offset=INT_CONTROL, value=1):
+        """The second processor writes, over and over, until 'rest'."""
+        return f'spin {space:x} {offset:x} {value:x}'
 
     @staticmethod
     def state(value):

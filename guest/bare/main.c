@@ -27,6 +27,10 @@
  *                                      write COUNT 32-bit words, all to this
  *                                      offset: VALUE, VALUE + STEP and so on
  *   copy SPACE OFFSET SPACE OFFSET     copy a 32-bit word to the second offset
+ *   spin SPACE OFFSET VALUE            the second processor begins to write this
+ *                                      32-bit word over and over
+ *   spun COUNT                         wait until it has written COUNT more
+ *   rest                               it ends; the number that it has written
  *   clock                              the time stamp counter
  *   stamp                              store the time since the last stamp
  *   times                              of the stored times: number, median,
@@ -59,6 +63,10 @@ enum space {
 #define COM1_VECTOR     0x20
 #define SPURIOUS_VECTOR 0xff
 #define APIC            0xfee00000ul
+#define APIC_COMMAND    0x300
+#define TO_OTHERS       0xc4000
+#define INIT            0x500
+#define STARTUP         0x600
 #define IOAPIC          0xfec00000ul
 
 #define MAX_TIMES       32768
@@ -92,6 +100,15 @@ static uint64_t taken[256];
 static uint64_t serial_seen;
 static uint64_t bars[6];
 static uint32_t config;                 /* address of the device's function */
+
+/* For the second processor, which writes */
+static struct {
+    uint32_t *p;
+    uint32_t value;
+    uint32_t stop;
+    uint32_t runs;
+    uint64_t written;
+} second;
 
 static uint64_t times[MAX_TIMES];
 static unsigned n_times;
@@ -533,6 +550,67 @@ static bool run_copy(const uint64_t *args)
     return true;
 }
 
+static void apic_write(uint32_t offset, uint32_t value)
+{
+    STORE((uint32_t *)(APIC + offset), value);
+}
+
+/* Entered by start.S, and left to halt for good */
+void second_main(void)
+{
+    while (!LOAD(&second.stop)) {
+        STORE(second.p, second.value);
+        STORE(&second.written, second.written + 1);
+    }
+    STORE(&second.runs, false);
+}
+
+static bool run_rest(const uint64_t *unused)
+{
+    (void)unused;
+    STORE(&second.stop, true);
+    while (LOAD(&second.runs)) {
+        if (line_waits()) {
+            return fail("rest: it does not end");
+        }
+    }
+    say_number(second.written);
+    return true;
+}
+
+static bool run_spin(const uint64_t *args)
+{
+    if (!space_valid(args[0])) {
+        return false;
+    }
+    if (LOAD(&second.runs)) {
+        return fail("spin: it runs already");
+    }
+    second.p = space_pointer(args[0], args[1]);
+    second.value = args[2];
+    second.stop = false;
+    second.written = 0;
+    STORE(&second.runs, true);
+    for (size_t i = 0; i < TRAMPOLINE_SIZE; i++) {
+        STORE((char *)TRAMPOLINE + i, trampoline[i]);
+    }
+    apic_write(APIC_COMMAND, TO_OTHERS | INIT);
+    apic_write(APIC_COMMAND, TO_OTHERS | STARTUP | TRAMPOLINE >> 12);
+    return true;
+}
+
+static bool run_spun(const uint64_t *args)
+{
+    uint64_t until = LOAD(&second.written) + args[0];
+
+    while (LOAD(&second.written) < until) {
+        if (line_waits()) {
+            return fail("spun: the second processor does not write");
+        }
+    }
+    return true;
+}
+
 static uint64_t clock(void)
 {
     uint32_t low, high;
@@ -606,6 +684,9 @@ static const Command commands[] = {
     { "sweep", 5, run_sweep },
     { "sum", 3, run_sum },
     { "copy", 4, run_copy },
+    { "spin", 3, run_spin },
+    { "spun", 1, run_spun },
+    { "rest", 0, run_rest },
     { "clock", 0, run_clock },
     { "stamp", 0, run_stamp },
     { "times", 0, run_times },
@@ -713,11 +794,6 @@ static void ioapic_write(uint32_t index, uint32_t value)
 {
     STORE((uint32_t *)IOAPIC, index);
     STORE((uint32_t *)(IOAPIC + 0x10), value);
-}
-
-static void apic_write(uint32_t offset, uint32_t value)
-{
-    STORE((uint32_t *)(APIC + offset), value);
 }
 
 static void setup_interrupts(void)

@@ -9,6 +9,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
+#include "start.h"
+
 #define SELECTOR_CODE       0x08
 #define SELECTOR_DATA       0x10
 #define SELECTOR_USER_DATA  0x1b
@@ -19,6 +21,7 @@
 #define VECTOR_FIRST_IRQ    32
 
 #define CR0_PE_PG           0x80000001
+#define CR0_CACHE_OFF       0x60000000
 #define CR4_PAE             0x20
 #define MSR_EFER            0xc0000080
 #define EFER_LME            0x100
@@ -33,6 +36,49 @@
         .quad start
 
         .text
+/*
+ * The second processor starts here, in real mode, after run_spin() has copied
+ * it to TRAMPOLINE.  It stays in ring 0 and takes no interrupts.
+ */
+        .code16
+        .globl trampoline
+trampoline:
+        cli
+        xorl %eax, %eax
+        movw %ax, %ds
+        lgdtl TRAMPOLINE + trampoline_gdt - trampoline
+        movl $pml4, %eax
+        movl %eax, %cr3
+        movl $CR4_PAE, %eax
+        movl %eax, %cr4
+        movl $MSR_EFER, %ecx
+        rdmsr
+        orl $EFER_LME, %eax
+        wrmsr
+        movl %cr0, %eax
+        andl $~CR0_CACHE_OFF, %eax
+        orl $CR0_PE_PG, %eax
+        movl %eax, %cr0
+        ljmpl $SELECTOR_CODE, $second64
+trampoline_gdt:
+        .word gdt_pointer - gdt - 1
+        .long gdt
+        .if . - trampoline > TRAMPOLINE_SIZE
+        .error "TRAMPOLINE_SIZE"
+        .endif
+
+        .code64
+second64:
+        movl $SELECTOR_DATA, %eax
+        movl %eax, %ds
+        movl %eax, %es
+        movl %eax, %ss
+        movq $second_stack, %rsp
+        call second_main
+1:      cli
+        hlt
+        jmp 1b
+
         .code32
         .globl start
 start:
@@ -195,5 +241,7 @@ page_directories:
 kernel_stack:
         .skip STACK_SIZE
 user_stack:
+        .skip STACK_SIZE
+second_stack:
 
         .section .note.GNU-stack, "", @progbits

@@ -9,13 +9,12 @@
 #include <sys/epoll.h>
 #include "qapi/error.h"
 #include "qemu/bitmap.h"
-#include "qemu/error-report.h"
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "hw/misc/ivshmem2-regs.h"
 #include "hw/pci/msix.h"
 #include "ivshmem2-irq.h"
-#include "system/arch_init.h"
+#include "ivshmem2-irqfd.h"
 #include "system/kvm.h"
 #include "trace.h"
 
@@ -27,9 +26,6 @@
 
 /* Enabling writes that QEMU sees, until KVM may have them again */
 #define IVSHMEM2_TRAPPED_WRITES 64
-
-/* The start of 1 MiB of messages that x86 processors take for interrupts */
-#define IVSHMEM2_X86_MSI_ADDRESS 0xfee00000
 
 /*
  * The mode
@@ -101,165 +97,6 @@ static void ivshmem2_irq_look(Ivshmem2Irq *irq)
     if (irq->mode == IVSHMEM2_IRQ_RELAY_OFF) {
         irq->mode = IVSHMEM2_IRQ_RELAY;
         trace_ivshmem2_reception_update(irq->id, true);
-    }
-}
-
-/*
- * KVM's part
- */
-
-static void ivshmem2_irq_refused(Ivshmem2Irq *irq, const char *what)
-{
-    irq->refused = true;
-    warn_report_once_cond(&irq->warned, "ivshmem2: KVM refuses an %s, so QEMU "
-                          "helps out, which is slower", what);
-}
-
-static bool ivshmem2_irq_is_x86(MSIMessage msg)
-{
-    return qemu_arch_available(QEMU_ARCH_I386) &&
-           msg.address >> 20 == IVSHMEM2_X86_MSI_ADDRESS >> 20;
-}
-
-/*
- * A guest can write any message.  KVM refuses some of them, with the whole
- * routing table, and then QEMU aborts.  KVM also takes others for interrupts
- * that are writes to memory.
- */
-static bool ivshmem2_irq_is_odd(MSIMessage msg)
-{
-    return qemu_arch_available(QEMU_ARCH_I386) ? !ivshmem2_irq_is_x86(msg)
-                                               : msg.address >> 32;
-}
-
-static void ivshmem2_irq_set_odd(Ivshmem2Irq *irq, Ivshmem2Vector *v, bool odd)
-{
-    irq->n_odd += odd - v->odd;
-    v->odd = odd;
-}
-
-/*
- * Changing routes is slow, so only when the guest has moved the vector.
- * Returns 0 or an errno as a negative number; -EINVAL: an IOMMU of the guest
- * has no entry for the message.
- */
-static int ivshmem2_irq_set_route(Ivshmem2Irq *irq, uint32_t vector)
-{
-    Ivshmem2Vector *v = &irq->vectors[vector];
-    MSIMessage msg = msix_get_message(irq->pdev, vector);
-    KVMRouteChange c;
-    int ret;
-
-    if (v->virq < 0) {
-        c = kvm_irqchip_begin_route_changes(kvm_state);
-        ret = kvm_irqchip_add_msi_route(&c, vector, irq->pdev);
-        if (ret < 0) {
-            return ret;
-        }
-        v->virq = ret;
-        kvm_irqchip_commit_route_changes(&c);
-    } else if (msg.address != v->msg.address || msg.data != v->msg.data) {
-        ret = kvm_irqchip_update_msi_route(kvm_state, v->virq, msg, irq->pdev);
-        if (ret < 0) {
-            return ret;
-        }
-        kvm_irqchip_commit_routes(kvm_state);
-    }
-    v->msg = msg;
-    return 0;
-}
-
-static void ivshmem2_irq_release_route(Ivshmem2Vector *v)
-{
-    if (v->virq >= 0) {
-        kvm_irqchip_release_virq(kvm_state, v->virq);
-        v->virq = -1;
-    }
-}
-
-static bool ivshmem2_irq_attach(Ivshmem2Irq *irq, uint32_t vector)
-{
-    Ivshmem2Vector *v = &irq->vectors[vector];
-    int ret = ivshmem2_irq_set_route(irq, vector);
-
-    if (ret == -EINVAL) {
-        ivshmem2_irq_set_odd(irq, v, true);
-        return false;
-    }
-    if (ret < 0) {
-        ivshmem2_irq_refused(irq, "MSI route");
-        return false;
-    }
-    if (kvm_irqchip_add_irqfd_notifier_gsi(kvm_state, &v->notifier, NULL,
-                                           v->virq) < 0) {
-        ivshmem2_irq_refused(irq, "irqfd");
-        return false;
-    }
-    trace_ivshmem2_irqfd_attach(irq->id, vector);
-    return true;
-}
-
-/* Is it not KVM that looks at the vector's eventfd? */
-static void ivshmem2_irq_set_polled(Ivshmem2Irq *irq, uint32_t vector,
-                                    bool polled)
-{
-    struct epoll_event event = { .events = EPOLLIN, .data.u32 = vector };
-
-    epoll_ctl(irq->epoll_fd, polled ? EPOLL_CTL_ADD : EPOLL_CTL_DEL,
-              irq->vectors[vector].eventfd, &event);
-}
-
-static void ivshmem2_irq_forget_notifier(Ivshmem2Irq *irq, uint32_t vector)
-{
-    Ivshmem2Vector *v = &irq->vectors[vector];
-
-    /* The eventfd that KVM looks at is the session's. */
-    if (v->delivery == IVSHMEM2_BY_RELAY) {
-        event_notifier_cleanup(&v->notifier);
-    } else if (v->delivery == IVSHMEM2_BY_KVM) {
-        ivshmem2_irq_set_polled(irq, vector, true);
-    }
-    v->delivery = IVSHMEM2_BY_QEMU;
-}
-
-static void ivshmem2_irq_detach(Ivshmem2Irq *irq, uint32_t vector)
-{
-    Ivshmem2Vector *v = &irq->vectors[vector];
-
-    if (v->delivery != IVSHMEM2_BY_QEMU) {
-        trace_ivshmem2_irqfd_detach(irq->id, vector);
-        kvm_irqchip_remove_irqfd_notifier_gsi(kvm_state, &v->notifier,
-                                              v->virq);
-        ivshmem2_irq_forget_notifier(irq, vector);
-    }
-}
-
-/*
- * When this returns, the interrupts of @vector are delivered as wanted, or
- * by QEMU if KVM refuses.  What is in the eventfd already is not lost.
- */
-static void ivshmem2_irq_set_delivery(Ivshmem2Irq *irq, uint32_t vector,
-                                      Ivshmem2Delivery delivery)
-{
-    Ivshmem2Vector *v = &irq->vectors[vector];
-
-    if (delivery == v->delivery &&
-        (delivery == IVSHMEM2_BY_QEMU ||
-         ivshmem2_irq_set_route(irq, vector) == 0)) {
-        return;
-    }
-    ivshmem2_irq_detach(irq, vector);
-    if (delivery == IVSHMEM2_BY_KVM) {
-        event_notifier_init_fd(&v->notifier, v->eventfd);
-        ivshmem2_irq_set_polled(irq, vector, false);
-    } else if (delivery == IVSHMEM2_BY_RELAY &&
-               event_notifier_init(&v->notifier, false) < 0) {
-        irq->refused = true;
-        return;
-    }
-    v->delivery = delivery;
-    if (delivery != IVSHMEM2_BY_QEMU && !ivshmem2_irq_attach(irq, vector)) {
-        ivshmem2_irq_forget_notifier(irq, vector);
     }
 }
 
@@ -413,7 +250,10 @@ static void ivshmem2_irq_go_to(Ivshmem2Irq *irq, Ivshmem2IrqMode mode)
  *
  * In one-shot mode a guest writes Interrupt Control after each interrupt.  KVM
  * takes these writes by an ioeventfd, and the relay looks whether there was
- * one when a doorbell arrives (tests/system/one-shot.pml).
+ * one when a doorbell arrives (tests/system/one-shot.pml).  Each delivery uses
+ * up all writes until then, and no doorbell is lost that was rung after one.
+ * A doorbell that was rung shortly before the write may be delivered, too: two
+ * eventfds do not tell which of them was signalled first.
  */
 
 /* For some time, QEMU has to see the enabling writes. */
@@ -426,17 +266,24 @@ static void ivshmem2_irq_trap_enabling(Ivshmem2Irq *irq)
 static void ivshmem2_irq_add_enabling(Ivshmem2Irq *irq)
 {
     irq->enabling_io.fd = event_notifier_get_fd(&irq->enabling);
-    if (!ivshmem2_ioeventfd_add(irq->fds, &irq->enabling_io,
-                                IVSHMEM2_REG_INT_CONTROL,
-                                IVSHMEM2_INT_ENABLE)) {
-        ivshmem2_irq_trap_enabling(irq);
+    /* First: a delivery has to use up the first write that KVM takes. */
+    WITH_QEMU_LOCK_GUARD(&irq->lock) {
+        if (!ivshmem2_mode_receives(irq->mode)) {
+            ivshmem2_irq_drop_arrived(irq);
+        }
+        irq->enabling_by_kvm = true;
+        irq->drops = 0;
+        qemu_cond_signal(&irq->relay_wake);
+    }
+    if (ivshmem2_ioeventfd_add(irq->fds, &irq->enabling_io,
+                               IVSHMEM2_REG_INT_CONTROL,
+                               IVSHMEM2_INT_ENABLE)) {
+        trace_ivshmem2_enabling_attach(irq->id);
         return;
     }
-    trace_ivshmem2_enabling_attach(irq->id);
+    ivshmem2_irq_trap_enabling(irq);
     QEMU_LOCK_GUARD(&irq->lock);
-    irq->enabling_by_kvm = true;
-    irq->drops = 0;
-    qemu_cond_signal(&irq->relay_wake);
+    irq->enabling_by_kvm = false;
 }
 
 static void ivshmem2_irq_del_enabling(Ivshmem2Irq *irq)
@@ -495,12 +342,18 @@ static void ivshmem2_irq_vm_state_changed(void *opaque, bool running,
  * Delivery
  */
 
-/* The relay cannot ask PCI core, which needs the big lock. */
+/*
+ * The relay cannot ask PCI core, which needs the big lock.  A vector for which
+ * KVM refuses an irqfd waits until ivshmem2_irq_vector_changed() has gone to
+ * another mode.
+ */
 static bool ivshmem2_irq_is_masked(Ivshmem2Irq *irq, uint32_t vector)
 {
-    return irq->has_msix && (irq->mode == IVSHMEM2_IRQ_RELAY ?
-                             test_bit(vector, irq->masked) :
-                             msix_is_masked(irq->pdev, vector));
+    if (irq->mode == IVSHMEM2_IRQ_RELAY) {
+        return test_bit(vector, irq->masked) ||
+               irq->vectors[vector].delivery != IVSHMEM2_BY_RELAY;
+    }
+    return irq->has_msix && msix_is_masked(irq->pdev, vector);
 }
 
 /*
@@ -684,6 +537,8 @@ static void ivshmem2_irq_vector_changed(Ivshmem2Irq *irq, uint32_t vector)
         ivshmem2_irq_update(irq);
     }
     WITH_QEMU_LOCK_GUARD(&irq->lock) {
+        /* This delivery, too, uses up the enabling writes until now. */
+        ivshmem2_irq_look(irq);
         if (!test_bit(vector, irq->masked) &&
             test_and_clear_bit(vector, irq->pending)) {
             notify = ivshmem2_irq_accept(irq, vector);
@@ -824,6 +679,10 @@ void ivshmem2_irq_set_control(Ivshmem2Irq *irq, uint32_t value)
 void ivshmem2_irq_reset(Ivshmem2Irq *irq)
 {
     ivshmem2_irq_disable(irq);
+    /* Until then, KVM may have taken a write by another processor. */
+    if (qatomic_read(&irq->control)) {
+        ivshmem2_irq_disable(irq);
+    }
 }
 
 /*

@@ -141,9 +141,16 @@ static void ivshmem2_ring(Ivshmem2State *s, uint32_t doorbell)
     stat64_add(&s->sent, 1);
 }
 
-/* R2: aligned 32-bit accesses only */
-static bool ivshmem2_access_ok(hwaddr addr, unsigned size, const char *what)
+/*
+ * R2: aligned 32-bit accesses only.  None after the device is unplugged: one
+ * processor may have waited for the big lock while another one did that.
+ */
+static bool ivshmem2_access_ok(Ivshmem2State *s, hwaddr addr, unsigned size,
+                               const char *what)
 {
+    if (!s->conn.session) {
+        return false;
+    }
     if (size == 4 && addr % 4 == 0) {
         return true;
     }
@@ -157,7 +164,7 @@ static uint64_t ivshmem2_regs_read(void *opaque, hwaddr addr, unsigned size)
     Ivshmem2State *s = opaque;
     uint32_t value = 0;
 
-    if (!ivshmem2_access_ok(addr, size, "read")) {
+    if (!ivshmem2_access_ok(s, addr, size, "read")) {
         return 0;
     }
     switch (addr) {
@@ -198,7 +205,7 @@ static void ivshmem2_regs_write(void *opaque, hwaddr addr, uint64_t value,
 {
     Ivshmem2State *s = opaque;
 
-    if (!ivshmem2_access_ok(addr, size, "write")) {
+    if (!ivshmem2_access_ok(s, addr, size, "write")) {
         return;
     }
     trace_ivshmem2_register_write(s->info.id, addr, value);
@@ -396,9 +403,12 @@ static uint64_t ivshmem2_msix_table_read(void *opaque, hwaddr addr,
     Ivshmem2State *s = opaque;
     uint64_t value = 0;
 
-    memory_region_dispatch_read(&PCI_DEVICE(s)->msix_table_mmio, addr, &value,
-                                size_memop(size) | MO_LE,
-                                MEMTXATTRS_UNSPECIFIED);
+    /* Otherwise unplugged while the processor waited for the big lock */
+    if (msix_present(PCI_DEVICE(s))) {
+        memory_region_dispatch_read(&PCI_DEVICE(s)->msix_table_mmio, addr,
+                                    &value, size_memop(size) | MO_LE,
+                                    MEMTXATTRS_UNSPECIFIED);
+    }
     return value;
 }
 
@@ -409,6 +419,9 @@ static void ivshmem2_msix_table_write(void *opaque, hwaddr addr,
     uint32_t vector = addr / PCI_MSIX_ENTRY_SIZE;
     bool message = addr % PCI_MSIX_ENTRY_SIZE < PCI_MSIX_ENTRY_VECTOR_CTRL;
 
+    if (!msix_present(PCI_DEVICE(s))) {
+        return;
+    }
     if (message) {
         ivshmem2_irq_begin_message(&s->irq, vector);
     }
