@@ -22,6 +22,9 @@
 /* Eventfds signalled with one system call, at most */
 #define SIGNALS     16
 
+/* Results taken with one system call: all that the kernel keeps, on most */
+#define RESULTS     128
+
 /* Between two tries to have the kernel signal */
 #define RETRY_INTERVAL      G_USEC_PER_SEC
 
@@ -177,13 +180,24 @@ bool ivshmem2_signals_prepare(GError **error)
                          "interrupts are slower, and depend on threads");
 }
 
+/*
+ * Make room for more reads; the results of the last ones do not matter.  The
+ * kernel has room for many, so this is done when it has none any more, and
+ * most signals need one system call.
+ */
+static bool make_room(aio_context_t context)
+{
+    struct io_event events[RESULTS];
+
+    return syscall(SYS_io_getevents, context, 0, RESULTS, events, NULL) > 0;
+}
+
 /* Returns the number of eventfds that were signalled. */
 static size_t signal_by_kernel(const int *fds, size_t n)
 {
     aio_context_t context = kernel_context();
     struct iocb iocbs[SIGNALS];
     struct iocb *list[SIGNALS];
-    struct io_event events[SIGNALS];
     long done;
 
     if (!context) {
@@ -199,13 +213,10 @@ static size_t signal_by_kernel(const int *fds, size_t n)
         };
         list[i] = &iocbs[i];
     }
-    done = syscall(SYS_io_submit, context, n, list);
-    if (done <= 0) {
-        return 0;
-    }
-    /* make room for the next reads; the results of these do not matter */
-    syscall(SYS_io_getevents, context, 0, done, events, NULL);
-    return done;
+    do {
+        done = syscall(SYS_io_submit, context, n, list);
+    } while (done < 0 && errno == EAGAIN && make_room(context));
+    return MAX(done, 0);
 }
 
 /* Writes that are being made */
