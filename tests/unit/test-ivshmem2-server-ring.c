@@ -138,6 +138,51 @@ static void test_last_state(void)
     server_end(&s);
 }
 
+/*
+ * A peer that interrupts the others by itself is killed between the steps of a
+ * change.  The others learn that it is gone unless they know of no state.
+ */
+static void test_announced(void)
+{
+    static const struct {
+        uint32_t entry;
+        uint32_t announced;
+        bool told;
+    } cases[] = {
+        { 9, 0, true },         /* written, but nobody knows it */
+        { 9, 9, true },
+        { 0, 9, true },         /* 0 again, but nobody knows that */
+        { 0, 0, false },
+    };
+    Server s;
+    Client a, b;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 4");
+    client_join(&a, &s, 0);
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        for (int late = 0; late < 2; late++) {
+            client_join(&b, &s, 1);
+            /* the message may arrive before or after the entry changes */
+            set_state(&b, late ? cases[i].announced : cases[i].entry);
+            announce_state(&b, cases[i].announced);
+            client_sync(&b);
+            set_state(&b, cases[i].entry);
+            assert_quiet(&a);
+            client_close(&b);
+            wait_until_free(&s, 1);
+            g_assert_cmpuint(get_state(&a, 1), ==, 0);
+            if (cases[i].told) {
+                assert_interrupted(&a, 0);
+            }
+            client_sync(&a);
+            assert_quiet(&a);
+        }
+    }
+    client_leave(&a);
+    server_end(&s);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -146,5 +191,6 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server/state-changed", test_state_changed);
     g_test_add_func("/ivshmem2/server/death", test_death);
     g_test_add_func("/ivshmem2/server/last-state", test_last_state);
+    g_test_add_func("/ivshmem2/server/announced", test_announced);
     return g_test_run();
 }
