@@ -41,7 +41,7 @@ static void by_signal(unsigned n)
 
 static const struct {
     const char *name;
-    void (*signal)(unsigned n);
+    void (*run)(unsigned n);
     unsigned n;
 } ways[] = {
     { "write()", by_write, 1 },
@@ -85,7 +85,7 @@ int main(int argc, char **argv)
             double each;
 
             for (unsigned call = 0; call < calls; call++) {
-                ways[i].signal(ways[i].n);
+                ways[i].run(ways[i].n);
             }
             each = (bench_clock(CLOCK_MONOTONIC) - before) * 1000 / calls;
             g_array_append_val(times[i], each);

@@ -496,61 +496,6 @@ static void test_state_of_the_gone(void)
     teardown(&f);
 }
 
-static void announce(Fixture *f, uint32_t i, uint32_t state)
-{
-    const Ivshmem2Msg msg = {
-        .hdr.type = IVSHMEM2_MSG_STATE_ANNOUNCED,
-        .announcement.state = state,
-    };
-
-    ivshmem2_client_receive(f->clients[i], &msg);
-}
-
-/*
- * Peers that interrupt the others by themselves: the server does so when they
- * are gone, if their entry or the last announced state is not 0.
- */
-static void test_announced(void)
-{
-    static const struct {
-        uint32_t announced[2];
-        uint32_t entry;         /* when the server learns it, and at the end */
-        unsigned told;
-    } cases[] = {
-        { { 0, 0 }, 0, 0 },
-        { { 0, 7 }, 7, 1 },
-        { { 7, 8 }, 8, 1 },
-        /* killed before it could interrupt the others, or tell the server */
-        { { 0, 0 }, 7, 1 },
-        { { 0, 7 }, 0, 1 },
-        { { 7, 7 }, 0, 1 },
-        /* it reset its state before it left */
-        { { 7, 0 }, 0, 0 },
-    };
-    Fixture f;
-
-    setup(&f, 4);
-    join(&f, 0, 0, 2);
-    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
-        for (int goodbye = 0; goodbye < 2; goodbye++) {
-            join(&f, 2, 2, 2);
-            set_state(&f, 2, cases[i].entry);
-            announce(&f, 2, cases[i].announced[0]);
-            announce(&f, 2, cases[i].announced[1]);
-            run_broadcast(&f, 100);
-            g_assert_cmpuint(signals(&f, 0), ==, 0);
-            if (goodbye) {
-                say(&f, 2, IVSHMEM2_MSG_GOODBYE);
-            }
-            leave(&f, 2);
-            g_assert_cmpuint(f.link->table[2], ==, 0);
-            run_broadcast(&f, 100);
-            g_assert_cmpuint(signals(&f, 0), ==, cases[i].told);
-        }
-    }
-    teardown(&f);
-}
-
 /* Turns */
 
 #define N_OTHERS    50
@@ -927,7 +872,6 @@ int main(int argc, char **argv)
                     test_broadcast_flood);
     g_test_add_func("/ivshmem2/server-core/state-of-the-gone",
                     test_state_of_the_gone);
-    g_test_add_func("/ivshmem2/server-core/announced", test_announced);
     g_test_add_func("/ivshmem2/server-core/turns", test_turns);
     g_test_add_func("/ivshmem2/server-core/timers", test_timers);
     g_test_add_func("/ivshmem2/server-core/lobby", test_lobby);
