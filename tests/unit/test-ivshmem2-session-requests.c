@@ -270,6 +270,25 @@ static void test_state_direct(Fixture *f, gconstpointer opaque)
     assert_says_nothing(f);
 }
 
+/* A peer has filled its counter, and made the file blocking. */
+static void test_state_full(Fixture *f, gconstpointer opaque)
+{
+    const uint64_t full = UINT64_MAX - 1;
+
+    join_with(f, N_PEERS, 1);
+    g_assert_cmpint(fcntl(f->event_fd, F_SETFL, 0), ==, 0);
+    g_assert_cmpint(write(f->event_fd, &full, sizeof(full)), ==, sizeof(full));
+    /* ends the test if it waits */
+    alarm(60);
+    for (uint32_t state = 1; state <= 100; state++) {
+        ivshmem2_session_state_changed(f->s, state);
+    }
+    alarm(0);
+    g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), >=, full);
+    change_state(f, 0, N_PEERS - 1);
+    assert_announces(f, 0);
+}
+
 /* The last message about the state goes before GOODBYE. */
 static void test_state_goodbye(Fixture *f, gconstpointer opaque)
 {
@@ -478,6 +497,7 @@ int main(int argc, char **argv)
     session_add("eviction", NULL, test_eviction);
     session_add("goodbye", NULL, test_goodbye);
     session_add("state-direct", NULL, test_state_direct);
+    session_add("state-full", NULL, test_state_full);
     session_add("state-goodbye", NULL, test_state_goodbye);
     session_add("state-resume", NULL, test_state_resume);
     session_add("state-missing", NULL, test_state_missing);
