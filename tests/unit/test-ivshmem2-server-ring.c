@@ -76,6 +76,38 @@ static void test_state_changed(void)
     server_end(&s);
 }
 
+static bool has_room(int fd)
+{
+    struct pollfd pfd = { .fd = fd, .events = POLLOUT };
+
+    return poll(&pfd, 1, 0) == 1;
+}
+
+/* IDs that nobody has had yet have no room in the counter for states. */
+static void test_unused(void)
+{
+    Server s;
+    Client a, b;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 8 --vectors 2");
+    client_join(&a, &s, 0);
+    for (uint32_t id = 0; id < 8; id++) {
+        g_assert_cmpint(has_room(a.eventfds[id][0]), ==, id == 0);
+        g_assert_true(has_room(a.eventfds[id][1]));
+    }
+    assert_quiet(&a);
+    for (uint32_t id = 1; id < 8; id++) {
+        client_join(&b, &s, id);
+        assert_quiet(&b);
+        g_assert_true(has_room(a.eventfds[id][0]));
+        client_leave(&b);
+        g_assert_true(has_room(a.eventfds[id][0]));
+    }
+    client_leave(&a);
+    server_end(&s);
+}
+
 /* A death clears the table entry, and interrupts the other peers. */
 static void test_death(void)
 {
@@ -200,6 +232,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     g_test_add_func("/ivshmem2/server/ring", test_ring);
     g_test_add_func("/ivshmem2/server/state-changed", test_state_changed);
+    g_test_add_func("/ivshmem2/server/unused", test_unused);
     g_test_add_func("/ivshmem2/server/death", test_death);
     g_test_add_func("/ivshmem2/server/last-state", test_last_state);
     g_test_add_func("/ivshmem2/server/announced", test_announced);
