@@ -22,6 +22,9 @@
 /* Eventfds signalled with one system call, at most */
 #define SIGNALS     16
 
+/* Eventfds that are looked at with one system call */
+#define LOOKS       64
+
 /* Results taken with one system call: all that the kernel keeps, on most */
 #define RESULTS     128
 
@@ -322,6 +325,34 @@ void ivshmem2_eventfds_signal(const int *fds, size_t n)
         }
         fds += done;
         n -= done;
+    }
+}
+
+static void signal_if_room(const int *fds, size_t n)
+{
+    struct pollfd looks[LOOKS];
+    int found[LOOKS];
+    size_t n_found = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        looks[i] = (struct pollfd) { .fd = fds[i], .events = POLLOUT };
+    }
+    if (poll(looks, n, 0) < 0) {
+        ivshmem2_eventfds_signal(fds, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (looks[i].revents & POLLOUT) {
+            found[n_found++] = fds[i];
+        }
+    }
+    ivshmem2_eventfds_signal(found, n_found);
+}
+
+void ivshmem2_eventfds_signal_if_room(const int *fds, size_t n)
+{
+    for (size_t i = 0; i < n; i += LOOKS) {
+        signal_if_room(fds + i, MIN(n - i, LOOKS));
     }
 }
 

@@ -8,7 +8,6 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -29,8 +28,6 @@
  * virtual CPU one message.
  */
 #define MAX_DIRECT_PEERS    64
-/* Eventfds that are looked at with one system call */
-#define MAX_LOOKS           64
 
 typedef enum Phase {
     PHASE_OFF,                  /* no connection */
@@ -243,40 +240,15 @@ static bool reaches_all(const Ivshmem2Session *s)
 }
 
 /*
- * A counter without room would wake up its owner anyway.  The server has
- * filled those of IDs that nobody has had yet, and empties them in time.
+ * The server has filled the counters of IDs that nobody has had yet.  Those of
+ * other IDs that nobody has are signalled, too, and emptied in time.
  */
-static void ring_where_room(const int *fds, unsigned n)
-{
-    struct pollfd looks[MAX_LOOKS];
-    int found[MAX_LOOKS];
-    unsigned n_found = 0;
-
-    for (unsigned i = 0; i < n; i++) {
-        looks[i] = (struct pollfd) { .fd = fds[i], .events = POLLOUT };
-    }
-    if (poll(looks, n, 0) < 0) {
-        ivshmem2_eventfds_signal(fds, n);
-        return;
-    }
-    for (unsigned i = 0; i < n; i++) {
-        if (looks[i].revents & POLLOUT) {
-            found[n_found++] = fds[i];
-        }
-    }
-    ivshmem2_eventfds_signal(found, n_found);
-}
-
 static void ring_for_state(const Ivshmem2Session *s)
 {
-    const int *fds = (const int *)s->state_fds->data;
-    unsigned n = s->state_fds->len;
-
     /* a peer that joins now sees the new state, or is interrupted */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    for (unsigned i = 0; i < n; i += MAX_LOOKS) {
-        ring_where_room(fds + i, MIN(n - i, MAX_LOOKS));
-    }
+    ivshmem2_eventfds_signal_if_room((const int *)s->state_fds->data,
+                                     s->state_fds->len);
 }
 
 void ivshmem2_session_connected(Ivshmem2Session *s)
