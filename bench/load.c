@@ -336,7 +336,7 @@ static void run_state(unsigned rounds)
         round = next_round();
         __atomic_store_n(&table[id], GUINT32_TO_LE(round), __ATOMIC_RELEASE);
         before = now();
-        ivshmem2_session_state_changed(p->session);
+        ivshmem2_session_state_changed(p->session, round);
         speak(p);
         if (hear_many(round, peers->len - 1) < peers->len - 1) {
             fail("a state change", "does not reach all peers");

@@ -270,6 +270,11 @@ static bool make_all(Ivshmem2Link *link, GError **error)
         if (!ivshmem2_link_make_eventfds(link, id, error)) {
             return false;
         }
+        /*
+         * Until somebody gets the ID, changes of states pass it over.  This
+         * does not wait, because nobody else has the eventfd yet.
+         */
+        eventfd_write(link->eventfds[id][0], UINT64_MAX - 1);
     }
     return true;
 }

@@ -742,6 +742,10 @@ void ivshmem2_client_receive(Ivshmem2Client *c, const Ivshmem2Msg *msg)
             ivshmem2_link_state(c->server->link, c->id);
         state_changed(c->server, c->id);
         break;
+    case IVSHMEM2_MSG_STATE_ANNOUNCED:
+        /* The entry may have changed again, and nobody been told. */
+        c->server->slots[c->id].last_state = msg->announcement.state;
+        break;
     case IVSHMEM2_MSG_RING:
         handle_ring(c, &msg->target);
         break;

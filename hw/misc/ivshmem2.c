@@ -110,7 +110,7 @@ static void ivshmem2_set_state(Ivshmem2State *s, uint32_t state)
     }
     s->state = state;
     ivshmem2_publish_state(s);
-    ivshmem2_session_state_changed(s->conn.session);
+    ivshmem2_session_state_changed(s->conn.session, s->state);
     ivshmem2_conn_pump(&s->conn);
 }
 
@@ -287,7 +287,7 @@ static void ivshmem2_resumed(void *opaque)
     /* The server zeroes the entry of a peer that it believes gone. */
     ivshmem2_publish_state(s);
     if (s->state) {
-        ivshmem2_session_state_changed(s->conn.session);
+        ivshmem2_session_state_changed(s->conn.session, s->state);
     }
 }
 

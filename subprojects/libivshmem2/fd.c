@@ -22,6 +22,12 @@
 /* Eventfds signalled with one system call, at most */
 #define SIGNALS     16
 
+/* Eventfds that are looked at with one system call */
+#define LOOKS       64
+
+/* Results taken with one system call: all that the kernel keeps, on most */
+#define RESULTS     128
+
 /* Between two tries to have the kernel signal */
 #define RETRY_INTERVAL      G_USEC_PER_SEC
 
@@ -177,13 +183,24 @@ bool ivshmem2_signals_prepare(GError **error)
                          "interrupts are slower, and depend on threads");
 }
 
+/*
+ * Make room for more reads; the results of the last ones do not matter.  The
+ * kernel has room for many, so this is done when it has none any more, and
+ * most signals need one system call.
+ */
+static bool make_room(aio_context_t context)
+{
+    struct io_event events[RESULTS];
+
+    return syscall(SYS_io_getevents, context, 0, RESULTS, events, NULL) > 0;
+}
+
 /* Returns the number of eventfds that were signalled. */
 static size_t signal_by_kernel(const int *fds, size_t n)
 {
     aio_context_t context = kernel_context();
     struct iocb iocbs[SIGNALS];
     struct iocb *list[SIGNALS];
-    struct io_event events[SIGNALS];
     long done;
 
     if (!context) {
@@ -199,13 +216,10 @@ static size_t signal_by_kernel(const int *fds, size_t n)
         };
         list[i] = &iocbs[i];
     }
-    done = syscall(SYS_io_submit, context, n, list);
-    if (done <= 0) {
-        return 0;
-    }
-    /* make room for the next reads; the results of these do not matter */
-    syscall(SYS_io_getevents, context, 0, done, events, NULL);
-    return done;
+    do {
+        done = syscall(SYS_io_submit, context, n, list);
+    } while (done < 0 && errno == EAGAIN && make_room(context));
+    return MAX(done, 0);
 }
 
 /* Writes that are being made */
@@ -311,6 +325,34 @@ void ivshmem2_eventfds_signal(const int *fds, size_t n)
         }
         fds += done;
         n -= done;
+    }
+}
+
+static void signal_if_room(const int *fds, size_t n)
+{
+    struct pollfd looks[LOOKS];
+    int found[LOOKS];
+    size_t n_found = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        looks[i] = (struct pollfd) { .fd = fds[i], .events = POLLOUT };
+    }
+    if (poll(looks, n, 0) < 0) {
+        ivshmem2_eventfds_signal(fds, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (looks[i].revents & POLLOUT) {
+            found[n_found++] = fds[i];
+        }
+    }
+    ivshmem2_eventfds_signal(found, n_found);
+}
+
+void ivshmem2_eventfds_signal_if_room(const int *fds, size_t n)
+{
+    for (size_t i = 0; i < n; i += LOOKS) {
+        signal_if_room(fds + i, MIN(n - i, LOOKS));
     }
 }
 

@@ -134,6 +134,12 @@ void ivshmem2_eventfd_signal(int fd);
 void ivshmem2_eventfds_signal(const int *fds, size_t n);
 
 /*
+ * The same, but pass over counters that have no room: they would wake up their
+ * owners anyway.  Much faster where there are many of them.
+ */
+void ivshmem2_eventfds_signal_if_room(const int *fds, size_t n);
+
+/*
  * Take what is in the counter; 0 if nothing.  Does not wait, even if the file
  * is not O_NONBLOCK (every process that holds the file can change that).
  */
@@ -228,10 +234,12 @@ Ivshmem2Ring ivshmem2_session_ring(Ivshmem2Session *s, uint32_t id,
                                    uint32_t vector, int *fd);
 
 /*
- * The own State Table entry changed: have the other peers interrupted, by the
- * server or, without a connection, by the eventfds that the session holds.
+ * The own State Table entry changed to @state: have the other peers
+ * interrupted.  On small links this happens at once, by their eventfds.  On
+ * large ones the server does it, for which there is a message to send; without
+ * a connection, those peers are interrupted whose eventfds the session holds.
  */
-void ivshmem2_session_state_changed(Ivshmem2Session *s);
+void ivshmem2_session_state_changed(Ivshmem2Session *s, uint32_t state);
 
 /*
  * Tell the server that our eventfds are not in use any more.  This may be

@@ -172,7 +172,7 @@ static void store_state(SocketPeer *p, uint32_t state)
         p->state = state;
         __atomic_store_n(&table[p->parent.info.id], GUINT32_TO_LE(state),
                          __ATOMIC_RELEASE);
-        ivshmem2_session_state_changed(p->session);
+        ivshmem2_session_state_changed(p->session, state);
     }
 }
 

@@ -84,6 +84,7 @@ typedef struct Game {
     unsigned users[MAX_PEERS];  /* a bit for each one that had it */
     unsigned last_users[MAX_PEERS];     /* the bit of the last one, or 0 */
     bool owed[MAX_PEERS];       /* an interrupt by the broadcast */
+    bool known[MAX_PEERS];      /* its last announced state is not 0 */
 } Game;
 
 /* Only one game is played at a time, so the server's calls find it here. */
@@ -327,6 +328,9 @@ static void tell(Game *g, Player *p, const Ivshmem2Msg *msg)
     fuzz_leave();
     if (was_peer && msg->hdr.type == IVSHMEM2_MSG_STATE_CHANGED) {
         owe_to_all_but(g, id);
+        g->known[id] = ivshmem2_link_state(g->link, id);
+    } else if (was_peer && msg->hdr.type == IVSHMEM2_MSG_STATE_ANNOUNCED) {
+        g->known[id] = msg->announcement.state;
     }
 }
 
@@ -395,7 +399,7 @@ static void say_anything(Game *g, Player *p, FuzzInput *in)
 {
     static const uint16_t types[] = {
         IVSHMEM2_MSG_HELLO, IVSHMEM2_MSG_STATE_CHANGED, IVSHMEM2_MSG_RING,
-        IVSHMEM2_MSG_GOODBYE,
+        IVSHMEM2_MSG_GOODBYE, IVSHMEM2_MSG_STATE_ANNOUNCED,
     };
     Ivshmem2Msg msg = {
         .hdr.type = types[fuzz_u8(in) % G_N_ELEMENTS(types)],
@@ -479,9 +483,11 @@ static void check_change(Game *g, uint32_t id, const Player *before,
         g->users[id] |= g->last_users[id];
     }
     g->owed[id] = false;
-    if (g->states[id]) {
+    if (g->states[id] || g->known[id]) {
         owe_to_all_but(g, id);
     }
+    /* of one that resumes, or 0 */
+    g->known[id] = ivshmem2_link_state(g->link, id);
 }
 
 static void check_limits(const Game *g)

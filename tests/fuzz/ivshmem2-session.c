@@ -20,6 +20,10 @@
 /* The same as in session.c */
 #define MAX_EVENTFDS    1024
 #define MAX_ASKED       64
+#define MAX_DIRECT      64
+
+/* That the client has, one after the other */
+#define N_STATES        3
 
 /* Written to memory once it is mapped */
 #define MARK            0x4d41524b
@@ -58,6 +62,7 @@ typedef struct Game {
     Ivshmem2Welcome truth;
     uint32_t next_output;
     uint32_t next_own;
+    uint32_t state;
 
     bool established;           /* from then on, these are constant: */
     Ivshmem2Welcome info;
@@ -245,6 +250,10 @@ static void hear(Game *g)
                 g->n_asked < MAX_ASKED) {
                 g->asked[g->n_asked++] = g->said.msg.target;
             }
+            g_assert_true(g->said.msg.hdr.type !=
+                          IVSHMEM2_MSG_STATE_ANNOUNCED ||
+                          (g->info.max_peers <= MAX_DIRECT &&
+                           g->said.msg.announcement.state < N_STATES));
             ivshmem2_decoder_reset(&g->said);
         }
     }
@@ -427,6 +436,12 @@ static void tell_all_outputs(Game *g, FuzzInput *in)
     }
 }
 
+/* So that a handshake brings all eventfds */
+static bool is_small(const Game *g)
+{
+    return g->truth.max_peers * g->truth.vectors <= IVSHMEM2_MAX_FDS;
+}
+
 static void handshake(Game *g)
 {
     FuzzInput none = { .size = 0 };
@@ -437,6 +452,11 @@ static void handshake(Game *g)
     while (g->next_own < g->truth.vectors) {
         tell_eventfds(g, &none, g->truth.id, g->next_own,
                       MIN(g->truth.vectors - g->next_own, IVSHMEM2_MAX_FDS));
+    }
+    for (uint32_t id = 0; id < g->truth.max_peers && is_small(g); id++) {
+        if (id != g->truth.id) {
+            tell_eventfds(g, &none, id, 0, g->truth.vectors);
+        }
     }
     tell(g, &none, IVSHMEM2_MSG_READY);
 }
@@ -514,7 +534,8 @@ static void use_session(Game *g, FuzzInput *in, Op op)
         break;
     case OP_STATE:
         fuzz_enter();
-        ivshmem2_session_state_changed(g->s);
+        g->state = (g->state + 1) % N_STATES;
+        ivshmem2_session_state_changed(g->s, g->state);
         fuzz_leave();
         break;
     case OP_GOODBYE:

@@ -236,7 +236,7 @@ syscall(long number, ...)
     va_end(ap);
     if (number == SYS_io_submit && !has_aio()) {
         g_atomic_int_inc(&n_left);
-        errno = EAGAIN;
+        errno = ENOSYS;         /* not because there is no room */
         return -1;
     }
     if (number == SYS_pidfd_open && fuzz_system.pidfd_open) {

@@ -18,6 +18,12 @@ static const TestLinkSetup setup_small = {
     .qemu = "-global ivshmem2.peer-id=0",
 };
 
+/* States go through the server, doorbells do not after the first one. */
+static const TestLinkSetup setup_large = {
+    .server = "--max-peers 4 --vectors 3 --push-limit 0",
+    .qemu = "-global ivshmem2.peer-id=0",
+};
+
 /*
  * Peers that come and go
  */
@@ -220,7 +226,7 @@ static void test_hotplug_cycles(void *obj, void *opaque,
  * Losing the server
  */
 
-/* Memory, doorbells and interrupts work without the server. */
+/* Memory, doorbells, states and interrupts work without the server. */
 static void test_server_killed(void *obj, void *opaque,
                                QGuestAllocator *alloc)
 {
@@ -234,11 +240,12 @@ static void test_server_killed(void *obj, void *opaque,
         !test_link_get_bool(a->qts, QIVSHMEM2_ID, "connected") &&
         !test_link_get_bool(b->qts, QIVSHMEM2_ID, "connected"));
     for (int i = 1; i <= 50; i++) {
-        qivshmem2_set_state(a, i);
+        qivshmem2_set_state(a, i % 4);
+        qivshmem2_wait(b, 0);
+        g_assert_cmphex(qivshmem2_entry(b, 0), ==, i % 4);
         qtest_writel(a->qts, qivshmem2_rw(a), i);
         qtest_writel(a->qts, qivshmem2_output(a, 0), i);
         qivshmem2_expect_ring(a, b, i % 3);
-        g_assert_cmphex(qivshmem2_entry(b, 0), ==, i);
         g_assert_cmphex(qtest_readl(b->qts, qivshmem2_rw(b)), ==, i);
         g_assert_cmphex(qtest_readl(b->qts, qivshmem2_output(b, 0)), ==, i);
         qivshmem2_expect_ring(b, a, i % 3);
@@ -249,16 +256,17 @@ static void test_server_killed(void *obj, void *opaque,
     qivshmem2_enable(b);
     qivshmem2_expect_ring(a, b, 1);
     qivshmem2_set_state(b, 9);
+    qivshmem2_wait(a, 0);
     g_assert_cmphex(qivshmem2_entry(a, 1), ==, 9);
     test_link_unplug(b->qts, QIVSHMEM2_ID, QIVSHMEM2_SLOT);
+    check_gone(a, 1);
     qivshmem2_ring(a, 1, 1);
     qivshmem2_expect_ring(a, a, 1);
-    g_assert_cmphex(qivshmem2_entry(a, 1), ==, 0);
 }
 
-/* A server that hangs, and continues later */
-static void test_server_stopped(void *obj, void *opaque,
-                                QGuestAllocator *alloc)
+/* A server that hangs, and continues later: a small link needs no server. */
+static void test_server_stopped_small(void *obj, void *opaque,
+                                      QGuestAllocator *alloc)
 {
     TestLink *link = opaque;
     QIvshmem2 *a = obj;
@@ -266,8 +274,46 @@ static void test_server_stopped(void *obj, void *opaque,
 
     kill(link->pid, SIGSTOP);
     for (int i = 1; i <= 5000; i++) {
+        /* 0 now and then, which the server is told of */
+        qivshmem2_set_state(a, i % 10);
+        if (i % 100 < 2) {
+            qivshmem2_wait(b, 0);
+            g_assert_cmphex(qivshmem2_entry(b, 0), ==, i % 10);
+        }
+    }
+    qivshmem2_set_state(a, 7);
+    qivshmem2_wait(b, 0);
+    qivshmem2_expect_ring(a, b, 1);
+    g_assert_cmphex(qivshmem2_entry(b, 0), ==, 7);
+    kill(link->pid, SIGCONT);
+    /* it reads what it was told before it lets somebody else join */
+    qivshmem2_expect_ring(a, test_link_peer_with_id(link, 2), 1);
+    test_link_check_quiet(b);
+    g_assert_true(test_link_get_bool(a->qts, QIVSHMEM2_ID, "connected"));
+    g_assert_true(test_link_get_bool(b->qts, QIVSHMEM2_ID, "connected"));
+    test_link_kill_peer(b);
+    qivshmem2_enable(a);
+    qivshmem2_expect_ring(a, a, 1);
+}
+
+/* A large link does for states, which it delays. */
+static void test_server_stopped(void *obj, void *opaque,
+                                QGuestAllocator *alloc)
+{
+    TestLink *link = opaque;
+    QIvshmem2 *a = obj;
+    QIvshmem2 *b = test_link_peer_with_id(link, 1);
+
+    qivshmem2_expect_ring(a, b, 1);
+    /* the answer has come */
+    qivshmem2_set_state(a, 1);
+    qivshmem2_wait(b, 0);
+    qivshmem2_expect_ring(a, b, 1);
+    kill(link->pid, SIGSTOP);
+    for (int i = 1; i <= 5000; i++) {
         qivshmem2_set_state(a, i);
     }
+    g_assert_false(qivshmem2_arrived(b, 0));
     for (int i = 0; i < 20; i++) {
         qivshmem2_expect_ring(a, b, 1);
         g_assert_cmphex(qivshmem2_entry(b, 0), ==, 5000);
@@ -283,6 +329,7 @@ static void register_ivshmem2_gone_test(void)
     static const struct {
         const char *name;
         QOSTestFunc function;
+        const TestLinkSetup *setup;
     } tests[] = {
         { "gone/reset", test_gone_reset },
         { "gone/bus-reset", test_gone_bus_reset },
@@ -292,12 +339,13 @@ static void register_ivshmem2_gone_test(void)
         { "gone/unnoticed", test_gone_unnoticed },
         { "gone/hotplug-cycles", test_hotplug_cycles },
         { "server/killed", test_server_killed },
-        { "server/stopped", test_server_stopped },
+        { "server/stopped", test_server_stopped, &setup_large },
+        { "server/stopped-small", test_server_stopped_small },
     };
 
     for (int i = 0; i < ARRAY_SIZE(tests); i++) {
         test_link_add(tests[i].name, "ivshmem2", tests[i].function,
-                      &setup_small);
+                      tests[i].setup ?: &setup_small);
     }
 }
 

@@ -400,10 +400,6 @@ static void test_one_shot(void *obj, void *link, QGuestAllocator *alloc)
     g_assert_cmphex(qivshmem2_readl(b, IVSHMEM2_REG_INT_CONTROL), ==, 0);
     qivshmem2_ring(a, 1, 1);
     qivshmem2_set_state(a, 2);
-    /* once a is interrupted, the server has handled its state as well */
-    qivshmem2_enable(a);
-    qivshmem2_set_state(b, 1);
-    qivshmem2_wait(a, 0);
     qivshmem2_enable(b);
     qivshmem2_expect_ring(a, b, 2);
     g_assert_cmphex(qivshmem2_readl(b, IVSHMEM2_REG_INT_CONTROL), ==, 0);
@@ -478,6 +474,67 @@ static void test_state(void *obj, void *link, QGuestAllocator *alloc)
     qivshmem2_enable(d[1]);
     qivshmem2_expect_ring(d[0], d[1], 1);
     test_link_check_quiet(d[1]);
+}
+
+/*
+ * M5, R8: a change interrupts each other peer once, also if it is one from or
+ * to 0, of which the server is told.
+ */
+static void test_state_once(void *obj, void *link, QGuestAllocator *alloc)
+{
+    QIvshmem2 *a = obj;
+    QIvshmem2 *b = test_link_peer_with_id(link, 1);
+    QIvshmem2 *c = test_link_peer_with_id(link, 3);
+    uint64_t changes = 0;
+
+    qivshmem2_enable(a);
+    for (uint32_t i = 1; i <= 60; i++) {
+        uint32_t state = i % 4 < 3 ? i : 0;
+
+        qivshmem2_set_state(a, state);
+        qivshmem2_wait(b, 0);
+        g_assert_cmphex(qivshmem2_entry(b, 0), ==, state);
+        qivshmem2_wait(c, 0);
+        changes++;
+    }
+    /* the server has handled what it was told before this peer can join */
+    qivshmem2_expect_ring(a, test_link_peer_with_id(link, 2), 1);
+    test_link_check_quiet(b);
+    test_link_check_quiet(c);
+    g_assert_cmpuint(test_link_get(b->qts, QIVSHMEM2_ID,
+                                   "interrupts-received"), ==, changes);
+    g_assert_cmpuint(test_link_get(c->qts, QIVSHMEM2_ID,
+                                   "interrupts-received"), ==, changes);
+    g_assert_cmpuint(test_link_get(a->qts, QIVSHMEM2_ID,
+                                   "interrupts-received"), ==, 0);
+    /* the same when it leaves with a state, and another one without */
+    qivshmem2_set_state(b, 9);
+    qivshmem2_wait(c, 0);
+    test_link_kill_peer(b);
+    qivshmem2_wait(c, 0);
+    g_assert_cmphex(qivshmem2_entry(c, 1), ==, 0);
+    g_assert_cmpuint(test_link_get(c->qts, QIVSHMEM2_ID,
+                                   "interrupts-received"), ==, changes + 2);
+}
+
+/*
+ * M6, X3: changes also signal the eventfds of IDs that nobody has, and a peer
+ * that joins later is not interrupted by them.
+ */
+static void test_state_absent(void *obj, void *link, QGuestAllocator *alloc)
+{
+    QIvshmem2 *a = obj;
+    QIvshmem2 *b;
+
+    for (uint32_t i = 1; i <= 20; i++) {
+        qivshmem2_set_state(a, i);
+    }
+    b = test_link_peer_with_id(link, 1);
+    qivshmem2_expect_ring(a, b, 1);
+    test_link_check_quiet(b);
+    g_assert_cmphex(qivshmem2_entry(b, 0), ==, 20);
+    qivshmem2_set_state(a, 21);
+    qivshmem2_wait(b, 0);
 }
 
 /* R8: a doorbell after a state write is never seen before the new state */
@@ -630,7 +687,11 @@ static void register_ivshmem2_peers_test(void)
         { "doorbell/one-shot", test_one_shot },
         { "doorbell/paused-vm", test_paused_vm },
         { "state/change", test_state },
+        { "state/once", test_state_once },
+        { "state/absent", test_state_absent },
         { "state/before-doorbell", test_state_before_doorbell },
+        { "state/before-doorbell-large", test_state_before_doorbell,
+          &setup_large },
         { "state/same", test_same_state, &setup_large },
     };
 

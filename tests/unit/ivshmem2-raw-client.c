@@ -339,6 +339,16 @@ void change_state(Client *c, uint32_t state)
     client_say_type(c, IVSHMEM2_MSG_STATE_CHANGED);
 }
 
+void announce_state(Client *c, uint32_t state)
+{
+    const Ivshmem2Msg msg = {
+        .hdr.type = IVSHMEM2_MSG_STATE_ANNOUNCED,
+        .announcement.state = state,
+    };
+
+    client_say(c, &msg);
+}
+
 void assert_interrupted(Client *c, uint32_t vector)
 {
     int fd = c->eventfds[c->welcome.id][vector];

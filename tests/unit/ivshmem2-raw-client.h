@@ -98,6 +98,9 @@ uint32_t get_state(Client *c, uint32_t id);
 /* Set it, and tell the server. */
 void change_state(Client *c, uint32_t state);
 
+/* Tell the server only that the other peers know it. */
+void announce_state(Client *c, uint32_t state);
+
 void assert_interrupted(Client *c, uint32_t vector);
 
 /* No vector was signalled. */

@@ -394,7 +394,85 @@ static void test_server_killed(void)
     link_end(&l);
 }
 
-/* A server that is stopped delays only peers that leave. */
+/* On a small link, peers interrupt each other, once for each change. */
+static void test_state_direct(void)
+{
+    Ivshmem2Peer *peers[3];
+    Server l;
+
+    link_start(&l, "--max-peers 4 --vectors 2");
+    for (unsigned i = 0; i < 3; i++) {
+        peers[i] = join(&l, i);
+    }
+    for (uint32_t i = 1; i < 60; i++) {
+        unsigned from = i % 3;
+        /* 0 now and then, which the server is told of */
+        uint32_t state = i % 4 < 3 ? i : 0;
+
+        if (state == ivshmem2_peer_state(peers[from], from)) {
+            continue;
+        }
+        set_state(peers[from], state);
+        for (unsigned j = 1; j < 3; j++) {
+            Ivshmem2Peer *other = peers[(from + j) % 3];
+
+            /* it is there already, and the entry is as well */
+            g_assert_cmpint(ivshmem2_peer_wait(other, 0, NULL, 0, NULL), ==,
+                            1);
+            g_assert_cmpuint(ivshmem2_peer_state(other, from), ==, state);
+        }
+    }
+    set_state(peers[0], 60);
+    assert_interrupt(peers[1], 0, 0);
+    assert_interrupt(peers[2], 0, 0);
+    assert_silence(peers[0]);
+    assert_silence(peers[1]);
+    assert_silence(peers[2]);
+    /* also when it leaves: its last change is the only one */
+    ivshmem2_peer_close(peers[0]);
+    assert_interrupt(peers[1], 0, 0);
+    assert_interrupt(peers[2], 0, 0);
+    assert_silence(peers[1]);
+    assert_silence(peers[2]);
+    ivshmem2_peer_close(peers[1]);
+    ivshmem2_peer_close(peers[2]);
+    link_end(&l);
+}
+
+/* A small link needs no server for states. */
+static void test_server_stopped_small(void)
+{
+    Server l;
+    Ivshmem2Peer *a, *b;
+
+    link_start(&l, "--max-peers 4 --vectors 2");
+    a = join(&l, 0);
+    b = join(&l, 1);
+    kill(l.pid, SIGSTOP);
+    for (uint32_t i = 1; i < 100000; i++) {
+        /* 0 now and then, so that messages wait */
+        set_state(a, i % 10);
+        if (i % 1000 == 0 || i % 1000 == 1) {
+            assert_interrupt(b, 0, 0);
+            g_assert_cmpuint(ivshmem2_peer_state(b, 0), ==, i % 10);
+        }
+    }
+    assert_interrupt(b, 0, 0);
+    kill(l.pid, SIGCONT);
+    ivshmem2_peer_wait(a, -1, NULL, NEVER_MS, NULL);
+    assert_silence(b);
+    ivshmem2_peer_close(a);
+    assert_interrupt(b, 0, 0);
+    g_assert_cmpuint(ivshmem2_peer_state(b, 0), ==, 0);
+    assert_silence(b);
+    ivshmem2_peer_close(b);
+    link_end(&l);
+}
+
+/*
+ * A server that is stopped delays only peers that leave, and on large links
+ * the interrupts of states.
+ */
 static void test_server_stopped(void)
 {
     Server l;
@@ -402,9 +480,13 @@ static void test_server_stopped(void)
     bool interrupted = false;
     gint64 start;
 
-    link_start(&l, "--max-peers 4 --vectors 2");
+    link_start(&l, "--max-peers 4 --vectors 2 --push-limit 0");
     a = join(&l, 0);
     b = join(&l, 1);
+    ring(a, 1, 1);
+    assert_interrupt(b, -1, 1);
+    /* the answer */
+    ivshmem2_peer_wait(a, -1, NULL, NEVER_MS, NULL);
     kill(l.pid, SIGSTOP);
     start = g_get_monotonic_time();
     for (int i = 0; i < 100000; i++) {
@@ -673,7 +755,9 @@ static const struct {
     { "/ivshmem2/client/state", test_state },
     { "/ivshmem2/client/killed-peer", test_killed_peer },
     { "/ivshmem2/client/server-killed", test_server_killed },
+    { "/ivshmem2/client/state-direct", test_state_direct },
     { "/ivshmem2/client/server-stopped", test_server_stopped },
+    { "/ivshmem2/client/server-stopped-small", test_server_stopped_small },
     { "/ivshmem2/client/refusals", test_refusals },
     { "/ivshmem2/client/bad-options", test_bad_options },
     { "/ivshmem2/client/bad-paths", test_bad_paths },

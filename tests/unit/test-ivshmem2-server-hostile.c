@@ -249,7 +249,7 @@ static void test_cut_messages(void)
 {
     static const uint16_t types[] = {
         IVSHMEM2_MSG_HELLO, IVSHMEM2_MSG_STATE_CHANGED, IVSHMEM2_MSG_RING,
-        IVSHMEM2_MSG_GOODBYE,
+        IVSHMEM2_MSG_STATE_ANNOUNCED, IVSHMEM2_MSG_GOODBYE,
     };
     Witness w;
 

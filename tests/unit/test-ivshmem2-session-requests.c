@@ -7,6 +7,9 @@
 
 #include "ivshmem2-session-util.h"
 
+/* With more peers, the server interrupts them all (see session.c). */
+#define MOST_DIRECT     64
+
 static void assert_rings(Fixture *f, uint32_t id, uint32_t vector)
 {
     Ivshmem2Msg msg;
@@ -81,7 +84,7 @@ static void test_in_flight(Fixture *f, gconstpointer opaque)
     }
     g_assert_cmpuint(n, ==, 64);
     /* other messages are still sent */
-    ivshmem2_session_state_changed(f->s);
+    ivshmem2_session_state_changed(f->s, 1);
     assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
     assert_says_nothing(f);
     /* one answer, one request */
@@ -193,10 +196,203 @@ static void test_goodbye(Fixture *f, gconstpointer opaque)
 
     go_to(f, AFTER_READY);
     ivshmem2_session_goodbye(f->s);
-    ivshmem2_session_state_changed(f->s);
+    ivshmem2_session_state_changed(f->s, 1);
     assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
     assert_says(f, IVSHMEM2_MSG_GOODBYE, &msg);
     assert_says_nothing(f);
+}
+
+/* Changes of states on small links */
+
+/* Join and get the eventfds of the first @n vectors of the first IDs. */
+static void join_with(Fixture *f, uint32_t ids, unsigned n)
+{
+    g_autoptr(GError) error = NULL;
+
+    go_to(f, AFTER_EVENTFDS);
+    for (uint32_t id = 0; id < ids; id++) {
+        for (unsigned first = 0; first < n; first += IVSHMEM2_MAX_FDS) {
+            g_assert_true(tell_eventfds(f, id, first,
+                                        MIN(n - first, IVSHMEM2_MAX_FDS),
+                                        &error));
+        }
+    }
+    g_assert_true(tell_ready(f, &error));
+    g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 0);
+}
+
+/* The others are interrupted @n times, all by one eventfd here. */
+static void change_state(Fixture *f, uint32_t state, unsigned n)
+{
+    ivshmem2_session_state_changed(f->s, state);
+    g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, n);
+}
+
+static void assert_announces(Fixture *f, uint32_t state)
+{
+    Ivshmem2Msg msg;
+
+    assert_says(f, IVSHMEM2_MSG_STATE_ANNOUNCED, &msg);
+    g_assert_cmpuint(msg.announcement.state, ==, state);
+    assert_says_nothing(f);
+}
+
+static void assert_asks(Fixture *f)
+{
+    Ivshmem2Msg msg;
+
+    assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
+    assert_says_nothing(f);
+}
+
+/* Each of the others is interrupted once, and the server is told of 0 only. */
+static void test_state_direct(Fixture *f, gconstpointer opaque)
+{
+    const unsigned others = N_PEERS - 1;
+
+    join_with(f, N_PEERS, 2);
+    assert_says_nothing(f);
+    change_state(f, 5, others);
+    assert_announces(f, 5);
+    change_state(f, 6, others);
+    assert_says_nothing(f);
+    change_state(f, 0, others);
+    assert_announces(f, 0);
+    /* changes that the server has not been told of yet */
+    change_state(f, 1, others);
+    change_state(f, 2, others);
+    assert_announces(f, 2);
+    change_state(f, 0, others);
+    change_state(f, 3, others);
+    change_state(f, 0, others);
+    assert_announces(f, 0);
+    change_state(f, 0, others);
+    assert_says_nothing(f);
+}
+
+/* A counter without room is passed over, also if the file is blocking. */
+static void test_state_full(Fixture *f, gconstpointer opaque)
+{
+    const uint64_t full = UINT64_MAX - 1;
+
+    join_with(f, N_PEERS, 1);
+    g_assert_cmpint(fcntl(f->event_fd, F_SETFL, 0), ==, 0);
+    g_assert_cmpint(write(f->event_fd, &full, sizeof(full)), ==, sizeof(full));
+    /* ends the test if it waits */
+    alarm(60);
+    for (uint32_t state = 1; state <= 100; state++) {
+        ivshmem2_session_state_changed(f->s, state);
+    }
+    alarm(0);
+    /* it was not even signalled: that would have added to it */
+    g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, full);
+    change_state(f, 0, N_PEERS - 1);
+    assert_announces(f, 0);
+}
+
+/* The last message about the state goes before GOODBYE. */
+static void test_state_goodbye(Fixture *f, gconstpointer opaque)
+{
+    Ivshmem2Msg msg;
+
+    join_with(f, N_PEERS, 1);
+    change_state(f, 5, N_PEERS - 1);
+    assert_announces(f, 5);
+    ivshmem2_session_goodbye(f->s);
+    change_state(f, 0, N_PEERS - 1);
+    assert_says(f, IVSHMEM2_MSG_STATE_ANNOUNCED, &msg);
+    g_assert_cmpuint(msg.announcement.state, ==, 0);
+    assert_says(f, IVSHMEM2_MSG_GOODBYE, &msg);
+    assert_says_nothing(f);
+}
+
+/* Without a server, too; the next one learns the state, whatever it is. */
+static void test_state_resume(Fixture *f, gconstpointer opaque)
+{
+    g_autoptr(GError) error = NULL;
+
+    join_with(f, N_PEERS, 1);
+    change_state(f, 5, N_PEERS - 1);
+    assert_announces(f, 5);
+    for (uint32_t state = 0; state < 3; state++) {
+        ivshmem2_session_disconnected(f->s);
+        g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 0);
+        change_state(f, 7, N_PEERS - 1);
+        change_state(f, state, N_PEERS - 1);
+        assert_says_nothing(f);
+        go_to(f, AFTER_EVENTFDS);
+        change_state(f, state, N_PEERS - 1);
+        assert_says_nothing(f);
+        g_assert_true(tell_ready(f, &error));
+        assert_announces(f, state);
+    }
+}
+
+/* With one eventfd that is missing, the server has to do it. */
+static void test_state_missing(Fixture *f, gconstpointer opaque)
+{
+    g_autoptr(GError) error = NULL;
+    Ivshmem2Msg msg;
+
+    join_with(f, N_PEERS - 1, 1);
+    change_state(f, 5, 0);
+    assert_asks(f);
+    /* the last one comes while the server is to be asked */
+    change_state(f, 6, 0);
+    ivshmem2_session_ring(f->s, N_PEERS - 1, 0, NULL);
+    assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
+    assert_rings(f, N_PEERS - 1, 0);
+    change_state(f, 7, 0);
+    g_assert_true(tell_eventfds(f, N_PEERS - 1, 0, 1, &error));
+    assert_asks(f);
+    change_state(f, 0, N_PEERS - 1);
+    assert_announces(f, 0);
+}
+
+/* Without a server, those that are known are interrupted, and only once. */
+static void test_state_some(Fixture *f, gconstpointer opaque)
+{
+    join_with(f, 4, 1);
+    change_state(f, 5, 0);
+    ivshmem2_session_disconnected(f->s);
+    g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 3);
+    change_state(f, 6, 3);
+    ivshmem2_session_disconnected(f->s);
+    g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 0);
+    go_to(f, AFTER_READY);
+    assert_asks(f);
+}
+
+/* Links that are too large for it, and more eventfds than are kept */
+static void test_state_large(Fixture *f, gconstpointer opaque)
+{
+    uint32_t peers = GPOINTER_TO_UINT(opaque);
+    bool direct = peers <= MOST_DIRECT;
+
+    f->welcome.max_peers = peers;
+    f->welcome.output_size = 0;
+    join_with(f, peers, 1);
+    change_state(f, 5, direct ? peers - 1 : 0);
+    if (direct) {
+        assert_announces(f, 5);
+    } else {
+        assert_asks(f);
+    }
+}
+
+static void test_state_evicted(Fixture *f, gconstpointer opaque)
+{
+    /* too many of them, by one peer's */
+    f->welcome.max_peers = 1024 / N_VECTORS + 2;
+    f->welcome.output_size = 0;
+    join_with(f, f->welcome.max_peers, N_VECTORS);
+    change_state(f, 5, 0);
+    assert_asks(f);
+    /* those that are closed are not signalled */
+    change_state(f, 6, 0);
+    ivshmem2_session_disconnected(f->s);
+    g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==,
+                     f->welcome.max_peers - 2);
 }
 
 /* Losing the connection */
@@ -234,7 +430,7 @@ static void test_resume(Fixture *f, gconstpointer opaque)
     ivshmem2_session_ring(f->s, 5, 0, NULL);
     ivshmem2_session_ring(f->s, 6, 0, NULL);
     assert_rings(f, 5, 0);
-    ivshmem2_session_state_changed(f->s);
+    ivshmem2_session_state_changed(f->s, 1);
     ivshmem2_session_disconnected(f->s);
 
     /* rings go on without a connection */
@@ -301,6 +497,17 @@ int main(int argc, char **argv)
     session_add("bad-answers", NULL, test_bad_answers);
     session_add("eviction", NULL, test_eviction);
     session_add("goodbye", NULL, test_goodbye);
+    session_add("state-direct", NULL, test_state_direct);
+    session_add("state-full", NULL, test_state_full);
+    session_add("state-goodbye", NULL, test_state_goodbye);
+    session_add("state-resume", NULL, test_state_resume);
+    session_add("state-missing", NULL, test_state_missing);
+    session_add("state-some", NULL, test_state_some);
+    session_add("state-largest", GUINT_TO_POINTER(MOST_DIRECT),
+                test_state_large);
+    session_add("state-too-large", GUINT_TO_POINTER(MOST_DIRECT + 1),
+                test_state_large);
+    session_add("state-evicted", NULL, test_state_evicted);
     session_add("lost-early", NULL, test_lost_early);
     session_add("resume", NULL, test_resume);
     session_add("resume-other", NULL, test_resume_other);

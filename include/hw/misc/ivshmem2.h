@@ -51,10 +51,11 @@
 
 /* Message types; IVSHMEM2_MESSAGES below says what they are like */
 enum Ivshmem2Type {
-    /* client to server; 0x0004 is not used */
+    /* client to server */
     IVSHMEM2_MSG_HELLO          = 0x0001,
     IVSHMEM2_MSG_STATE_CHANGED  = 0x0002,
     IVSHMEM2_MSG_RING           = 0x0003,
+    IVSHMEM2_MSG_STATE_ANNOUNCED = 0x0004,
     IVSHMEM2_MSG_GOODBYE        = 0x0005,
     /* server to client */
     IVSHMEM2_MSG_WELCOME        = 0x0101,
@@ -137,6 +138,12 @@ typedef struct Ivshmem2Target {
     uint32_t vector;
 } Ivshmem2Target;
 
+/* The state that a client has told the other peers about by itself */
+typedef struct Ivshmem2Announcement {
+    uint32_t state;
+    uint32_t reserved;          /* 0 */
+} Ivshmem2Announcement;
+
 /* Why the server ends the connection */
 enum Ivshmem2RefusalCode {
     IVSHMEM2_REFUSAL_PROTOCOL   = 1,    /* a message that makes no sense */
@@ -168,6 +175,7 @@ typedef struct Ivshmem2Refusal {
     MSG(HELLO, CLIENT, 0, 0, sizeof(Ivshmem2Hello), "4" "22" "4444")          \
     MSG(STATE_CHANGED, CLIENT, 0, 0, 0, "")                                   \
     MSG(RING, CLIENT, 0, 0, sizeof(Ivshmem2Target), "44")                     \
+    MSG(STATE_ANNOUNCED, CLIENT, 0, 0, sizeof(Ivshmem2Announcement), "44")    \
     MSG(GOODBYE, CLIENT, 0, 0, 0, "")                                         \
     MSG(WELCOME, SERVER, 1, 2, sizeof(Ivshmem2Welcome), "22" "4444444" "88")  \
     MSG(OUTPUTS, SERVER, 1, IVSHMEM2_MAX_FDS, sizeof(Ivshmem2Outputs), "44")  \
@@ -184,6 +192,7 @@ typedef struct Ivshmem2Msg {
         Ivshmem2Outputs outputs;
         Ivshmem2Eventfds eventfds;
         Ivshmem2Target target;
+        Ivshmem2Announcement announcement;
         Ivshmem2Refusal refusal;
     };
 } Ivshmem2Msg;
@@ -194,6 +203,7 @@ _Static_assert(sizeof(Ivshmem2Welcome) == 64, "wire layout");
 _Static_assert(sizeof(Ivshmem2Outputs) == 8, "wire layout");
 _Static_assert(sizeof(Ivshmem2Eventfds) == 8, "wire layout");
 _Static_assert(sizeof(Ivshmem2Target) == 8, "wire layout");
+_Static_assert(sizeof(Ivshmem2Announcement) == 8, "wire layout");
 _Static_assert(sizeof(Ivshmem2Refusal) == 256, "wire layout");
 _Static_assert(sizeof(Ivshmem2Msg) == 264, "wire layout");
 
