@@ -39,7 +39,14 @@ typedef struct VfioPeer {
     bool removed;
     int *eventfds;
     uint32_t n_eventfds;
+    Ivshmem2MemoryType wanted;  /* of memory */
 } VfioPeer;
+
+static char *sysfs(VfioPeer *p, const char *attribute)
+{
+    return g_build_filename("/sys/bus/pci/devices", p->address, attribute,
+                            NULL);
+}
 
 /* Registers: aligned 32-bit accesses only */
 
@@ -364,13 +371,38 @@ static bool check_intx(VfioPeer *p, GError **error)
     return true;
 }
 
-/* Finding and opening the device */
-
-static char *sysfs(VfioPeer *p, const char *attribute)
+/*
+ * Mapping BAR 2 by VFIO claims it, and gives it a type: after that, the kernel
+ * refuses other ways or gives them the same type.  So VFIO comes last.
+ */
+static bool map_memory(VfioPeer *p, GError **error)
 {
-    return g_strdup_printf("/sys/bus/pci/devices/%s/%s", p->address,
-                           attribute);
+    Ivshmem2Peer *peer = &p->parent;
+    g_autofree char *folder = sysfs(p, NULL);
+    uint64_t size = sections_size(&peer->info);
+
+    if (!ivshmem2_check_mappable(size, 0, SIZE_MAX, error)) {
+        return false;
+    }
+    peer->info.memory_type = p->wanted;
+    peer->memory = ivshmem2_map_device(folder, size, &peer->info.memory_type,
+                                       &peer->memory_note);
+    if (peer->memory) {
+        peer->memory_size = size;
+        return true;
+    }
+    if (p->wanted != IVSHMEM2_MEMORY_BEST &&
+        p->wanted != IVSHMEM2_MEMORY_UNCACHED) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_IO, "memory is %s",
+                             peer->memory_note);
+    }
+    peer->info.memory_type = IVSHMEM2_MEMORY_UNCACHED;
+    peer->memory = map_bar(p, IVSHMEM2_BAR_MEMORY, size, &peer->memory_size,
+                           error);
+    return peer->memory;
 }
+
+/* Opening the device */
 
 static unsigned sysfs_number(VfioPeer *p, const char *attribute)
 {
@@ -512,9 +544,7 @@ static bool open_peer(VfioPeer *p, GError **error)
                              peer->info.id, peer->info.max_peers,
                              peer->info.state_table_size);
     }
-    peer->memory = map_bar(p, IVSHMEM2_BAR_MEMORY, sections_size(&peer->info),
-                           &peer->memory_size, error);
-    if (!peer->memory || !enable_interrupts(p, error) ||
+    if (!map_memory(p, error) || !enable_interrupts(p, error) ||
         !ivshmem2_peer_complete(peer, error)) {
         return false;
     }
@@ -573,12 +603,19 @@ static char *parse_address(const char *address)
     return g_strdup_printf("%04x:%02x:%02x.%x", domain, bus, slot, function);
 }
 
-Ivshmem2Peer *ivshmem2_peer_open_pci(const char *address, GError **error)
+Ivshmem2Peer *ivshmem2_peer_open_pci_mapped(const char *address,
+                                            Ivshmem2MemoryType type,
+                                            GError **error)
 {
     g_autofree char *full = parse_address(address);
     g_autofree char *path = NULL;
     VfioPeer *p;
 
+    if (!ivshmem2_memory_type_name(type)) {
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "there is no memory type %d", type);
+        return NULL;
+    }
     path = full ? g_strdup_printf("/sys/bus/pci/devices/%s", full) : NULL;
     if (!full || !g_file_test(path, G_FILE_TEST_EXISTS)) {
         ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
@@ -594,10 +631,16 @@ Ivshmem2Peer *ivshmem2_peer_open_pci(const char *address, GError **error)
     p->group = -1;
     p->device = -1;
     p->request_fd = -1;
+    p->wanted = type;
     if (!open_peer(p, error)) {
         g_prefix_error(error, "%s: ", p->address);
         ivshmem2_peer_close(&p->parent);
         return NULL;
     }
     return &p->parent;
+}
+
+Ivshmem2Peer *ivshmem2_peer_open_pci(const char *address, GError **error)
+{
+    return ivshmem2_peer_open_pci_mapped(address, IVSHMEM2_MEMORY_BEST, error);
 }
