@@ -150,7 +150,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: ivshmem2-memory ADDRESS|SOCKET SIZE WAY...\n");
         return 2;
     }
-    size = strtoul(argv[2], NULL, 0);
+    size = g_ascii_strtoull(argv[2], NULL, 0);
     copy = g_malloc(size + 1);
     memset(copy, 1, size);
     if (strcmp(argv[3], "socket") && !find_bar(&bar, argv[1])) {
