@@ -61,6 +61,14 @@ bool ivshmem2_peer_complete(Ivshmem2Peer *peer, GError **error);
 void *ivshmem2_map_device(const char *folder, size_t size,
                           Ivshmem2MemoryType *type, char **note);
 
+/*
+ * The same for memory at a fixed physical @address.  Where it cannot be told,
+ * the type is UNCACHED, which asks most of the program.  Returns NULL with
+ * @error set if it cannot be mapped, or not as the wanted type.
+ */
+void *ivshmem2_map_fixed(uint64_t address, size_t size,
+                         Ivshmem2MemoryType *type, char **note, GError **error);
+
 /* Watch service_fd for these epoll events; 0: stop watching it. */
 void ivshmem2_peer_watch_service(Ivshmem2Peer *peer, uint32_t events);
 

@@ -2,7 +2,8 @@
  * libivshmem2: how a program in a Linux guest maps the memory of the device
  *
  * VFIO maps memory uncached.  Two other ways give a better type, where the
- * kernel lets the program use them.
+ * kernel lets the program use them.  Memory at a fixed address, which is in no
+ * BAR, can be mapped by /dev/mem only.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -181,5 +182,36 @@ void *ivshmem2_map_device(const char *folder, size_t size,
         }
     }
     *note = g_string_free(g_steal_pointer(&text), FALSE);
+    return map;
+}
+
+void *ivshmem2_map_fixed(uint64_t address, size_t size,
+                         Ivshmem2MemoryType *type, char **note, GError **error)
+{
+    g_autoptr(GError) reason = NULL;
+    g_autofree char *text = NULL;
+    Ivshmem2MemoryType wanted = *type;
+    void *map = map_file("/dev/mem", address, size, error);
+
+    if (!map) {
+        g_prefix_error(error, "memory is at the fixed address 0x%" PRIx64
+                       ", and a program ", address);
+        return NULL;
+    }
+    text = kernel_type(address, &reason);
+    *type = g_strcmp0(text, names[IVSHMEM2_MEMORY_WRITE_BACK]) == 0 ?
+            IVSHMEM2_MEMORY_WRITE_BACK : IVSHMEM2_MEMORY_UNCACHED;
+    if (wanted != IVSHMEM2_MEMORY_BEST && wanted != *type) {
+        munmap(map, size);
+        ivshmem2_fail(error, IVSHMEM2_ERROR_IO, "memory is not %s: it is at "
+                      "the fixed address 0x%" PRIx64 ", where /dev/mem gives "
+                      "%s", names[wanted], address,
+                      text ? text : "what cannot be told");
+        return NULL;
+    }
+    *note = *type == IVSHMEM2_MEMORY_WRITE_BACK ? NULL :
+            text ? g_strdup_printf("/dev/mem gives %s", text) :
+            g_strdup_printf("cannot tell what /dev/mem gives: %s",
+                            reason->message);
     return map;
 }

@@ -39,6 +39,7 @@ typedef struct VfioPeer {
     bool removed;
     int *eventfds;
     uint32_t n_eventfds;
+    uint64_t base_address;      /* of memory; 0: it is in BAR 2 */
     Ivshmem2MemoryType wanted;  /* of memory */
 } VfioPeer;
 
@@ -206,12 +207,16 @@ static bool config_read(VfioPeer *p, unsigned offset, uint32_t *value,
 static bool read_capability(VfioPeer *p, unsigned at, GError **error)
 {
     Ivshmem2PeerInfo *info = &p->parent.info;
-    uint32_t value[IVSHMEM2_CAP_SIZE / 4];
+    uint32_t value[IVSHMEM2_CAP_SIZE_BASE / 4] = { 0 };
+    unsigned size = IVSHMEM2_CAP_SIZE;
     uint8_t control = 0;
 
-    for (unsigned i = 0; i < G_N_ELEMENTS(value); i++) {
+    for (unsigned i = 0; i < size / 4; i++) {
         if (!config_read(p, at + i * 4, &value[i], error)) {
             return false;
+        }
+        if ((value[0] >> 16 & 0xff) >= IVSHMEM2_CAP_SIZE_BASE) {
+            size = IVSHMEM2_CAP_SIZE_BASE;
         }
     }
     if ((value[0] >> 16 & 0xff) < IVSHMEM2_CAP_SIZE) {
@@ -224,6 +229,8 @@ static bool read_capability(VfioPeer *p, unsigned at, GError **error)
                     (uint64_t)value[IVSHMEM2_CAP_RW_SIZE / 4 + 1] << 32;
     info->output_size = value[IVSHMEM2_CAP_OUTPUT_SIZE / 4] |
                     (uint64_t)value[IVSHMEM2_CAP_OUTPUT_SIZE / 4 + 1] << 32;
+    p->base_address = value[IVSHMEM2_CAP_BASE_ADDRESS / 4] |
+                    (uint64_t)value[IVSHMEM2_CAP_BASE_ADDRESS / 4 + 1] << 32;
     /* the previous driver may have left one-shot mode on */
     return config_access(p, true, at + IVSHMEM2_CAP_PRIV_CONTROL, &control,
                          sizeof(control), error);
@@ -384,11 +391,17 @@ static bool map_memory(VfioPeer *p, GError **error)
     if (!ivshmem2_check_mappable(size, 0, SIZE_MAX, error)) {
         return false;
     }
+    peer->memory_size = size;
     peer->info.memory_type = p->wanted;
+    if (p->base_address) {
+        peer->memory = ivshmem2_map_fixed(p->base_address, size,
+                                          &peer->info.memory_type,
+                                          &peer->memory_note, error);
+        return peer->memory;
+    }
     peer->memory = ivshmem2_map_device(folder, size, &peer->info.memory_type,
                                        &peer->memory_note);
     if (peer->memory) {
-        peer->memory_size = size;
         return true;
     }
     if (p->wanted != IVSHMEM2_MEMORY_BEST &&

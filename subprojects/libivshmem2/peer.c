@@ -26,8 +26,6 @@ Ivshmem2Peer *ivshmem2_peer_new(size_t size, const Ivshmem2PeerOps *ops)
     peer->ops = ops;
     peer->service_fd = -1;
     peer->epoll_fd = -1;
-    /* what memory is for programs on the host */
-    peer->info.memory_type = IVSHMEM2_MEMORY_WRITE_BACK;
     return peer;
 }
 
