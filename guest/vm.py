@@ -41,8 +41,8 @@ COMMAND_TIMEOUT = 60
 TCG_SMP = '1,maxcpus=2'
 
 # VFIO needs the IOMMU. The kernel writes only emergencies to the serial line,
-# which the output of guest/init and of the shell needs. It would take a busy
-# host's late timer interrupts for a broken timer.
+# which the output of guest/init and of the shell needs. On a busy host, the
+# kernel must not panic because the timer of an emulated processor is late.
 KERNEL_OPTIONS = ('console=ttyS0 quiet loglevel=1 intel_iommu=on '
                   'no_timer_check')
 

@@ -27,16 +27,16 @@
  *                                      write COUNT 32-bit words, all to this
  *                                      offset: VALUE, VALUE + STEP and so on
  *   copy SPACE OFFSET SPACE OFFSET     copy a 32-bit word to the second offset
+ *   clock                              the time stamp counter
+ *   stamp                              store the time since the last stamp
+ *   times                              of the stored times: number, median,
+ *                                      90 %, 99 %, maximum; then forget them
  *   move SPACE OFFSET SPACE OFFSET COUNT
  *                                      copy COUNT bytes to the second offset
  *   cache ENTRY                        map the first 2 MiB of BAR 2 with this
  *                                      entry of the PAT, 0 to 3
  *   rdmsr NUMBER                       a register of the processor
  *   wrmsr NUMBER VALUE
- *   clock                              the time stamp counter
- *   stamp                              store the time since the last stamp
- *   times                              of the stored times: number, median,
- *                                      90 %, 99 %, maximum; then forget them
  *
  * SPACE is the number of a BAR or one of enum space. VECTOR is a vector of the
  * processor. Loops run in ring 3; the guest halts while it waits.
@@ -563,45 +563,6 @@ static bool run_copy(const uint64_t *args)
     return true;
 }
 
-static bool run_move(const uint64_t *args)
-{
-    void *from = space_pointer(args[0], args[1]);
-    void *to = space_pointer(args[2], args[3]);
-    uint64_t count = args[4];
-
-    if (!space_valid(args[0]) || !space_valid(args[2])) {
-        return false;
-    }
-    /* the fence empties buffers that combine writes */
-    asm volatile("rep movsb; mfence" : "+D" (to), "+S" (from), "+c" (count)
-                 : : "memory");
-    return true;
-}
-
-static bool run_cache(const uint64_t *args)
-{
-    uint64_t *page = &page_directories[bars[2] >> 21];
-
-    if (!space_valid(2)) {
-        return false;
-    }
-    *page = (*page & ~0x18ul) | (args[0] & 3) << 3;
-    flush_page_tables();
-    return true;
-}
-
-static bool run_rdmsr(const uint64_t *args)
-{
-    say_number(read_msr(args[0]));
-    return true;
-}
-
-static bool run_wrmsr(const uint64_t *args)
-{
-    write_msr(args[0], args[1]);
-    return true;
-}
-
 static uint64_t clock(void)
 {
     uint32_t low, high;
@@ -660,6 +621,45 @@ static bool run_times(const uint64_t *unused)
     return true;
 }
 
+static bool run_move(const uint64_t *args)
+{
+    void *from = space_pointer(args[0], args[1]);
+    void *to = space_pointer(args[2], args[3]);
+    uint64_t count = args[4];
+
+    if (!space_valid(args[0]) || !space_valid(args[2])) {
+        return false;
+    }
+    /* the fence empties buffers that combine writes */
+    asm volatile("rep movsb; mfence" : "+D" (to), "+S" (from), "+c" (count)
+                 : : "memory");
+    return true;
+}
+
+static bool run_cache(const uint64_t *args)
+{
+    uint64_t *page = &page_directories[bars[2] >> 21];
+
+    if (!space_valid(2)) {
+        return false;
+    }
+    *page = (*page & ~0x18ul) | (args[0] & 3) << 3;
+    flush_page_tables();
+    return true;
+}
+
+static bool run_rdmsr(const uint64_t *args)
+{
+    say_number(read_msr(args[0]));
+    return true;
+}
+
+static bool run_wrmsr(const uint64_t *args)
+{
+    write_msr(args[0], args[1]);
+    return true;
+}
+
 static const Command commands[] = {
     { "say", 1, run_say },
     { "device", 1, run_device },
@@ -675,13 +675,13 @@ static const Command commands[] = {
     { "sweep", 5, run_sweep },
     { "sum", 3, run_sum },
     { "copy", 4, run_copy },
+    { "clock", 0, run_clock },
+    { "stamp", 0, run_stamp },
+    { "times", 0, run_times },
     { "move", 5, run_move },
     { "cache", 1, run_cache },
     { "rdmsr", 1, run_rdmsr },
     { "wrmsr", 2, run_wrmsr },
-    { "clock", 0, run_clock },
-    { "stamp", 0, run_stamp },
-    { "times", 0, run_times },
 };
 
 /*
