@@ -72,6 +72,24 @@ typedef enum Event {
 Event next_event(Client *c, int64_t deadline, int only, int *vector,
                  GError **error);
 
+/* Did a signal come that ends this program? */
+bool signalled(const Client *c);
+
+/*
+ * Wait until @fd is ready for one of @events (see poll()), or returns an
+ * error.  Returns false if a signal came first.
+ */
+bool await_fd(Client *c, int fd, short events);
+
+/*
+ * Write to standard output, after what is in the buffer of stdout, as long as
+ * no signal comes: a reader may not read, and a section may be large.
+ */
+Status write_out(Client *c, const char *data, size_t length, GError **error);
+
+/* The status of a command whose --timeout is over, with @error set */
+Status end_timeout(GError **error);
+
 /*
  * The status of a command that a signal ended: success if it is how the
  * command usually ends, else a failure with @error set.

@@ -360,6 +360,7 @@ static Status join(Client *c, GError **error)
         return STATUS_USAGE;
     }
     o.name = opt_link.name ? opt_link.name : "ivshmem2-client";
+    o.flags = IVSHMEM2_SOCKET_KEEP_FILES;
     c->on_host = opt_link.socket;
     c->where = c->on_host ? opt_link.socket : opt_link.pci;
     c->json = opt_link.json;
@@ -395,7 +396,7 @@ static GOptionContext *make_context(void)
         "or, without\noutput sections, the last 4 x peers x peers bytes of "
         "the R/W section.\n"
         "\n"
-        "The shell prints 'ok', 'timeout' or 'error: TEXT' after each "
+        "The shell prints 'ok', 'timeout: TEXT' or 'error: TEXT' after each "
         "command.\n"
         "\n"
         "Exit status: 0 success, 1 failure, 2 wrong usage, 3 timeout.  A "

@@ -10,6 +10,9 @@
 #include "client.h"
 #include "libivshmem2-util.h"
 
+/* Doorbells that are rung between two looks for a signal */
+#define SIGNAL_TURNS    1000
+
 static const char *protocol_name(uint16_t protocol)
 {
     if (protocol & IVSHMEM2_PROTOCOL_VIRTIO) {
@@ -136,6 +139,9 @@ Status cmd_ring(Client *c, char **args, GError **error)
         return STATUS_USAGE;
     }
     for (int64_t i = 0; i < count; i++) {
+        if (i % SIGNAL_TURNS == SIGNAL_TURNS - 1 && signalled(c)) {
+            return end_interrupted(false, error);
+        }
         if (!ivshmem2_peer_ring(c->peer, id, vector, error)) {
             return STATUS_ERROR;
         }
@@ -217,7 +223,7 @@ Status cmd_wait(Client *c, char **args, GError **error)
             left--;
             break;
         case EVENT_TIMEOUT:
-            return STATUS_TIMEOUT;
+            return end_timeout(error);
         case EVENT_SIGNAL:
             return end_interrupted(false, error);
         case EVENT_ERROR:
@@ -271,7 +277,7 @@ Status cmd_watch(Client *c, char **args, GError **error)
         case EVENT_SIGNAL:
             return end_interrupted(left < 0, error);
         case EVENT_TIMEOUT:
-            return left < 0 ? STATUS_OK : STATUS_TIMEOUT;
+            return left < 0 ? STATUS_OK : end_timeout(error);
         }
     }
     return STATUS_OK;

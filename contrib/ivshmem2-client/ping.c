@@ -243,6 +243,6 @@ Status cmd_pong(Client *c, char **args, GError **error)
     if (event == EVENT_SIGNAL) {
         return end_interrupted(wanted == UINT64_MAX, error);
     }
-    return event == EVENT_TIMEOUT && wanted != UINT64_MAX ? STATUS_TIMEOUT
-                                                          : STATUS_OK;
+    return event == EVENT_TIMEOUT && wanted != UINT64_MAX ?
+           end_timeout(error) : STATUS_OK;
 }

@@ -8,15 +8,17 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 #include "client.h"
 #include "libivshmem2-util.h"
 
 #define DUMP_DEFAULT    256
-/* Bytes that are handled at a time */
+/* Bytes in a line of a dump */
+#define LINE            16
+/* Bytes that are handled at a time: whole lines */
 #define CHUNK           65536
 
 typedef struct Section {
@@ -24,55 +26,7 @@ typedef struct Section {
     char *data;
     uint64_t size;
     bool writable;
-    bool has_holes;             /* see can_see_holes() */
 } Section;
-
-/*
- * Reading a page that nobody has written allocates it.  On the host, mincore()
- * tells which pages those are, if no page of this process is swapped out,
- * because it takes such pages for missing ones.
- */
-static bool can_see_holes(const Client *c)
-{
-    g_autofree char *text = NULL;
-    const char *swap;
-
-    if (!c->on_host ||
-        !g_file_get_contents("/proc/self/smaps_rollup", &text, NULL, NULL)) {
-        return false;
-    }
-    swap = strstr(text, "\nSwap:");
-    return swap && g_ascii_strtoull(swap + strlen("\nSwap:"), NULL, 10) == 0;
-}
-
-static bool is_hole(const Section *s, char *page, size_t page_size)
-{
-    unsigned char resident;
-
-    return s->has_holes && mincore(page, page_size, &resident) == 0 &&
-           !(resident & 1);
-}
-
-/* Copy data of a section without allocating memory for it. */
-static void fetch(const Section *s, uint64_t offset, char *buf, size_t length)
-{
-    const size_t page_size = sysconf(_SC_PAGE_SIZE);
-
-    while (length) {
-        char *from = s->data + offset;
-        size_t in_page = (uintptr_t)from % page_size;
-        size_t n = MIN(length, page_size - in_page);
-
-        if (is_hole(s, from - in_page, page_size)) {
-            memset(buf, 0, n);
-        } else {
-            memcpy(buf, from, n);
-        }
-        buf += n;
-        offset += n;
-        length -= n;
-    }
-}
 
 static Status find_section(Client *c, const char *name, Section *s,
                            GError **error)
@@ -109,48 +63,104 @@ static Status find_section(Client *c, const char *name, Section *s,
                       strcmp(name, "rw") == 0 ? "R/W" : "output");
         return STATUS_ERROR;
     }
-    s->has_holes = can_see_holes(c);
     return STATUS_OK;
 }
 
-static void print_json(const Section *s, uint64_t offset, uint64_t length)
+/* Turn data that is at @offset of a section into @text. */
+typedef void Format(GString *text, uint64_t offset, const char *data,
+                    size_t length);
+
+static void format_raw(GString *text, uint64_t offset, const char *data,
+                       size_t length)
 {
-    Json *json = json_new();
-    GString *hex = g_string_new(NULL);
-    char buf[512];
+    g_string_append_len(text, data, length);
+}
 
-    for (uint64_t i = 0; i < length; i += sizeof(buf)) {
-        size_t n = MIN(sizeof(buf), length - i);
+static void format_hex(GString *text, uint64_t offset, const char *data,
+                       size_t length)
+{
+    for (size_t i = 0; i < length; i++) {
+        g_string_append_printf(text, "%02x", (uint8_t)data[i]);
+    }
+}
 
-        fetch(s, offset + i, buf, n);
-        for (size_t j = 0; j < n; j++) {
-            g_string_append_printf(hex, "%02x", (uint8_t)buf[j]);
+static void format_line(GString *text, uint64_t offset, const char *data,
+                        size_t length)
+{
+    g_string_append_printf(text, "%08llx ", (unsigned long long)offset);
+    for (size_t i = 0; i < LINE; i++) {
+        if (i % 8 == 0) {
+            g_string_append_c(text, ' ');
+        }
+        if (i < length) {
+            g_string_append_printf(text, "%02x ", (uint8_t)data[i]);
+        } else {
+            g_string_append(text, "   ");
         }
     }
+    g_string_append(text, " |");
+    for (size_t i = 0; i < length; i++) {
+        g_string_append_c(text, g_ascii_isprint(data[i]) ? data[i] : '.');
+    }
+    g_string_append(text, "|\n");
+}
+
+static void format_lines(GString *text, uint64_t offset, const char *data,
+                         size_t length)
+{
+    for (size_t i = 0; i < length; i += LINE) {
+        format_line(text, offset + i, data + i, MIN(LINE, length - i));
+    }
+}
+
+/*
+ * Append a range to @text as @format says, CHUNK bytes at a time.  With
+ * @write, it goes to standard output instead, which may take any time.
+ */
+static Status show(Client *c, const Section *s, uint64_t offset,
+                   uint64_t length, Format *format, GString *text, bool write,
+                   GError **error)
+{
+    g_autofree char *buf = g_malloc(CHUNK);
+    Status status = STATUS_OK;
+
+    for (uint64_t i = 0; i < length && !status; i += CHUNK) {
+        size_t n = MIN(CHUNK, length - i);
+
+        /* on the host, this allocates nothing where nobody has written */
+        if (!ivshmem2_peer_read(c->peer, s->data + offset + i, buf, n,
+                                error)) {
+            return STATUS_ERROR;
+        }
+        format(text, offset + i, buf, n);
+        if (write) {
+            status = write_out(c, text->str, text->len, error);
+            g_string_truncate(text, 0);
+        }
+    }
+    return status;
+}
+
+static Status print(Client *c, const Section *s, uint64_t offset,
+                    uint64_t length, Format *format, GError **error)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+    Json *json;
+    Status status;
+
+    if (!c->json) {
+        return show(c, s, offset, length, format, text, true, error);
+    }
+    status = show(c, s, offset, length, format_hex, text, false, error);
+    if (status) {
+        return status;
+    }
+    json = json_new();
     json_string(json, "section", s->name);
     json_number(json, "offset", offset);
     json_number(json, "length", length);
-    json_string(json, "hex", hex->str);
+    json_string(json, "hex", text->str);
     json_print(json);
-    g_string_free(hex, TRUE);
-}
-
-static Status write_stdout(const Section *s, uint64_t offset, uint64_t length,
-                           GError **error)
-{
-    g_autofree char *buf = g_malloc(CHUNK);
-    bool ok = true;
-
-    for (uint64_t i = 0; ok && i < length; i += CHUNK) {
-        size_t n = MIN(CHUNK, length - i);
-
-        fetch(s, offset + i, buf, n);
-        ok = fwrite(buf, 1, n, stdout) == n;
-    }
-    if (!ok || fflush(stdout)) {
-        ivshmem2_fail_errno(error, "cannot write to standard output");
-        return STATUS_ERROR;
-    }
     return STATUS_OK;
 }
 
@@ -168,34 +178,7 @@ Status cmd_read(Client *c, char **args, GError **error)
                                error)) {
         return STATUS_USAGE;
     }
-    if (c->json) {
-        print_json(&s, offset, length);
-        return STATUS_OK;
-    }
-    return write_stdout(&s, offset, length, error);
-}
-
-static void print_line(const Section *s, uint64_t offset, uint64_t length)
-{
-    char bytes[16];
-
-    fetch(s, offset, bytes, length);
-    printf("%08llx ", (unsigned long long)offset);
-    for (unsigned i = 0; i < sizeof(bytes); i++) {
-        if (i % 8 == 0) {
-            putchar(' ');
-        }
-        if (i < length) {
-            printf("%02x ", (uint8_t)bytes[i]);
-        } else {
-            fputs("   ", stdout);
-        }
-    }
-    fputs(" |", stdout);
-    for (unsigned i = 0; i < length; i++) {
-        putchar(g_ascii_isprint(bytes[i]) ? bytes[i] : '.');
-    }
-    puts("|");
+    return print(c, &s, offset, length, format_raw, error);
 }
 
 Status cmd_dump(Client *c, char **args, GError **error)
@@ -217,14 +200,7 @@ Status cmd_dump(Client *c, char **args, GError **error)
                                                      error)) {
         return STATUS_USAGE;
     }
-    if (c->json) {
-        print_json(&s, offset, length);
-        return STATUS_OK;
-    }
-    for (uint64_t i = 0; i < length; i += 16) {
-        print_line(&s, offset + i, MIN(16, length - i));
-    }
-    return STATUS_OK;
+    return print(c, &s, offset, length, format_lines, error);
 }
 
 /* In a guest, forbidden writes must have no effect: see whether it is so. */
@@ -276,8 +252,12 @@ static Status write_stdin(Client *c, const Section *s, uint64_t offset,
     Status status = STATUS_OK;
 
     while (!status) {
-        ssize_t len = read(STDIN_FILENO, buf, CHUNK);
+        ssize_t len;
 
+        if (!await_fd(c, STDIN_FILENO, POLLIN)) {
+            return end_interrupted(false, error);
+        }
+        len = read(STDIN_FILENO, buf, CHUNK);
         if (len < 0 && errno != EINTR) {
             ivshmem2_fail_errno(error, "cannot read standard input");
             return STATUS_ERROR;

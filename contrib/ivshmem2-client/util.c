@@ -5,9 +5,11 @@
  */
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include "client.h"
 #include "libivshmem2-util.h"
 
@@ -27,7 +29,8 @@ bool check_vector(const Client *c, GError **error)
 void check_server(Client *c)
 {
     const char *text = "the server is gone; memory and the doorbells of peers "
-                       "that are known go on working";
+                       "that are known go on working; a server that is started "
+                       "now has other memory, which only new clients join";
 
     /* in a guest, a wait fails when the device is being removed */
     if (!c->on_host || c->server_gone || ivshmem2_peer_connected(c->peer)) {
@@ -79,6 +82,55 @@ Event next_event(Client *c, int64_t deadline, int only, int *vector,
             return EVENT_TIMEOUT;
         }
     }
+}
+
+bool await_fd(Client *c, int fd, short events)
+{
+    struct pollfd pfds[2] = {
+        { .fd = c->signal_fd, .events = POLLIN },
+        { .fd = fd, .events = events },
+    };
+
+    while (poll(pfds, 2, -1) < 0 && errno == EINTR) {
+        continue;
+    }
+    return !pfds[0].revents;
+}
+
+Status write_out(Client *c, const char *data, size_t length, GError **error)
+{
+    bool ok = fflush(stdout) == 0;
+
+    while (ok && length) {
+        ssize_t ret;
+
+        if (!await_fd(c, STDOUT_FILENO, POLLOUT)) {
+            return end_interrupted(false, error);
+        }
+        /* a pipe that is ready takes so much without waiting */
+        ret = write(STDOUT_FILENO, data, MIN(length, PIPE_BUF));
+        ok = ret >= 0 || errno == EINTR || errno == EAGAIN;
+        data += MAX(ret, 0);
+        length -= MAX(ret, 0);
+    }
+    if (!ok) {
+        ivshmem2_fail_errno(error, "cannot write to standard output");
+    }
+    return ok ? STATUS_OK : STATUS_ERROR;
+}
+
+bool signalled(const Client *c)
+{
+    struct pollfd pfd = { .fd = c->signal_fd, .events = POLLIN };
+
+    return poll(&pfd, 1, 0) > 0;
+}
+
+Status end_timeout(GError **error)
+{
+    ivshmem2_fail(error, IVSHMEM2_ERROR_TIMEOUT,
+                  "stopped waiting, because --timeout is over");
+    return STATUS_TIMEOUT;
 }
 
 Status end_interrupted(bool usual, GError **error)

@@ -178,6 +178,11 @@ bool ivshmem2_budget_allows(const Ivshmem2Budget *b,
     }
 }
 
+bool ivshmem2_budget_binds_ids(const Ivshmem2Budget *b)
+{
+    return b->config.bind_ids;
+}
+
 void ivshmem2_budget_charge(Ivshmem2Budget *b, Ivshmem2Resource resource,
                             uid_t uid)
 {

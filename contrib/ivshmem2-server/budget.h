@@ -27,6 +27,7 @@
 typedef struct Ivshmem2BudgetConfig {
     uint32_t push_limit;
     uint32_t ids_per_user;      /* 0: any number */
+    bool bind_ids;              /* to the first user that has them */
     int fd_limit;               /* descriptors have lower numbers; 0: any */
 } Ivshmem2BudgetConfig;
 
@@ -36,7 +37,7 @@ typedef struct Ivshmem2Budget Ivshmem2Budget;
 typedef enum Ivshmem2Resource {
     IVSHMEM2_ENTRANT,           /* a connection that has no place yet */
     IVSHMEM2_PLACE,             /* a connection that is joining */
-    IVSHMEM2_SLOT,              /* an ID, also one that is only held */
+    IVSHMEM2_SLOT,              /* an ID, also one that is held or bound */
     IVSHMEM2_N_RESOURCES,
 } Ivshmem2Resource;
 
@@ -82,6 +83,9 @@ unsigned ivshmem2_budget_count(const Ivshmem2Budget *b,
 /* May this user have one more?  To be asked before it is charged. */
 bool ivshmem2_budget_allows(const Ivshmem2Budget *b,
                             Ivshmem2Resource resource, uid_t uid);
+
+/* Does an ID go on counting for its user when nobody has it any more? */
+bool ivshmem2_budget_binds_ids(const Ivshmem2Budget *b);
 
 /* It has one more, or one less. */
 void ivshmem2_budget_charge(Ivshmem2Budget *b, Ivshmem2Resource resource,

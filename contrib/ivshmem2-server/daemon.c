@@ -71,6 +71,7 @@ struct Ivshmem2Daemon {
     Ivshmem2Timers checks;
     Ivshmem2Timer check_timer;  /* running: a connection waits for others */
     GQueue connections;
+    unsigned n_closing;         /* of them */
     Ivshmem2Lobby lobby;
     Ivshmem2Budget *budget;     /* borrowed */
     const Ivshmem2Access *access;   /* borrowed; NULL: all IDs for all */
@@ -96,6 +97,7 @@ typedef struct Connection {
     bool lingering;             /* all is sent; what comes is ignored */
     bool deaf;                  /* sending failed; there may be more to read */
     bool blocked;               /* until the next check */
+    bool closing;               /* by the client, and not all is read */
     uint8_t unread;             /* it may not have read so many descriptors */
     uint8_t last_sent;          /* of them: with the last message */
     Ivshmem2Transport conn;
@@ -133,6 +135,13 @@ static void admit(Ivshmem2Daemon *d)
 static void connection_leave_lobby(Connection *c)
 {
     ivshmem2_lobby_leave(&c->daemon->lobby, &c->joiner);
+    admit(c->daemon);
+}
+
+/* It will not join: others need not wait until it is closed. */
+static void connection_retire(Connection *c, bool stalled)
+{
+    ivshmem2_lobby_retire(&c->daemon->lobby, &c->joiner, stalled);
     admit(c->daemon);
 }
 
@@ -181,6 +190,7 @@ static void connection_free(Connection *c)
     Ivshmem2Daemon *d = c->daemon;
 
     if (c->client) {
+        d->n_closing -= c->closing;
         ivshmem2_client_free(c->client);
         c->client = NULL;
         ivshmem2_loop_remove(&d->loop, &c->watch, c->conn.fd);
@@ -228,6 +238,7 @@ static void handshake_expired(Ivshmem2Timer *t)
                                "the handshake was not complete after %" PRId64
                                " seconds", c->daemon->handshakes.duration /
                                G_USEC_PER_SEC);
+        connection_retire(c, true);
     }
     c->blocked = false;
     connection_run(c);
@@ -317,18 +328,36 @@ static bool connection_enter(Connection *c)
     return c->joiner.stage != IVSHMEM2_WAITING;
 }
 
+static bool is_closing(void *connection)
+{
+    return ((Connection *)connection)->closing;
+}
+
+/* Does it ask for the slot of a client that has perhaps said goodbye? */
+static bool connection_must_wait(Connection *c)
+{
+    const Ivshmem2Msg *msg = &c->conn.in.msg;
+
+    c->blocked = c->daemon->n_closing && msg->hdr.type == IVSHMEM2_MSG_HELLO &&
+                 ivshmem2_client_waits(c->client, &msg->hello, is_closing);
+    return c->blocked;
+}
+
 /* Returns false if there is nothing more to read. */
 static bool connection_receive(Connection *c, bool *closed)
 {
     g_autoptr(GError) error = NULL;
     int ret = 1;
 
-    /* a complete message has waited for the place that @c now has */
+    /* a complete message has waited for a place, or for a slot */
     if (!ivshmem2_decoder_complete(&c->conn.in)) {
         ret = ivshmem2_transport_receive(&c->conn, &error);
         if (ret > 0 && !connection_enter(c)) {
             return false;
         }
+    }
+    if (ret > 0 && connection_must_wait(c)) {
+        return false;
     }
     if (ret > 0) {
         ivshmem2_client_receive(c->client, &c->conn.in.msg);
@@ -418,7 +447,8 @@ static uint32_t connection_events(const Connection *c)
     if (c->blocked || c->joiner.stage == IVSHMEM2_WAITING) {
         return 0;
     }
-    return connection_has_output(c) ? EPOLLOUT : EPOLLIN;
+    return connection_has_output(c) ||
+           ivshmem2_decoder_complete(&c->conn.in) ? EPOLLOUT : EPOLLIN;
 }
 
 static void connection_run(Connection *c)
@@ -434,6 +464,13 @@ static void connection_run(Connection *c)
     if (closed || (c->deaf && !more)) {
         connection_free(c);
         return;
+    }
+    if (more && !c->closing && (connection_poll(c, 0) & POLLHUP)) {
+        c->closing = true;
+        c->daemon->n_closing++;
+    }
+    if (ivshmem2_client_is_sent_away(c->client)) {
+        connection_retire(c, false);
     }
     connection_set_timer(c);
     ivshmem2_loop_modify(&c->daemon->loop, &c->watch, c->conn.fd,

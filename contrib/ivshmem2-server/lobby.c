@@ -10,6 +10,7 @@
 typedef struct User {
     GList node;
     uid_t uid;
+    bool stalls;                /* a joiner of this user did */
     GQueue joiners;
 } User;
 
@@ -93,7 +94,8 @@ Ivshmem2Joiner *ivshmem2_lobby_next(Ivshmem2Lobby *l)
 
         g_queue_push_tail_link(&l->waiting, node);
         if (ivshmem2_budget_allows(l->budget, IVSHMEM2_PLACE, u->uid)) {
-            Ivshmem2Joiner *j = u->joiners.head->data;
+            GList *next = u->stalls ? u->joiners.tail : u->joiners.head;
+            Ivshmem2Joiner *j = next->data;
 
             stop_waiting(l, j);
             take_place(l, j);
@@ -101,6 +103,19 @@ Ivshmem2Joiner *ivshmem2_lobby_next(Ivshmem2Lobby *l)
         }
     }
     return NULL;
+}
+
+void ivshmem2_lobby_retire(Ivshmem2Lobby *l, Ivshmem2Joiner *j, bool stalled)
+{
+    User *u = find_user(l, j->uid);
+
+    if (j->stage == IVSHMEM2_JOINING) {
+        if (u && stalled) {
+            u->stalls = true;
+        }
+        ivshmem2_lobby_leave(l, j);
+        ivshmem2_lobby_enter(l, j, j->uid);
+    }
 }
 
 void ivshmem2_lobby_leave(Ivshmem2Lobby *l, Ivshmem2Joiner *j)

@@ -5,6 +5,13 @@
  * the server's user may have.  So the budget has a number of places for
  * connections that join, and the others wait in the lobby.  Users take turns.
  *
+ * A user's connections join in the order of asking, until one of them stalls.
+ * From then on, as long as some wait, the newest one is next: those before it
+ * may be more of the kind that stalls, and it waits no longer than until the
+ * next one runs out of time.  Nothing tells beforehand which ones will stall,
+ * and the descriptors that they were sent cannot be taken back, so they cannot
+ * just be tried faster.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
@@ -54,6 +61,12 @@ bool ivshmem2_lobby_ask(Ivshmem2Lobby *l, Ivshmem2Joiner *j);
  * NULL if there is no place, or if none waits.
  */
 Ivshmem2Joiner *ivshmem2_lobby_next(Ivshmem2Lobby *l);
+
+/*
+ * @j will not join.  It gives back its place, if it has one, but stays in the
+ * lobby until it leaves.  @stalled: it had the place until its time was up
+ */
+void ivshmem2_lobby_retire(Ivshmem2Lobby *l, Ivshmem2Joiner *j, bool stalled);
 
 /* @j has joined, or gives up.  No effect outside. */
 void ivshmem2_lobby_leave(Ivshmem2Lobby *l, Ivshmem2Joiner *j);

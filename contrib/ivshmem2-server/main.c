@@ -79,10 +79,12 @@ static bool serve(const Ivshmem2Options *o, Ivshmem2Listener *listener,
     daemon = ivshmem2_daemon_new(link, budget, listener->fd,
                                  o->handshake_timeout, error);
     if (daemon) {
-        g_info("ready for %u peers with %u vectors%s%s",
+        g_info("ready for %u peers with %u vectors%s%s%s",
                link->welcome.max_peers, link->welcome.vectors,
                listener->path ? " at " : "",
-               listener->path ? listener->path : "");
+               listener->path ? listener->path : "",
+               o->budget.bind_ids ? ", each ID stays with the user that has "
+               "it first" : "");
         ivshmem2_notify("READY=1");
         ok = run(o, daemon, access, signals, error);
         ivshmem2_notify("STOPPING=1");
@@ -150,8 +152,10 @@ int main(int argc, char **argv)
     bool ok = ivshmem2_options_parse(&options, argc, argv, &error);
 
     if (ok && options.version) {
-        g_print("ivshmem2-server, protocol versions %u to %u\n",
-                IVSHMEM2_VERSION_MIN, IVSHMEM2_VERSION_MAX);
+        g_print("ivshmem2-server %d.%d.%d, protocol versions %u to %u\n",
+                LIBIVSHMEM2_VERSION_MAJOR, LIBIVSHMEM2_VERSION_MINOR,
+                LIBIVSHMEM2_VERSION_MICRO, IVSHMEM2_VERSION_MIN,
+                IVSHMEM2_VERSION_MAX);
         return EXIT_SUCCESS;
     }
     ok = ok && start_log(&options, &error) &&

@@ -38,6 +38,7 @@ static struct {
     char *handshake_timeout;
     char *access;
     char *ids_per_user;
+    gboolean bind_ids;
     char *log_level;
     gboolean version;
 } opt;
@@ -62,6 +63,8 @@ static const GOptionEntry entries[] = {
       "Rules: users that may connect, and their IDs (see below)", "FILE" },
     { "ids-per-user", 0, 0, G_OPTION_ARG_STRING, &opt.ids_per_user,
       "Most IDs that one user can have at a time (default: all)", "N" },
+    { "bind-ids", 0, 0, G_OPTION_ARG_NONE, &opt.bind_ids,
+      "An ID that a user had is never given to another user", NULL },
     { "max-peers", 'n', 0, G_OPTION_ARG_STRING, &opt.max_peers,
       "Most peers that the link can have, 2 to 65536 (default 16)", "N" },
     { "vectors", 'v', 0, G_OPTION_ARG_STRING, &opt.vectors,
@@ -91,7 +94,7 @@ static const GOptionEntry entries[] = {
       "error, warning, info or debug: log from here on (default info)",
       "LEVEL" },
     { "version", 0, 0, G_OPTION_ARG_NONE, &opt.version,
-      "Print the protocol versions that the server speaks", NULL },
+      "Print the version of the server and of the protocol", NULL },
     { NULL }
 };
 
@@ -355,7 +358,10 @@ bool ivshmem2_options_parse(Ivshmem2Options *o, int argc, char **argv,
             .max_peers = DEFAULT_MAX_PEERS,
             .vectors = DEFAULT_VECTORS,
         },
-        .budget.push_limit = IVSHMEM2_PUSH_LIMIT,
+        .budget = {
+            .push_limit = IVSHMEM2_PUSH_LIMIT,
+            .bind_ids = opt.bind_ids,
+        },
         .handshake_timeout = DEFAULT_HANDSHAKE_TIMEOUT,
     };
     return o->version || parse_values(o, error);

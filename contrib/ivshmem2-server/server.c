@@ -56,7 +56,7 @@ typedef struct Slot {
     Ivshmem2Client *client;
     Hold *hold;
     uint32_t last_state;        /* that the other peers were told about */
-    uid_t uid;                  /* of the user that it counts for */
+    uid_t uid;                  /* of the user that it counts for, if any */
     uid_t last_uid;             /* of the last occupant */
 } Slot;
 
@@ -191,7 +191,9 @@ static void free_slot(Ivshmem2Server *s, uint32_t id)
     /* The last occupant could write its entry as long as it lived. */
     clear_state(s, id);
     ivshmem2_bits_add(&s->free_ids, id);
-    set_slot_user(s, &s->slots[id], NO_UID);
+    if (!ivshmem2_budget_binds_ids(s->budget)) {
+        set_slot_user(s, &s->slots[id], NO_UID);
+    }
 }
 
 void ivshmem2_server_release(Ivshmem2Server *s, uint32_t id)
@@ -314,6 +316,12 @@ static bool claim_slot(Ivshmem2Client *c, uint32_t id, bool resume,
     return true;
 }
 
+/* Did no other user have it?  Its processes may have kept descriptors. */
+static bool is_clean(const Ivshmem2Client *c, const Slot *slot)
+{
+    return slot->last_uid == NO_UID || slot->last_uid == c->uid;
+}
+
 static bool may_take(Ivshmem2Client *c, uint32_t id)
 {
     Ivshmem2Server *s = c->server;
@@ -324,6 +332,12 @@ static bool may_take(Ivshmem2Client *c, uint32_t id)
         ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_PERMISSION, "the user with "
                                "uid %u may not take ID %u, but %s", c->uid,
                                id, ids);
+        return false;
+    }
+    if (ivshmem2_budget_binds_ids(s->budget) && !is_clean(c, &s->slots[id])) {
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_PERMISSION, "ID %u belongs "
+                               "to the user with uid %u, which had it first "
+                               "(--bind-ids)", id, s->slots[id].last_uid);
         return false;
     }
     if (s->slots[id].uid != c->uid &&
@@ -338,10 +352,10 @@ static bool may_take(Ivshmem2Client *c, uint32_t id)
     return true;
 }
 
-/* Did no other user have it?  Its processes may have kept descriptors. */
-static bool is_clean(const Ivshmem2Client *c, const Slot *slot)
+/* Does it count for this user already? */
+static bool is_own(const Ivshmem2Client *c, const Slot *slot)
 {
-    return slot->last_uid == NO_UID || slot->last_uid == c->uid;
+    return slot->uid == c->uid;
 }
 
 /* The lowest ID in @set that @c may take and that @suits it */
@@ -360,20 +374,34 @@ static size_t find_id(const Ivshmem2Client *c, const Ivshmem2Bits *set,
 
 /*
  * Prefer an ID that is held for the same process, which would fill the link
- * if it took a new one each time, then one that no other user had.
+ * if it took a new one each time, then one that counts for the user anyway,
+ * then one that no other user had.
  */
-static bool choose_any_id(Ivshmem2Client *c, uint32_t *id)
+static size_t find_any_id(const Ivshmem2Client *c)
 {
     Ivshmem2Server *s = c->server;
     size_t best = find_id(c, &s->held_ids, is_owner);
-    g_autofree char *ids = NULL;
 
+    if (best == IVSHMEM2_BITS_NONE && ivshmem2_budget_binds_ids(s->budget)) {
+        best = find_id(c, &s->free_ids, is_own);
+    }
     if (best == IVSHMEM2_BITS_NONE) {
         best = find_id(c, &s->free_ids, is_clean);
     }
-    if (best == IVSHMEM2_BITS_NONE) {
+    if (best == IVSHMEM2_BITS_NONE && !ivshmem2_budget_binds_ids(s->budget)) {
         best = ivshmem2_ids_lowest(c->ids, &s->free_ids);
     }
+    return best;
+}
+
+static bool choose_any_id(Ivshmem2Client *c, uint32_t *id)
+{
+    Ivshmem2Server *s = c->server;
+    const char *bound = ivshmem2_budget_binds_ids(s->budget)
+                        ? ", or belong to other users (--bind-ids)" : "";
+    size_t best = find_any_id(c);
+    g_autofree char *ids = NULL;
+
     if (best != IVSHMEM2_BITS_NONE) {
         *id = best;
         return may_take(c, *id) &&
@@ -382,12 +410,12 @@ static bool choose_any_id(Ivshmem2Client *c, uint32_t *id)
     if (c->ids) {
         ids = ivshmem2_ids_text(c->ids);
         ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_FULL, "all IDs that the "
-                               "user with uid %u may take (%s) are taken",
-                               c->uid, ids);
+                               "user with uid %u may take (%s) are taken%s",
+                               c->uid, ids, bound);
     } else {
         ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_FULL, "the link is full: "
-                               "all %u IDs are taken",
-                               s->link->welcome.max_peers);
+                               "all %u IDs are taken%s",
+                               s->link->welcome.max_peers, bound);
     }
     return false;
 }
@@ -420,6 +448,27 @@ static bool choose_id(Ivshmem2Client *c, const Ivshmem2Hello *hello,
     return may_take(c, *id) &&
            claim_slot(c, *id, *resume, *resume ? IVSHMEM2_REFUSAL_SESSION
                                                : IVSHMEM2_REFUSAL_ID_TAKEN);
+}
+
+bool ivshmem2_client_waits(const Ivshmem2Client *c, const Ivshmem2Hello *hello,
+                           bool (*closing)(void *connection))
+{
+    const Ivshmem2Server *s = c->server;
+    bool any = hello->id == IVSHMEM2_ID_ANY;
+    size_t id = any ? 0 : hello->id;
+    size_t end = any ? s->link->welcome.max_peers : id + 1;
+
+    if (c->phase != PHASE_HELLO ||
+        (any && find_any_id(c) != IVSHMEM2_BITS_NONE)) {
+        return false;
+    }
+    while ((id = ivshmem2_bits_next(&s->occupied_ids, id)) < end) {
+        if (closing(s->slots[id].client->connection)) {
+            return true;
+        }
+        id++;
+    }
+    return false;
 }
 
 static void warn_of_uid(Ivshmem2Client *c)

@@ -82,6 +82,13 @@ void ivshmem2_client_restrict_consume(Ivshmem2Client *c, GArray *ids);
  */
 void ivshmem2_client_receive(Ivshmem2Client *c, const Ivshmem2Msg *msg);
 
+/*
+ * Is the slot that @hello asks for, or with a free choice one of all if none is
+ * free, that of a client with a connection which is @closing?
+ */
+bool ivshmem2_client_waits(const Ivshmem2Client *c, const Ivshmem2Hello *hello,
+                           bool (*closing)(void *connection));
+
 /* Is there something to send? */
 bool ivshmem2_client_has_next(const Ivshmem2Client *c);
 

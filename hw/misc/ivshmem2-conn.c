@@ -16,15 +16,18 @@
 #include "chardev/char-socket.h"
 #include "io/task.h"
 #include "ivshmem2-conn.h"
+#include "libivshmem2-transport.h"
 #include "libivshmem2-util.h"
 #include "trace.h"
 
-/* How often the device connects to a server that does not take it back */
-#define SLOWEST_RECONNECT_MS    60000
-/* How often it looks whether the server accepts connections */
+/* How often the device looks whether the server accepts connections */
 #define CONNECT_POLL_MS         5
-/* Between two successful handshakes: the loss, and one reason more */
-#define MAX_WARNINGS            2
+/* A connection that has lasted so long is lost for a reason of its own. */
+#define SETTLED_MS              10000
+/* Lines until a connection is settled */
+#define MAX_REPORTS             4
+/* How long QEMU's end waits for a server that does not read */
+#define GOODBYE_MS              200
 
 static SocketChardev *ivshmem2_conn_socket(Ivshmem2Conn *conn)
 {
@@ -117,6 +120,45 @@ static void ivshmem2_conn_failed(Ivshmem2Conn *conn, GError *err)
     qemu_bh_schedule(conn->bh);
 }
 
+/*
+ * What is reported, without a flood from a server that comes and goes: some
+ * lines until a connection is settled, the last of which is true.
+ */
+static void ivshmem2_conn_report_loss(Ivshmem2Conn *conn, const char *reason)
+{
+    if (conn->reports == MAX_REPORTS ||
+        (conn->loss && !strcmp(conn->loss, reason))) {
+        return;
+    }
+    conn->reports++;
+    g_free(conn->loss);
+    conn->loss = g_strdup(reason);
+    warn_report("ivshmem2: peer %u goes on without its server: %s",
+                ivshmem2_conn_id(conn), reason);
+}
+
+static void ivshmem2_conn_report_return(Ivshmem2Conn *conn, bool settled)
+{
+    /* that it is lost again must still fit in */
+    if (!conn->loss || (!settled && conn->reports + 1 >= MAX_REPORTS)) {
+        return;
+    }
+    conn->reports++;
+    g_clear_pointer(&conn->loss, g_free);
+    info_report("ivshmem2: peer %u is connected with its server again",
+                ivshmem2_conn_id(conn));
+}
+
+static void ivshmem2_conn_settled(void *opaque)
+{
+    Ivshmem2Conn *conn = opaque;
+
+    ivshmem2_conn_report_return(conn, true);
+    conn->reports = 0;
+    conn->settled = true;
+    ivshmem2_conn_socket(conn)->reconnect_time_ms = conn->reconnect_ms;
+}
+
 static void ivshmem2_chr_read(void *opaque, const uint8_t *buf, int size)
 {
     Ivshmem2Conn *conn = opaque;
@@ -137,11 +179,10 @@ static void ivshmem2_chr_read(void *opaque, const uint8_t *buf, int size)
         return;
     }
     if (!was_ready && ivshmem2_session_ready(conn->session)) {
-        conn->warnings = 0;
+        timer_mod(conn->settle_timer,
+                  qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + SETTLED_MS);
         if (conn->joined) {
-            ivshmem2_conn_socket(conn)->reconnect_time_ms = conn->reconnect_ms;
-            info_report("ivshmem2: peer %u is connected with its server again",
-                        ivshmem2_conn_id(conn));
+            ivshmem2_conn_report_return(conn, false);
             conn->resumed(conn->opaque);
         }
     }
@@ -149,29 +190,55 @@ static void ivshmem2_chr_read(void *opaque, const uint8_t *buf, int size)
 }
 
 /*
- * The chardev is about to start its timer for the next attempt.  A server that
- * does not complete the handshake is asked less and less often; one that does
- * not know the session, which is not going to change, once a minute.
+ * The chardev is about to start its timer for the next attempt.  A server with
+ * which no connection lasts is asked less and less often; one that does not
+ * know the session, which is not going to change, once a minute.
  */
-static void ivshmem2_conn_back_off(Ivshmem2Conn *conn, bool was_ready)
+static void ivshmem2_conn_back_off(Ivshmem2Conn *conn)
 {
     SocketChardev *sock = ivshmem2_conn_socket(conn);
+    bool settled = conn->settled;
 
-    if (!conn->joined || !conn->reconnect_ms || was_ready) {
+    timer_del(conn->settle_timer);
+    conn->settled = false;
+    if (!conn->joined || !conn->reconnect_ms || settled) {
         return;
     }
-    sock->reconnect_time_ms = conn->given_up ? SLOWEST_RECONNECT_MS :
-        MIN(sock->reconnect_time_ms * 2, SLOWEST_RECONNECT_MS);
+    sock->reconnect_time_ms = conn->given_up ? conn->slowest_reconnect_ms :
+        MIN(sock->reconnect_time_ms * 2, conn->slowest_reconnect_ms);
     sock->reconnect_time_ms = MAX(sock->reconnect_time_ms, conn->reconnect_ms);
+}
+
+/*
+ * The chardev closes its socket in the main loop.  If that were the last close,
+ * it would be that of all descriptors that are still in the queue, too.
+ */
+static void ivshmem2_conn_hold_socket(Ivshmem2Conn *conn)
+{
+    conn->socket = fcntl(ivshmem2_conn_socket(conn)->sioc->fd,
+                         F_DUPFD_CLOEXEC, 0);
+}
+
+static void ivshmem2_conn_release_socket(Ivshmem2Conn *conn)
+{
+    if (conn->socket >= 0) {
+        shutdown(conn->socket, SHUT_RDWR);
+    }
+    ivshmem2_socket_close(&conn->socket);
 }
 
 static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
 {
     Ivshmem2Conn *conn = opaque;
-    bool was_ready = ivshmem2_session_ready(conn->session);
 
     switch (event) {
     case CHR_EVENT_OPENED:
+        if (conn->connected) {
+            /* once more, for handlers that have been set anew */
+            ivshmem2_conn_pump(conn);
+            break;
+        }
+        ivshmem2_conn_hold_socket(conn);
         ivshmem2_decoder_reset(&conn->decoder);
         ivshmem2_session_connected(conn->session);
         conn->out_size = 0;
@@ -183,6 +250,7 @@ static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
         break;
     case CHR_EVENT_CLOSED:
         conn->connected = false;
+        ivshmem2_conn_release_socket(conn);
         ivshmem2_conn_drop_watch(conn);
         ivshmem2_session_disconnected(conn->session);
         ivshmem2_decoder_reset(&conn->decoder);
@@ -190,7 +258,7 @@ static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
             error_setg(&conn->error, "the server closed the connection");
             conn->too_late = true;
         }
-        ivshmem2_conn_back_off(conn, was_ready);
+        ivshmem2_conn_back_off(conn);
         qemu_bh_schedule(conn->bh);
         break;
     default:
@@ -208,12 +276,7 @@ static void ivshmem2_conn_bh(void *opaque)
     Ivshmem2Conn *conn = opaque;
 
     if (conn->error) {
-        /* not each time that the chardev tries again */
-        if (conn->warnings < MAX_WARNINGS) {
-            conn->warnings++;
-            warn_report("ivshmem2: peer %u goes on without its server: %s",
-                        ivshmem2_conn_id(conn), error_get_pretty(conn->error));
-        }
+        ivshmem2_conn_report_loss(conn, error_get_pretty(conn->error));
         g_clear_pointer(&conn->error, error_free);
     }
     if (conn->connected && conn->broken) {
@@ -421,6 +484,7 @@ static void ivshmem2_conn_disconnect(Ivshmem2Conn *conn)
     if (sock->state != TCP_CHARDEV_STATE_CONNECTING) {
         qemu_chr_fe_disconnect(&conn->chr);
     }
+    ivshmem2_conn_release_socket(conn);
 }
 
 bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
@@ -440,9 +504,12 @@ bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
     sock = ivshmem2_conn_socket(conn);
     conn->reconnect_ms = sock->reconnect_time_ms;
     conn->await_server = await_server && conn->reconnect_ms;
+    conn->socket = -1;
     conn->resumed = resumed;
     conn->opaque = opaque;
     conn->bh = qemu_bh_new_guarded(ivshmem2_conn_bh, conn, guard);
+    conn->settle_timer = timer_new_ms(QEMU_CLOCK_REALTIME,
+                                      ivshmem2_conn_settled, conn);
     conn->session = ivshmem2_session_new(hello);
     ivshmem2_decoder_init(&conn->decoder, IVSHMEM2_SERVER);
     idle = sock->state == TCP_CHARDEV_STATE_CONNECTED;
@@ -467,6 +534,22 @@ bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
     return conn->joined;
 }
 
+/* Send what is left, to a server that is slow. */
+static void ivshmem2_conn_flush(Ivshmem2Conn *conn)
+{
+    int64_t deadline = ivshmem2_deadline(GOODBYE_MS * INT64_C(1000));
+    GPollFD pfd = { .events = G_IO_OUT };
+    int left;
+
+    while (conn->connected && conn->out_watch &&
+           (left = ivshmem2_deadline_ms(deadline))) {
+        pfd.fd = ivshmem2_conn_socket(conn)->sioc->fd;
+        g_poll(&pfd, 1, left);
+        ivshmem2_conn_drop_watch(conn);
+        ivshmem2_conn_pump(conn);
+    }
+}
+
 void ivshmem2_conn_goodbye(Ivshmem2Conn *conn)
 {
     if (!conn->session || !conn->joined) {
@@ -476,12 +559,14 @@ void ivshmem2_conn_goodbye(Ivshmem2Conn *conn)
     ivshmem2_conn_stop_timer(ivshmem2_conn_socket(conn));
     ivshmem2_session_goodbye(conn->session);
     ivshmem2_conn_pump(conn);
+    ivshmem2_conn_flush(conn);
     qemu_chr_fe_set_handlers(&conn->chr, NULL, NULL, NULL, NULL, NULL, NULL,
                              true);
     ivshmem2_conn_disconnect(conn);
     conn->connected = false;
     ivshmem2_conn_drop_watch(conn);
     qemu_bh_cancel(conn->bh);
+    timer_del(conn->settle_timer);
 }
 
 void ivshmem2_conn_leave(Ivshmem2Conn *conn)
@@ -501,6 +586,9 @@ void ivshmem2_conn_leave(Ivshmem2Conn *conn)
     ivshmem2_decoder_reset(&conn->decoder);
     g_clear_pointer(&conn->session, ivshmem2_session_free);
     g_clear_pointer(&conn->bh, qemu_bh_delete);
+    g_clear_pointer(&conn->settle_timer, timer_free);
     g_clear_pointer(&conn->error, error_free);
-    conn->warnings = 0;
+    g_clear_pointer(&conn->loss, g_free);
+    conn->reports = 0;
+    conn->settled = false;
 }

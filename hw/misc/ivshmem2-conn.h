@@ -15,6 +15,7 @@ typedef struct Ivshmem2Conn {
     CharBackend chr;            /* the device's property */
     Ivshmem2Session *session;   /* NULL unless joined */
     Ivshmem2Decoder decoder;
+    int socket;                 /* a duplicate of the chardev's, or -1 */
     Ivshmem2Msg out;            /* being sent, in wire format */
     uint32_t out_size;
     uint32_t out_done;
@@ -26,8 +27,12 @@ typedef struct Ivshmem2Conn {
     bool too_late;              /* the server did not wait for us */
     bool given_up;              /* the server does not know the session */
     bool await_server;          /* wait for an absent server */
-    unsigned warnings;          /* printed since the last handshake */
+    unsigned reports;           /* lines since a connection was settled */
+    char *loss;                 /* the last one, unless it says "again" */
+    bool settled;               /* the connection has lasted for a while */
+    QEMUTimer *settle_timer;
     int64_t reconnect_ms;       /* the chardev's, as the user set it */
+    uint32_t slowest_reconnect_ms;  /* with a server that fails; a property */
     QEMUBH *bh;
     void (*resumed)(void *opaque);
     void *opaque;
@@ -47,8 +52,8 @@ bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
                         Error **errp);
 
 /*
- * QEMU ends: say goodbye, disconnect and do not come back.  The session stays
- * until ivshmem2_conn_leave().
+ * QEMU ends: say goodbye, disconnect and do not come back.  A server that does
+ * not read is given a moment.  The session stays until ivshmem2_conn_leave().
  */
 void ivshmem2_conn_goodbye(Ivshmem2Conn *conn);
 

@@ -12,17 +12,26 @@
 #define HW_MISC_IVSHMEM2_DOORBELL_H
 
 #include "hw/pci/pci_device.h"
-#include "qemu/event_notifier.h"
 
 typedef struct Ivshmem2IoEventFd {
     uint32_t doorbell;          /* the value that rings it */
-    EventNotifier notifier;
+    int fd;
+    bool attached;              /* KVM has it */
 } Ivshmem2IoEventFd;
 
-/* To be used with the big QEMU lock. */
+/*
+ * To be used with the big QEMU lock.
+ *
+ * The ioeventfds are not those of the memory core: it ends QEMU if KVM refuses
+ * one, and when a guest moves one device's register onto another's, it adds
+ * the new ioeventfds before it removes the old ones, which KVM refuses.
+ */
 typedef struct Ivshmem2Doorbells {
     MemoryRegion *regs;
     uint32_t id;                /* of this peer, for traces */
+    MemoryListener listener;
+    bool visible;               /* the register, to the guest */
+    hwaddr address;             /* where it is then */
     Ivshmem2IoEventFd *ioeventfds;
     unsigned max_ioeventfds;
     unsigned n_ioeventfds;

@@ -91,6 +91,12 @@ static void ivshmem2_irq_refused(Ivshmem2Irq *irq, const char *what)
                           "helps out, which is slower", what);
 }
 
+static bool ivshmem2_irq_is_x86(MSIMessage msg)
+{
+    return qemu_arch_available(QEMU_ARCH_I386) &&
+           msg.address >> 20 == IVSHMEM2_X86_MSI_ADDRESS >> 20;
+}
+
 /*
  * A guest can write any message.  KVM refuses some of them, with the whole
  * routing table, and then QEMU aborts.  KVM also takes others for interrupts
@@ -98,10 +104,8 @@ static void ivshmem2_irq_refused(Ivshmem2Irq *irq, const char *what)
  */
 static bool ivshmem2_irq_is_odd(MSIMessage msg)
 {
-    if (qemu_arch_available(QEMU_ARCH_I386)) {
-        return msg.address >> 20 != IVSHMEM2_X86_MSI_ADDRESS >> 20;
-    }
-    return msg.address >> 32;
+    return qemu_arch_available(QEMU_ARCH_I386) ? !ivshmem2_irq_is_x86(msg)
+                                               : msg.address >> 32;
 }
 
 static void ivshmem2_irq_set_odd(Ivshmem2Irq *irq, Ivshmem2Vector *v, bool odd)
@@ -354,6 +358,7 @@ static void ivshmem2_irq_go_to(Ivshmem2Irq *irq, Ivshmem2IrqMode mode)
         bitmap_zero(irq->pending, irq->n_vectors);
         /* before KVM sees them */
         if (receives) {
+            bitmap_zero(irq->writes, irq->n_vectors);
             ivshmem2_irq_drop_arrived(irq);
         }
     }
@@ -437,6 +442,34 @@ static bool ivshmem2_irq_take(Ivshmem2Irq *irq, uint32_t vector)
            ivshmem2_irq_accept(irq, vector);
 }
 
+/*
+ * A message that is not for an interrupt controller may write anywhere: to a
+ * register that unplugs this device, or to this device's MSI-X table, whose
+ * next entry then does the same.
+ */
+static void ivshmem2_irq_send_writes(void *opaque)
+{
+    Ivshmem2Irq *irq = opaque;
+    PCIDevice *pdev = irq->pdev;
+
+    object_ref(OBJECT(pdev));
+    for (uint32_t i = 0; irq->vectors && i < irq->n_vectors; i++) {
+        if (!test_and_clear_bit(i, irq->writes)) {
+            continue;
+        }
+        if (!msix_is_masked(pdev, i)) {
+            msix_notify(pdev, i);
+        } else {
+            /* Meanwhile it was masked, or reception was turned off. */
+            QEMU_LOCK_GUARD(&irq->lock);
+            if (ivshmem2_mode_receives(irq->mode)) {
+                set_bit(i, irq->pending);
+            }
+        }
+    }
+    object_unref(OBJECT(pdev));
+}
+
 static void ivshmem2_irq_notify(Ivshmem2Irq *irq, uint32_t vector)
 {
     Ivshmem2Vector *v = &irq->vectors[vector];
@@ -447,7 +480,12 @@ static void ivshmem2_irq_notify(Ivshmem2Irq *irq, uint32_t vector)
         pci_irq_deassert(irq->pdev);
         return;
     }
-    msix_notify(irq->pdev, vector);
+    if (!ivshmem2_irq_is_x86(msix_get_message(irq->pdev, vector))) {
+        set_bit(vector, irq->writes);
+        qemu_bh_schedule(irq->send_writes);
+    } else {
+        msix_notify(irq->pdev, vector);
+    }
     QEMU_LOCK_GUARD(&irq->lock);
     if (irq->mode == IVSHMEM2_IRQ_KVM && v->in_a_row < irq->irqfd_after) {
         v->in_a_row++;
@@ -678,6 +716,8 @@ bool ivshmem2_irq_init(Ivshmem2Irq *irq, PCIDevice *pdev,
     irq->vectors = g_new0(Ivshmem2Vector, w->vectors);
     irq->masked = bitmap_new(w->vectors);
     irq->pending = bitmap_new(w->vectors);
+    irq->writes = bitmap_new(w->vectors);
+    irq->send_writes = qemu_bh_new(ivshmem2_irq_send_writes, irq);
     qemu_mutex_init(&irq->lock);
     qemu_cond_init(&irq->relay_wake);
     if (!ivshmem2_irq_init_vectors(irq, session, errp)) {
@@ -701,10 +741,12 @@ void ivshmem2_irq_exit(Ivshmem2Irq *irq)
         ivshmem2_irq_detach(irq, i);
         ivshmem2_irq_release_route(&irq->vectors[i]);
     }
+    g_clear_pointer(&irq->send_writes, qemu_bh_delete);
     ivshmem2_close(&irq->epoll_fd);
     qemu_cond_destroy(&irq->relay_wake);
     qemu_mutex_destroy(&irq->lock);
     g_clear_pointer(&irq->masked, g_free);
     g_clear_pointer(&irq->pending, g_free);
+    g_clear_pointer(&irq->writes, g_free);
     g_clear_pointer(&irq->vectors, g_free);
 }

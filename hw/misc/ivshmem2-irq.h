@@ -75,6 +75,8 @@ typedef struct Ivshmem2Irq {
     VMChangeStateEntry *vm_state_entry;
     int epoll_fd;               /* eventfds but those that KVM delivers */
     bool polling;               /* the main loop looks at epoll_fd */
+    unsigned long *writes;      /* messages to be sent by: */
+    QEMUBH *send_writes;
     bool refused;               /* an irqfd cannot be had, no relay */
     bool warned;
 

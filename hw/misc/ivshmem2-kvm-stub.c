@@ -7,7 +7,13 @@
 #include "qemu/osdep.h"
 #include "ivshmem2-kvm.h"
 
-bool ivshmem2_kvm_accepts_ioeventfd(int fd)
+bool ivshmem2_kvm_set_ioeventfd(int fd, hwaddr address, uint32_t value,
+                                bool assign)
 {
     return false;
+}
+
+bool ivshmem2_kvm_accepts_memory(hwaddr last)
+{
+    return true;
 }

@@ -7,7 +7,19 @@
 #ifndef HW_MISC_IVSHMEM2_KVM_H
 #define HW_MISC_IVSHMEM2_KVM_H
 
-/* Has KVM room for one more ioeventfd?  @fd: any eventfd */
-bool ivshmem2_kvm_accepts_ioeventfd(int fd);
+#include "exec/hwaddr.h"
+
+/*
+ * Have KVM signal eventfd @fd when the guest writes @value, 32 bits in little
+ * endian, to @address, or no longer.  Returns whether KVM does so.
+ */
+bool ivshmem2_kvm_set_ioeventfd(int fd, hwaddr address, uint32_t value,
+                                bool assign);
+
+/*
+ * Can there be memory up to @last, its last byte?  Guests can move memory to
+ * addresses that KVM refuses, and then QEMU ends.
+ */
+bool ivshmem2_kvm_accepts_memory(hwaddr last);
 
 #endif /* HW_MISC_IVSHMEM2_KVM_H */

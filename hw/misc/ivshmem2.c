@@ -16,12 +16,16 @@
 #include <sys/mman.h>
 #include "qapi/error.h"
 #include "qapi/visitor-impl.h"
+#include "exec/translation-block.h"
 #include "qemu/cutils.h"
+#include "qemu/error-report.h"
 #include "qemu/host-utils.h"
 #include "qemu/log.h"
 #include "qemu/madvise.h"
 #include "qemu/module.h"
+#include "qemu/range.h"
 #include "qemu/uuid.h"
+#include "hw/core/cpu.h"
 #include "hw/misc/ivshmem2-regs.h"
 #include "hw/pci/msi.h"
 #include "hw/pci/msix.h"
@@ -32,9 +36,11 @@
 #include "system/runstate.h"
 #include "system/runstate-action.h"
 #include "system/system.h"
+#include "system/tcg.h"
 #include "ivshmem2-conn.h"
 #include "ivshmem2-doorbell.h"
 #include "ivshmem2-irq.h"
+#include "ivshmem2-kvm.h"
 #include "trace.h"
 
 #define TYPE_IVSHMEM2 "ivshmem2"
@@ -42,10 +48,12 @@ OBJECT_DECLARE_SIMPLE_TYPE(Ivshmem2State, IVSHMEM2)
 
 /* The first capability: 4-byte aligned, so that it can be read as dwords */
 #define IVSHMEM2_CAP_OFFSET     0x40
+/* Advanced Features: a guest resets this function alone */
+#define IVSHMEM2_AF_OFFSET      (IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_SIZE)
 
 /* How long a device waits for its server, unless the user says it */
 #define IVSHMEM2_COLD_PLUG_MS   5000
-#define IVSHMEM2_HOT_PLUG_MS    250     /* the guest stands still */
+#define IVSHMEM2_HOT_PLUG_MS    125     /* the guest stands still */
 
 struct Ivshmem2State {
     PCIDevice parent_obj;
@@ -330,13 +338,43 @@ static bool ivshmem2_join(Ivshmem2State *s, Error **errp)
  * PCI function ("Configuration Space Registers")
  */
 
+static bool ivshmem2_is_function_reset(uint32_t address, uint32_t value,
+                                       int len)
+{
+    uint32_t control = IVSHMEM2_AF_OFFSET + PCI_AF_CTRL;
+
+    return range_covers_byte(address, len, control) &&
+           value >> (control - address) * 8 & PCI_AF_CTRL_FLR;
+}
+
+static bool ivshmem2_memory_fits(Ivshmem2State *s)
+{
+    pcibus_t address = pci_get_bar_addr(PCI_DEVICE(s), IVSHMEM2_BAR_MEMORY);
+
+    return address == PCI_BAR_UNMAPPED || ivshmem2_kvm_accepts_memory(
+        address + memory_region_size(&s->memory_bar) - 1);
+}
+
 static void ivshmem2_write_config(PCIDevice *pdev, uint32_t address,
                                   uint32_t value, int len)
 {
     Ivshmem2State *s = IVSHMEM2(pdev);
 
     ivshmem2_irq_flush(&s->irq);
-    pci_default_write_config(pdev, address, value, len);
+    if (range_covers_byte(address, len, PCI_COMMAND) ||
+        ranges_overlap(address, len, PCI_BASE_ADDRESS_0 +
+                       4 * IVSHMEM2_BAR_MEMORY, 8)) {
+        /* Where there cannot be memory, there is nothing. */
+        memory_region_transaction_begin();
+        pci_default_write_config(pdev, address, value, len);
+        memory_region_set_enabled(&s->memory_bar, ivshmem2_memory_fits(s));
+        memory_region_transaction_commit();
+    } else {
+        pci_default_write_config(pdev, address, value, len);
+    }
+    if (ivshmem2_is_function_reset(address, value, len)) {
+        pci_device_reset(pdev);
+    }
     ivshmem2_irq_update(&s->irq);
 }
 
@@ -424,14 +462,20 @@ static bool ivshmem2_init_capabilities(Ivshmem2State *s, Error **errp)
 {
     PCIDevice *pdev = PCI_DEVICE(s);
     uint8_t *cap = pdev->config + IVSHMEM2_CAP_OFFSET;
+    uint8_t *af = pdev->config + IVSHMEM2_AF_OFFSET;
 
     /* PCI core would keep guest writes at offsets without a register. */
     memset(pdev->wmask + PCI_CONFIG_HEADER_SIZE, 0,
            pci_config_size(pdev) - PCI_CONFIG_HEADER_SIZE);
-    if (pci_add_capability(pdev, PCI_CAP_ID_VNDR, IVSHMEM2_CAP_OFFSET,
+    if (pci_add_capability(pdev, PCI_CAP_ID_AF, IVSHMEM2_AF_OFFSET,
+                           PCI_CAP_AF_SIZEOF, errp) < 0 ||
+        pci_add_capability(pdev, PCI_CAP_ID_VNDR, IVSHMEM2_CAP_OFFSET,
                            IVSHMEM2_CAP_SIZE, errp) < 0) {
         return false;
     }
+    af[PCI_AF_LENGTH] = PCI_CAP_AF_SIZEOF;
+    af[PCI_AF_CAP] = PCI_AF_CAP_TP | PCI_AF_CAP_FLR;
+
     cap[IVSHMEM2_CAP_LENGTH] = IVSHMEM2_CAP_SIZE;
     pdev->wmask[IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_PRIV_CONTROL] =
         IVSHMEM2_PRIV_ONE_SHOT;
@@ -573,6 +617,21 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
     migrate_del_blocker(&s->migration_blocker);
 }
 
+/*
+ * TCG does not know of other peers: if only one processor can run at a time,
+ * atomic instructions are plain loads and stores to it.  On x86, they are what
+ * guests use as memory barriers.
+ */
+static void ivshmem2_check_tcg(void)
+{
+    if (tcg_enabled() && first_cpu && !(first_cpu->tcg_cflags & CF_PARALLEL)) {
+        warn_report_once("ivshmem2: with one possible processor, TCG emulates "
+                         "neither atomic instructions nor all memory barriers "
+                         "towards other peers; use -smp 1,maxcpus=2 or more, "
+                         "without thread=single and icount");
+    }
+}
+
 static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
 {
     ERRP_GUARD();
@@ -591,6 +650,7 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
         ivshmem2_unrealize(s);
         return;
     }
+    ivshmem2_check_tcg();
     ivshmem2_init_config(s);
     ivshmem2_init_bars(s);
     ivshmem2_doorbells_init(&s->doorbells, &s->regs, s->info.id,
@@ -752,6 +812,8 @@ static const Property ivshmem2_properties[] = {
     DEFINE_PROP_UINT8("x-irqfd-after", Ivshmem2State, irq.irqfd_after, 64),
     DEFINE_PROP_UINT32("handshake-timeout-ms", Ivshmem2State,
                        handshake_timeout_ms, 0),
+    DEFINE_PROP_UINT32("x-slowest-reconnect-ms", Ivshmem2State,
+                       conn.slowest_reconnect_ms, 60000),
 };
 
 static void ivshmem2_class_init(ObjectClass *klass, void *data)

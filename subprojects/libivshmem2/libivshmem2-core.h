@@ -187,12 +187,28 @@ bool ivshmem2_session_ready(const Ivshmem2Session *s);
 const Ivshmem2Welcome *ivshmem2_session_info(const Ivshmem2Session *s);
 
 /*
+ * Before ivshmem2_session_map(): keep the descriptors of the sections, which
+ * it would close, for ivshmem2_session_read().
+ */
+void ivshmem2_session_keep_files(Ivshmem2Session *s);
+
+/*
  * Once, after the first handshake: map all sections in their order, the ones
  * of others read-only, at a multiple of the largest page size in use and of
- * 2 MiB.  Returns the start of ivshmem2_total_size() bytes; NULL with @error
- * set on failure.  Unmap it with munmap().
+ * 2 MiB.  Core dumps leave them out.  Returns the start of
+ * ivshmem2_total_size() bytes; NULL with @error set on failure.  Unmap it with
+ * munmap().
  */
 void *ivshmem2_session_map(Ivshmem2Session *s, GError **error);
+
+/*
+ * Copy @length bytes at @offset of the mapped memory, which must be inside of
+ * it, to @buf.  Memory that nobody has written is read as zeros and, other
+ * than through a mapping, stays unallocated.  Returns false with @error set
+ * if the descriptors were not kept, or if the system refuses.
+ */
+bool ivshmem2_session_read(const Ivshmem2Session *s, uint64_t offset,
+                           void *buf, size_t length, GError **error);
 
 /* Our eventfd for @vector. */
 int ivshmem2_session_own_eventfd(const Ivshmem2Session *s, uint32_t vector);

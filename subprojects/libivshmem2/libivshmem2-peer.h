@@ -22,6 +22,9 @@ typedef struct Ivshmem2PeerOps {
     /* peer->service_fd is ready; false with @error set if the link is gone */
     bool (*service)(Ivshmem2Peer *peer, GError **error);
     bool (*connected)(const Ivshmem2Peer *peer);
+    /* Copy bytes of the memory, from @offset on, to @buf. */
+    bool (*read)(const Ivshmem2Peer *peer, uint64_t offset, void *buf,
+                 size_t length, GError **error);
     /*
      * Set the state to 0, say goodbye, and release the transport's own
      * resources; epoll_fd, memory and the structure are left to peer.c.

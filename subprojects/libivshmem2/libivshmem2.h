@@ -11,8 +11,8 @@
  * functions at any time until the peer is closed, because they return
  * constants or only read shared memory: ivshmem2_peer_info(),
  * ivshmem2_peer_rw(), ivshmem2_peer_output(), ivshmem2_peer_state_table(),
- * ivshmem2_peer_state(), ivshmem2_peer_fd().  After fork(), only one of the
- * two processes may go on to use the peer.
+ * ivshmem2_peer_state(), ivshmem2_peer_read(), ivshmem2_peer_fd().  After
+ * fork(), only one of the two processes may go on to use the peer.
  *
  * Errors: functions that can fail take a GError ** as their last argument,
  * which may be NULL.  The domain is IVSHMEM2_ERROR, the code is an
@@ -85,6 +85,9 @@ typedef struct Ivshmem2Peer Ivshmem2Peer;
 /* Ivshmem2SocketOptions.id: the server chooses a free ID */
 #define IVSHMEM2_PEER_ID_ANY        UINT32_C(0xffffffff)
 
+/* Ivshmem2SocketOptions.flags: what ivshmem2_peer_read() needs on the host */
+#define IVSHMEM2_SOCKET_KEEP_FILES  UINT64_C(1)
+
 /*
  * Always initialize it with IVSHMEM2_SOCKET_OPTIONS_INIT, then set the fields
  * that matter.  Later versions append fields: @size tells the library which
@@ -98,10 +101,11 @@ typedef struct Ivshmem2SocketOptions {
     uint32_t id;                /* wanted ID, or IVSHMEM2_PEER_ID_ANY */
     /* For connecting and the handshake together; -1: no limit */
     int32_t timeout_ms;
+    uint64_t flags;             /* IVSHMEM2_SOCKET_..., or 0 */
 } Ivshmem2SocketOptions;
 
 #define IVSHMEM2_SOCKET_OPTIONS_INIT                                        \
-    { sizeof(Ivshmem2SocketOptions), NULL, IVSHMEM2_PEER_ID_ANY, 5000 }
+    { sizeof(Ivshmem2SocketOptions), NULL, IVSHMEM2_PEER_ID_ANY, 5000, 0 }
 
 /*
  * Join a link from the host.
@@ -112,7 +116,8 @@ typedef struct Ivshmem2SocketOptions {
  *
  * The process needs descriptors for the eventfds that the server hands out
  * when a peer joins: raise RLIMIT_NOFILE before where a link has many peers
- * and vectors.
+ * and vectors.  With IVSHMEM2_SOCKET_KEEP_FILES it needs two more and, with
+ * output sections, one for each possible peer, until the peer is closed.
  *
  * Returns the peer, to be released with ivshmem2_peer_close(), or NULL with
  * @error set: ARGUMENT (@path is too long, @options are not initialized), IO,
@@ -225,7 +230,14 @@ const Ivshmem2PeerInfo *ivshmem2_peer_info(const Ivshmem2Peer *peer);
  */
 bool ivshmem2_peer_connected(const Ivshmem2Peer *peer);
 
-/* Memory ("Shared Memory Region Layout") */
+/*
+ * Memory ("Shared Memory Region Layout")
+ *
+ * Pages that nobody has written take no memory.  To read one through a pointer
+ * allocates it, until the server and all peers have ended;
+ * ivshmem2_peer_read() on the host does not.  On the host, core dumps of the
+ * process leave the memory out; madvise() with MADV_DODUMP puts it in again.
+ */
 
 /*
  * Why Ivshmem2PeerInfo.memory_type is no better, in words for the user, or ""
@@ -263,6 +275,21 @@ const void *ivshmem2_peer_state_table(const Ivshmem2Peer *peer);
  * thread.
  */
 uint32_t ivshmem2_peer_state(const Ivshmem2Peer *peer, uint32_t id);
+
+/*
+ * Copy @length bytes of shared memory to @buf.  @from points into the memory
+ * that the functions above return; the bytes may be in several sections.  On
+ * the host, this allocates no memory for pages that nobody has written, which
+ * read as zeros, and takes a system call.  In a guest, it is memcpy() and
+ * allocates them.  Bytes that others change meanwhile may be old or new.  Any
+ * thread.
+ *
+ * Returns true; or false with @error set: ARGUMENT (not all of the bytes are
+ * shared memory of @peer; host: @peer was opened without
+ * IVSHMEM2_SOCKET_KEEP_FILES), IO.
+ */
+bool ivshmem2_peer_read(const Ivshmem2Peer *peer, const void *from, void *buf,
+                        size_t length, GError **error);
 
 /* States and interrupts */
 

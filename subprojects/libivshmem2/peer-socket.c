@@ -8,11 +8,13 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 #include "libivshmem2-peer.h"
@@ -24,13 +26,16 @@
 /* Messages of the server that are handled between two looks at the time */
 #define RECEIVE_BATCH       64
 
+/* Ivshmem2SocketOptions.flags */
+#define KNOWN_FLAGS         IVSHMEM2_SOCKET_KEEP_FILES
+
 /* The public header does not include the header of the protocol. */
 _Static_assert(IVSHMEM2_PEER_ID_ANY == IVSHMEM2_ID_ANY,
                "a program's wish is passed on to the server");
 
 /* No padding at the end that could hide an appended field. */
 _Static_assert(sizeof(Ivshmem2SocketOptions) ==
-               offsetof(Ivshmem2SocketOptions, timeout_ms) + sizeof(int32_t),
+               offsetof(Ivshmem2SocketOptions, flags) + sizeof(uint64_t),
                "a field that is appended changes the size");
 
 typedef struct SocketPeer {
@@ -122,7 +127,8 @@ static bool converse_until(SocketPeer *p, bool handshake, int64_t deadline,
         }
         if (!left_ms) {
             return ivshmem2_fail(error, IVSHMEM2_ERROR_TIMEOUT,
-                                 "the server does not answer in time");
+                                 "the server does not answer in time, is "
+                                 "it stopped?");
         }
         pfd.events |= ivshmem2_transport_is_sending(&p->conn) ? POLLOUT : 0;
         poll(&pfd, 1, left_ms);
@@ -200,6 +206,13 @@ static bool socket_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
     return true;
 }
 
+static bool socket_read(const Ivshmem2Peer *peer, uint64_t offset, void *buf,
+                        size_t length, GError **error)
+{
+    return ivshmem2_session_read(((const SocketPeer *)peer)->session, offset,
+                                 buf, length, error);
+}
+
 static void socket_close(Ivshmem2Peer *peer)
 {
     SocketPeer *p = (SocketPeer *)peer;
@@ -227,22 +240,44 @@ static const Ivshmem2PeerOps socket_ops = {
     .ring = socket_ring,
     .service = socket_service,
     .connected = socket_connected,
+    .read = socket_read,
     .close = socket_close,
 };
 
 /* Joining */
 
-static void fail_connect(const char *path, GError **error)
+/* What to do about a connect() to @path that failed with @cause */
+static const char *connect_hint(const char *path, int cause)
 {
-    const char *hint = errno == ECONNREFUSED || errno == ENOENT ?
-                       ", is ivshmem2-server running?" : "";
+    struct stat st;
 
-    if (errno == EAGAIN) {
+    switch (cause) {
+    case ECONNREFUSED:
+        /* it also means this; a name with @ is no file */
+        if (path[0] != '@' && stat(path, &st) == 0 && !S_ISSOCK(st.st_mode)) {
+            return ", it is not a socket";
+        }
+        return ", is ivshmem2-server running?";
+    case ENOENT:
+        return ", is ivshmem2-server running?";
+    case EACCES:
+        return "; the permissions of the socket and of the directories above "
+               "it decide who may connect (see --socket-mode and "
+               "--socket-group of ivshmem2-server)";
+    default:
+        return "";
+    }
+}
+
+static void fail_connect(const char *path, int cause, GError **error)
+{
+    if (cause == EAGAIN) {
         ivshmem2_fail(error, IVSHMEM2_ERROR_TIMEOUT,
-                      "the server at '%s' does not answer in time", path);
+                      "the server at '%s' does not accept in time, is it "
+                      "stopped?", path);
     } else {
         ivshmem2_fail(error, IVSHMEM2_ERROR_IO, "cannot connect to '%s': %s%s",
-                      path, g_strerror(errno), hint);
+                      path, g_strerror(cause), connect_hint(path, cause));
     }
 }
 
@@ -281,7 +316,7 @@ static int connect_to(const char *path, int64_t deadline, GError **error)
             return fd;
         }
     }
-    fail_connect(path, error);
+    fail_connect(path, errno, error);
     ivshmem2_close(&fd);
     return -1;
 }
@@ -318,9 +353,13 @@ static bool join(SocketPeer *p, int64_t deadline, GError **error)
         peer->eventfds[i] = ivshmem2_session_own_eventfd(p->session, i);
     }
     peer->service_fd = p->conn.fd;
-    peer->memory_size = ivshmem2_total_size(ivshmem2_session_info(p->session));
     peer->memory = ivshmem2_session_map(p->session, error);
-    return peer->memory && ivshmem2_peer_complete(peer, error);
+    if (!peer->memory) {
+        return false;
+    }
+    /* it is mapped, so it fits */
+    peer->memory_size = ivshmem2_total_size(ivshmem2_session_info(p->session));
+    return ivshmem2_peer_complete(peer, error);
 }
 
 /* All options.  Those that the program does not know have their defaults. */
@@ -338,6 +377,11 @@ static bool take_options(Ivshmem2SocketOptions *o,
                              "program needs a newer libivshmem2", given->size);
     }
     *o = *given;
+    if (o->flags & ~KNOWN_FLAGS) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "unknown flags 0x%" PRIx64 ": the program needs "
+                             "a newer libivshmem2", o->flags & ~KNOWN_FLAGS);
+    }
     return true;
 }
 
@@ -367,6 +411,9 @@ Ivshmem2Peer *ivshmem2_peer_open_socket(const char *path,
     hello.id = o.id;
     ivshmem2_set_text(hello.name, sizeof(hello.name), o.name ? o.name : "");
     p->session = ivshmem2_session_new(&hello);
+    if (o.flags & IVSHMEM2_SOCKET_KEEP_FILES) {
+        ivshmem2_session_keep_files(p->session);
+    }
     if (!join(p, deadline, error)) {
         ivshmem2_peer_close(&p->parent);
         return NULL;

@@ -134,6 +134,13 @@ static bool vfio_connected(const Ivshmem2Peer *peer)
     return !p->removed && poll(&pfd, 1, 0) <= 0;
 }
 
+static bool vfio_read(const Ivshmem2Peer *peer, uint64_t offset, void *buf,
+                      size_t length, GError **error)
+{
+    memcpy(buf, (const char *)peer->memory + offset, length);
+    return true;
+}
+
 static bool make_eventfds(VfioPeer *p, uint32_t n, GError **error)
 {
     p->eventfds = g_new(int, n);
@@ -460,6 +467,22 @@ static bool fail_not_bound(VfioPeer *p, GError **error)
         "  echo %s > /sys/bus/pci/drivers_probe", a, a, a, a);
 }
 
+/* What to do about a group that open() refuses with @cause */
+static const char *group_hint(int cause)
+{
+    switch (cause) {
+    case EBUSY:
+        return ", another program uses the device";
+    case EACCES:
+        return ", its owner or root may use the device";
+    case ENOENT:
+        return ", does the virtual machine have an IOMMU?  vfio's mode "
+               "without one does not suffice";
+    default:
+        return "";
+    }
+}
+
 static bool open_group(VfioPeer *p, GError **error)
 {
     g_autofree char *driver_path = sysfs(p, "driver");
@@ -487,8 +510,7 @@ static bool open_group(VfioPeer *p, GError **error)
     p->group = open(path, O_RDWR | O_CLOEXEC);
     if (p->group < 0) {
         return ivshmem2_fail(error, IVSHMEM2_ERROR_IO, "cannot open %s: %s%s",
-                             path, g_strerror(errno), errno == EBUSY ?
-                             ", another program uses the device" : "");
+                             path, g_strerror(errno), group_hint(errno));
     }
     return true;
 }
@@ -592,6 +614,7 @@ static const Ivshmem2PeerOps vfio_ops = {
     .taken = vfio_taken,
     .service = vfio_service,
     .connected = vfio_connected,
+    .read = vfio_read,
     .close = vfio_close,
 };
 

@@ -123,6 +123,21 @@ uint32_t ivshmem2_peer_state(const Ivshmem2Peer *peer, uint32_t id)
     return GUINT32_FROM_LE(__atomic_load_n(&table[id], __ATOMIC_ACQUIRE));
 }
 
+bool ivshmem2_peer_read(const Ivshmem2Peer *peer, const void *from, void *buf,
+                        size_t length, GError **error)
+{
+    /* too large for addresses below the memory */
+    size_t offset = (uintptr_t)from - (uintptr_t)peer->memory;
+
+    if (offset > peer->memory_size || length > peer->memory_size - offset) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "%zu bytes at %p are not in the shared memory of "
+                             "%zu bytes at %p", length, from,
+                             peer->memory_size, peer->memory);
+    }
+    return peer->ops->read(peer, offset, buf, length, error);
+}
+
 bool ivshmem2_peer_set_state(Ivshmem2Peer *peer, uint32_t state,
                              GError **error)
 {

@@ -39,7 +39,8 @@ struct Ivshmem2Session {
     bool state_rung;            /* peers whose eventfds we hold know it */
     bool say_goodbye;
 
-    /* owned until mapped */
+    /* owned until mapped or, with keep_files, until the end */
+    bool keep_files;
     int state_fd;
     int rw_fd;
     int *output_fds;
@@ -724,18 +725,24 @@ static bool map_sections(Ivshmem2Session *s, void *base, GError **error)
     return true;
 }
 
+void ivshmem2_session_keep_files(Ivshmem2Session *s)
+{
+    s->keep_files = true;
+}
+
 void *ivshmem2_session_map(Ivshmem2Session *s, GError **error)
 {
     uint64_t total = ivshmem2_total_size(&s->info);
-    size_t size = total;
     size_t align = 2 * 1024 * 1024;
     char *area, *base;
+    size_t size;
 
     align = MAX(align, block_size(s->rw_fd));
     align = MAX(align, s->n_outputs ? block_size(s->output_fds[0]) : 0);
     if (!ivshmem2_check_mappable(total, align, SIZE_MAX, error)) {
         return NULL;
     }
+    size = total;
     area = mmap(NULL, size + align, PROT_NONE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED) {
@@ -752,6 +759,63 @@ void *ivshmem2_session_map(Ivshmem2Session *s, GError **error)
         munmap(base, size);
         return NULL;
     }
-    drop_memory(s);
+    /* dumping memory that nobody has written would allocate it */
+    madvise(base, size, MADV_DONTDUMP);
+    if (!s->keep_files) {
+        drop_memory(s);
+    }
     return base;
+}
+
+/*
+ * The file behind @offset of the memory.  *@offset becomes the one in the
+ * file, *@left the number of bytes of its section from there on.
+ */
+static int find_file(const Ivshmem2Session *s, uint64_t *offset,
+                     uint64_t *left)
+{
+    const Ivshmem2Welcome *w = &s->info;
+    uint64_t outputs = ivshmem2_output_offset(w, 0);
+    uint32_t id;
+
+    if (*offset < w->state_table_size) {
+        *left = w->state_table_size - *offset;
+        return s->state_fd;
+    }
+    if (*offset < outputs) {
+        *left = outputs - *offset;
+        *offset -= ivshmem2_rw_offset(w);
+        return s->rw_fd;
+    }
+    id = (*offset - outputs) / w->output_size;
+    *offset -= ivshmem2_output_offset(w, id);
+    *left = w->output_size - *offset;
+    return s->output_fds[id];
+}
+
+bool ivshmem2_session_read(const Ivshmem2Session *s, uint64_t offset,
+                           void *buf, size_t length, GError **error)
+{
+    if (s->state_fd < 0) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "the descriptors of the sections are closed: "
+                             "reading needs the flag "
+                             "IVSHMEM2_SOCKET_KEEP_FILES");
+    }
+    for (size_t done = 0; done < length; ) {
+        uint64_t at = offset + done;
+        uint64_t left;
+        int fd = find_file(s, &at, &left);
+        ssize_t ret = pread(fd, (char *)buf + done, MIN(left, length - done),
+                            at);
+
+        if (ret > 0) {
+            done += ret;
+        } else if (ret == 0 || errno != EINTR) {
+            return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                                 "cannot read shared memory: %s",
+                                 ret ? g_strerror(errno) : "it ended early");
+        }
+    }
+    return true;
 }

@@ -29,9 +29,15 @@
 /* Pieces of a closed connection that are read to see what is behind them */
 #define MAX_DISCARDS    64
 
+/*
+ * Linux takes no more for one message (SCM_MAX_FD).  To receive with room for
+ * fewer is to close the others here, however long that takes.
+ */
+#define MAX_FOREIGN_FDS 253
+
 typedef union FdSpace {
     struct cmsghdr align;
-    char bytes[CMSG_SPACE(sizeof(int) * IVSHMEM2_MAX_FDS)];
+    char bytes[CMSG_SPACE(sizeof(int) * MAX_FOREIGN_FDS)];
 } FdSpace;
 
 void ivshmem2_socket_refuse_fds(int fd)
@@ -132,7 +138,7 @@ static size_t take_fds(struct msghdr *mh, int *fds)
             size_t here = (cm->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 
             /* the control buffer has room for no more */
-            here = MIN(here, IVSHMEM2_MAX_FDS - n);
+            here = MIN(here, MAX_FOREIGN_FDS - n);
             memcpy(fds + n, CMSG_DATA(cm), here * sizeof(int));
             n += here;
         }
@@ -153,7 +159,7 @@ static ssize_t receive_message(Ivshmem2Transport *c, struct msghdr *mh)
 static int receive_some(Ivshmem2Transport *c, GError **error)
 {
     uint8_t buf[sizeof(Ivshmem2Msg)];
-    int fds[IVSHMEM2_MAX_FDS];
+    int fds[MAX_FOREIGN_FDS];
     FdSpace space;
     struct iovec iov = {
         .iov_base = buf,
@@ -189,8 +195,8 @@ static int receive_some(Ivshmem2Transport *c, GError **error)
             ivshmem2_dispose(&fds[i]);
         }
         ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
-                      "descriptors were lost: more than fit a message, or "
-                      "more than this process may have open");
+                      "descriptors were lost: more than this process may "
+                      "have open");
         return -1;
     }
     if (len == 0) {

@@ -1,32 +1,33 @@
 /*
  * Fuzzing ivshmem2: the whole server, through its socket
  *
- * Its clients are real connections.  Time and the clients' processes are not
- * real: the system calls by which the server asks for them are answered here.
+ * Its clients are real connections.  Time and the clients' processes and users
+ * are not real: the system calls by which the server asks for them are answered
+ * here.  Processes end, others get their pids, connections outlive the process
+ * that made them, and descriptors that clients send cannot be closed as long as
+ * the server's main loop runs.  A model knows which process owns an ID.
  *
  * Input: the link and its limits, and then the steps.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#include "ivshmem2-fuzz.h"
-#include <errno.h>
+#include "ivshmem2-processes.h"
 #include <poll.h>
 #include <stdio.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 #include "daemon.h"
 #include "libivshmem2-transport.h"
 
-#ifndef SO_PEERPIDFD
-#define SO_PEERPIDFD 77
-#endif
-
-#define N_CLIENTS       6
-#define N_PROCESSES     6
+#define N_CLIENTS       7
+#define N_USERS         4
+#define MAX_PEERS       4
 /* A client that behaves, in the first slot; its process does not end. */
-#define HONEST          0
+#define HONEST          FUZZ_OWN_USER
+/* A client that comes at the end, in the last place; nobody has its process. */
+#define NEWCOMER        (N_CLIENTS - 1)
+#define NEW_PROCESS     (FUZZ_N_PROCESSES - 1)
 /* Connections that wait to be accepted */
 #define BACKLOG         16
 #define HANDSHAKE_TIMEOUT   10
@@ -51,29 +52,30 @@ typedef enum Op {
     OP_DIE,                     /* a process */
     OP_WAIT,
     OP_TURN,
+    OP_PASS_ON,                 /* a process ends, its connections do not */
+    OP_RULES,                   /* who may connect, from now on */
+    OP_SYSTEM,                  /* what it can do, from now on */
+    OP_FILL,                    /* an own eventfd, to the brim */
     N_OPS,
 } Op;
 
 /* In the byte that has the operation */
 #define TURN_LATER      0x80
 
-typedef enum Kind {
-    KIND_NORMAL,                /* with pid and pidfd */
-    KIND_NO_PIDFD,              /* the system has no descriptor left */
-    KIND_OLD_LINUX,             /* without SO_PEERPIDFD */
-    KIND_INVISIBLE,             /* without pid, as in another namespace */
-} Kind;
-
-typedef struct Process {
-    bool alive;
-    int exit_fd;                /* stands for its pidfd */
-} Process;
+/* A process that has an ID, for certain */
+typedef struct Owner {
+    bool known;
+    FuzzIdentity who;
+} Owner;
 
 typedef struct Player {
     FuzzEnd end;
     Ivshmem2Transport conn;     /* the same, for receiving */
-    unsigned process;
+    FuzzIdentity who;
+    int64_t since;
     uint32_t id;                /* as the server said in WELCOME */
+    unsigned rules;             /* a bit for each in force since it spoke */
+    bool placed;                /* WELCOME was there */
     bool ready;                 /* READY came */
     bool over;                  /* REFUSED came */
     bool deaf;                  /* it shut down receiving */
@@ -88,13 +90,11 @@ typedef struct Game {
     struct sockaddr_un addr;
     socklen_t addr_len;
     Player players[N_CLIENTS];
-    Process processes[N_PROCESSES];
+    unsigned rule;
+    bool blocked;               /* descriptors of clients cannot be closed */
+    Owner owners[MAX_PEERS];
+    GArray *muddled;            /* identities that may give IDs back */
 } Game;
-
-static const Kind kinds[N_PROCESSES] = {
-    KIND_NORMAL, KIND_NORMAL, KIND_NORMAL,
-    KIND_NO_PIDFD, KIND_OLD_LINUX, KIND_INVISIBLE,
-};
 
 static const Ivshmem2LinkConfig links[] = {
     { .max_peers = 3, .vectors = 2, .rw_size = 4096, .output_size = 4096,
@@ -103,98 +103,169 @@ static const Ivshmem2LinkConfig links[] = {
     { .max_peers = 4, .vectors = 20, .output_size = 4096 },
 };
 
+static const struct {
+    const char *text;           /* of the file; NULL: no rules */
+    unsigned ids[N_USERS];      /* what each user may take, by the model */
+} rules[] = {
+    { NULL, { ~0U, ~0U, ~0U, ~0U } },
+    { "[a]\nusers=1000,1001\nids=1\n[b]\nusers=1002\nids=*\n",
+      { 1 << 1, 1 << 1, ~0U, 0 } },
+    { "[a]\nusers=1003\nids=*\n[b]\nusers=1000\nids=1\n",
+      { 1 << 1, 0, 0, ~0U } },
+    { "[a]\nusers=2000\nids=*\n", { 0, 0, 0, 0 } },
+};
+
 static Game *game;
-static int64_t now;
 
-/* The system */
+/* The model: who owns an ID */
 
-gint64 g_get_monotonic_time(void)
+static bool is_muddled(const Game *g, const FuzzIdentity *who)
 {
-    return now;
-}
-
-/* No such process can exist; kill() knows that, too. */
-static pid_t pid_of(unsigned process)
-{
-    return kinds[process] == KIND_INVISIBLE ? 0 : 0x40000000 + process;
-}
-
-/* Some processes are of the same user, but not the first ones. */
-static uid_t uid_of(unsigned process)
-{
-    return process == HONEST ? getuid() : 1000 + process % 4;
-}
-
-/* Clients have addresses that end in their process. */
-static unsigned process_of(int fd)
-{
-    struct sockaddr_un addr;
-    socklen_t len = sizeof(addr);
-    uint8_t process;
-
-    g_assert_cmpint(getpeername(fd, (struct sockaddr *)&addr, &len), ==, 0);
-    process = ((uint8_t *)&addr)[len - 1];
-    g_assert_cmpuint(process, <, N_PROCESSES);
-    return process;
-}
-
-static int get_cred(unsigned process, struct ucred *cred)
-{
-    cred->pid = pid_of(process);
-    cred->uid = uid_of(process);
-    cred->gid = cred->uid;
-    return 0;
-}
-
-static int get_pidfd(unsigned process, int *pidfd)
-{
-    const Process *p = &game->processes[process];
-
-    *pidfd = -1;
-    if (kinds[process] == KIND_OLD_LINUX) {
-        errno = ENOPROTOOPT;
-    } else if (!p->alive) {
-        errno = ESRCH;
-    } else if (kinds[process] == KIND_NO_PIDFD) {
-        errno = EMFILE;
-    } else {
-        *pidfd = fcntl(p->exit_fd, F_DUPFD_CLOEXEC, 0);
+    for (guint i = 0; i < g->muddled->len; i++) {
+        if (memcmp(&g_array_index(g->muddled, FuzzIdentity, i), who,
+                   sizeof(*who)) == 0) {
+            return true;
+        }
     }
-    return *pidfd < 0 ? -1 : 0;
+    return false;
 }
 
-int getsockopt(int fd, int level, int name, void *value, socklen_t *len)
+/* A connection of @who may say goodbye, be sent away or resume a session. */
+static void muddle(Game *g, const FuzzIdentity *who)
 {
-    if (level == SOL_SOCKET && name == SO_PEERCRED) {
-        return get_cred(process_of(fd), value);
+    if (!is_muddled(g, who)) {
+        g_array_append_val(g->muddled, *who);
     }
-    if (level == SOL_SOCKET && name == SO_PEERPIDFD) {
-        return get_pidfd(process_of(fd), value);
-    }
-    return syscall(SYS_getsockopt, fd, level, name, value, len);
-}
-
-static void start_process(Process *p)
-{
-    if (!p->alive) {
-        p->alive = true;
-        p->exit_fd = make_eventfd();
+    for (uint32_t id = 0; id < MAX_PEERS; id++) {
+        if (memcmp(&g->owners[id].who, who, sizeof(*who)) == 0) {
+            g->owners[id].known = false;
+        }
     }
 }
 
-/* Its pidfds stay readable. */
-static void end_process(Process *p)
+/*
+ * An owner is one as long as it lives and the server sees it, or has a
+ * connection.
+ */
+static void check_owner(Game *g, uint32_t id)
 {
-    if (p->alive) {
-        p->alive = false;
-        ivshmem2_eventfd_signal(p->exit_fd);
-        ivshmem2_close(&p->exit_fd);
+    Owner *o = &g->owners[id];
+    bool keeps = fuzz_process_lives(&o->who) &&
+                 fuzz_process_has_pidfd(o->who.process);
+
+    for (unsigned i = 0; i < N_CLIENTS && !keeps; i++) {
+        keeps = g->players[i].conn.fd >= 0 && g->players[i].ready &&
+                g->players[i].id == id &&
+                memcmp(&g->players[i].who, &o->who, sizeof(o->who)) == 0;
     }
+    o->known &= keeps;
+}
+
+static void check_owners(Game *g)
+{
+    for (uint32_t id = 0; id < MAX_PEERS; id++) {
+        check_owner(g, id);
+    }
+}
+
+/* READY came.  If it came late, the server may have sent the client away. */
+static void own(Game *g, const Player *p)
+{
+    int64_t late = p->since + HANDSHAKE_TIMEOUT * G_USEC_PER_SEC;
+
+    if (!is_muddled(g, &p->who) && g_get_monotonic_time() < late) {
+        g->owners[p->id].known = true;
+        g->owners[p->id].who = p->who;
+    }
+}
+
+/* @p got @id in this turn. */
+static void check_placed(Game *g, const Player *p, uint32_t id)
+{
+    unsigned ids = 0;
+
+    g_assert_cmpuint(id, <, g->link->welcome.max_peers);
+    g_assert_true(!g->owners[id].known ||
+                  fuzz_is_same_process(&g->owners[id].who, &p->who));
+    g->owners[id].known = false;        /* until @p is ready */
+    for (size_t i = 0; i < G_N_ELEMENTS(rules) && p->who.user < N_USERS; i++) {
+        ids |= p->rules >> i & 1 ? rules[i].ids[p->who.user] : 0;
+    }
+    g_assert_true(p->who.user >= N_USERS || (ids >> id & 1));
+}
+
+/* Is the first answer there?  It stays where it is. */
+static void look_for_welcome(Game *g, Player *p)
+{
+    Ivshmem2Msg msg;
+    ssize_t size = ivshmem2_type_size(IVSHMEM2_MSG_WELCOME);
+
+    if (p->placed || !p->rules || p->conn.fd < 0 ||
+        recv(p->conn.fd, &msg, size, MSG_PEEK | MSG_DONTWAIT) != size ||
+        GUINT16_FROM_LE(msg.hdr.type) != IVSHMEM2_MSG_WELCOME) {
+        return;
+    }
+    p->placed = true;
+    check_placed(g, p, GUINT32_FROM_LE(msg.welcome.id));
+}
+
+static void turn(Game *g)
+{
+    fuzz_enter();
+    ivshmem2_daemon_turn(g->daemon, false);
+    fuzz_leave();
+    fuzz_settle();
+    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        look_for_welcome(g, &g->players[i]);
+    }
+}
+
+/* From now on, @p may be what the server knows as a client. */
+static void speak(Game *g, Player *p, bool odd)
+{
+    p->rules |= p->rules ? 0 : 1U << g->rule;
+    if (odd) {
+        muddle(g, &p->who);
+    }
+}
+
+/* fuzz_send() */
+static void send_it(Game *g, Player *p, FuzzInput *in, const Ivshmem2Msg *msg)
+{
+    bool lies = in->size && in->data[0];
+
+    speak(g, p, lies || (msg->hdr.type == IVSHMEM2_MSG_HELLO
+                         ? p->rules : !p->ready) ||
+                msg->hdr.type == IVSHMEM2_MSG_GOODBYE);
+    fuzz_send(in, &p->end, msg, NULL);
+}
+
+static void set_rules(Game *g, unsigned rule)
+{
+    static Ivshmem2Access *loaded[G_N_ELEMENTS(rules)];
+
+    if (rules[rule].text && !loaded[rule]) {
+        int fd = make_memory(0, 0);
+        g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
+
+        g_assert_cmpint(pwrite(fd, rules[rule].text, strlen(rules[rule].text),
+                               0), >, 0);
+        loaded[rule] = ivshmem2_access_load(path, 2, NULL);
+        g_assert_nonnull(loaded[rule]);
+        ivshmem2_close(&fd);
+    }
+    g->rule = rule;
+    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        g->players[i].rules |= g->players[i].rules ? 1U << rule : 0;
+    }
+    fuzz_enter();
+    ivshmem2_daemon_set_access(g->daemon, loaded[rule]);
+    fuzz_leave();
 }
 
 /* Clients */
 
-static int connect_socket(Game *g, unsigned process)
+static int connect_socket(Game *g, const FuzzIdentity *who)
 {
     static unsigned count;
     struct sockaddr_un own = { .sun_family = AF_UNIX };
@@ -203,10 +274,9 @@ static int connect_socket(Game *g, unsigned process)
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
     g_assert_cmpint(fd, >=, 0);
-    own.sun_path[1 + len] = process;
-    g_assert_cmpint(bind(fd, (struct sockaddr *)&own,
-                         offsetof(struct sockaddr_un, sun_path) + 2 + len),
-                    ==, 0);
+    memcpy(&own.sun_path[1 + len], who, sizeof(*who));
+    len += offsetof(struct sockaddr_un, sun_path) + 1 + sizeof(*who);
+    g_assert_cmpint(bind(fd, (struct sockaddr *)&own, len), ==, 0);
     if (connect(fd, (struct sockaddr *)&g->addr, g->addr_len) < 0) {
         ivshmem2_close(&fd);        /* the backlog is full */
     }
@@ -220,16 +290,31 @@ static void close_it(Player *p)
     p->id = IVSHMEM2_ID_ANY;
 }
 
-static void connect_it(Game *g, Player *p, unsigned process)
+static void connect_it(Game *g, Player *p, unsigned process, unsigned user)
 {
-    start_process(&g->processes[process]);
+    fuzz_process_start(process);
     close_it(p);
+    check_owners(g);
     *p = (Player) {
-        .end.fd = connect_socket(g, process),
-        .process = process,
+        .who = {
+            .process = process,
+            .user = user,
+            .generation = fuzz_process_generation(process),
+        },
+        .since = g_get_monotonic_time(),
         .id = IVSHMEM2_ID_ANY,
     };
+    p->end.fd = connect_socket(g, &p->who);
     ivshmem2_transport_init_consume(&p->conn, p->end.fd, IVSHMEM2_SERVER);
+}
+
+/* Process and user are chosen by @choice; by default some have the same one. */
+static void connect_any(Game *g, Player *p, uint8_t choice)
+{
+    unsigned process = 1 + choice % (NEW_PROCESS - 1);
+
+    connect_it(g, p, process,
+               (process + choice / (NEW_PROCESS - 1)) % N_USERS);
 }
 
 /* Is the server's message allowed at this point? */
@@ -251,6 +336,7 @@ static void check_said(Player *p)
         g_assert_cmpuint(p->id, !=, IVSHMEM2_ID_ANY);
         g_assert_false(p->ready);
         p->ready = true;
+        own(game, p);
         break;
     case IVSHMEM2_MSG_REFUSED:
         p->over = true;
@@ -260,6 +346,17 @@ static void check_said(Player *p)
         g_assert_cmpuint(p->id, !=, IVSHMEM2_ID_ANY);
         p->answers += p->ready;
     }
+}
+
+/* Not by the thread that closes what comes from strangers, which may wait */
+static void forget_message(Player *p)
+{
+    Ivshmem2Decoder *d = &p->conn.in;
+
+    for (unsigned i = 0; i < d->n_fds; i++) {
+        ivshmem2_close(&d->fds[i]);
+    }
+    ivshmem2_decoder_reset(d);
 }
 
 static void listen_to_it(Player *p, unsigned n)
@@ -272,7 +369,7 @@ static void listen_to_it(Player *p, unsigned n)
             break;
         } else if (ret > 0) {
             check_said(p);
-            ivshmem2_decoder_reset(&p->conn.in);
+            forget_message(p);
         } else {
             g_assert_cmpint(error->code, !=, IVSHMEM2_ERROR_PROTOCOL);
             close_it(p);
@@ -285,76 +382,150 @@ static void hello(Game *g, Player *p, FuzzInput *in)
     uint8_t how = fuzz_u8(in);
     Ivshmem2Msg msg = fuzz_hello(in, how, &g->link->welcome);
 
+    if (how & 2) {
+        muddle(g, &p->who);
+    }
     ivshmem2_set_text(msg.hello.name, sizeof(msg.hello.name), "player");
-    fuzz_send(in, &p->end, &msg, NULL);
+    send_it(g, p, in, &msg);
 }
 
-static void tell(Player *p, FuzzInput *in, uint16_t type)
+static void tell(Game *g, Player *p, FuzzInput *in, uint16_t type)
 {
-    Ivshmem2Msg msg = { .hdr.type = type };
-
-    fuzz_send(in, &p->end, &msg, NULL);
+    send_it(g, p, in, &(Ivshmem2Msg) { .hdr.type = type });
 }
 
-static void ring(Player *p, FuzzInput *in, uint32_t first_id)
+static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
 {
     Ivshmem2Msg msg = { .hdr.type = IVSHMEM2_MSG_RING };
 
     msg.target.id = first_id + fuzz_u8(in);
     msg.target.vector = fuzz_u8(in);
-    fuzz_send(in, &p->end, &msg, NULL);
+    send_it(g, p, in, &msg);
+}
+
+static void flood(Game *g, Player *p, unsigned n)
+{
+    FuzzInput none = { .size = 0 };
+
+    while (n--) {
+        tell(g, p, &none, IVSHMEM2_MSG_RING);
+    }
 }
 
 static void die(Game *g, unsigned process)
 {
-    end_process(&g->processes[process]);
+    uint16_t generation = fuzz_process_generation(process);
+
+    fuzz_process_end(process);
     for (unsigned i = 0; i < N_CLIENTS; i++) {
-        if (g->players[i].process == process) {
-            close_it(&g->players[i]);
+        Player *p = &g->players[i];
+
+        if (p->who.process == process && p->who.generation == generation) {
+            close_it(p);
         }
     }
+    check_owners(g);
 }
 
-static void shut_down(Player *p, int how)
+static void shut_down(Game *g, Player *p, int how)
 {
+    muddle(g, &p->who);
     p->deaf |= how != SHUT_WR;
     shutdown(p->end.fd, how);
 }
 
+static void block(Game *g, bool blocked)
+{
+    if (blocked != g->blocked) {
+        g->blocked = blocked;
+        blocked ? fuzz_block() : fuzz_unblock();
+    }
+}
+
+static void set_system(Game *g, uint8_t what)
+{
+    fuzz_settle();
+    fuzz_system.no_aio = what & 1;
+    fuzz_system.no_passrights = !(what & 2);
+    block(g, what & 4);
+}
+
+/* Its own process can do that, and make writes to it wait. */
+static void fill(const Game *g, const Player *p, uint32_t vector)
+{
+    const uint64_t most = UINT64_MAX - 1;
+    int fd;
+
+    if (p->ready && p->id < g->link->welcome.max_peers &&
+        fuzz_process_lives(&p->who)) {
+        fuzz_settle();
+        fd = g->link->eventfds[p->id][vector % g->link->welcome.vectors];
+        ivshmem2_eventfd_drain(fd);
+        g_assert_cmpint(write(fd, &most, sizeof(most)), ==, sizeof(most));
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+    }
+}
+
+/* What is not done by one client */
+static void change_world(Game *g, FuzzInput *in, Op op)
+{
+    switch (op) {
+    case OP_DIE:
+        die(g, 1 + fuzz_u8(in) % (NEW_PROCESS - 1));
+        break;
+    case OP_WAIT:
+        fuzz_pass_time(fuzz_u8(in) % 16 * G_USEC_PER_SEC);
+        break;
+    case OP_TURN:
+        break;
+    case OP_PASS_ON:
+        fuzz_process_end(1 + fuzz_u8(in) % (NEW_PROCESS - 1));
+        check_owners(g);
+        break;
+    case OP_RULES:
+        set_rules(g, fuzz_u8(in) % G_N_ELEMENTS(rules));
+        break;
+    case OP_SYSTEM:
+        set_system(g, fuzz_u8(in));
+        break;
+    default:
+        g_assert_not_reached();
+    }
+}
+
 static void step(Game *g, FuzzInput *in, Op op)
 {
-    Player *p = &g->players[1 + fuzz_u8(in) % (N_CLIENTS - 1)];
+    Player *p = &g->players[1 + fuzz_u8(in) % (NEWCOMER - 1)];
     FuzzInput none = { .size = 0 };
 
     switch (op) {
     case OP_CONNECT:
-        connect_it(g, p, 1 + fuzz_u8(in) % (N_PROCESSES - 1));
+        connect_any(g, p, fuzz_u8(in));
         break;
     case OP_JOIN:
-        connect_it(g, p, 1 + fuzz_u8(in) % (N_PROCESSES - 1));
+        connect_any(g, p, fuzz_u8(in));
         hello(g, p, &none);
         break;
     case OP_HELLO:
         hello(g, p, in);
         break;
     case OP_STATE_CHANGED:
-        tell(p, in, IVSHMEM2_MSG_STATE_CHANGED);
+        tell(g, p, in, IVSHMEM2_MSG_STATE_CHANGED);
         break;
     case OP_RING:
-        ring(p, in, 0);
+        ring(g, p, in, 0);
         break;
     case OP_RING_FAR:
-        ring(p, in, IVSHMEM2_MAX_PEERS);
+        ring(g, p, in, IVSHMEM2_MAX_PEERS);
         break;
     case OP_GOODBYE:
-        tell(p, in, IVSHMEM2_MSG_GOODBYE);
+        tell(g, p, in, IVSHMEM2_MSG_GOODBYE);
         break;
     case OP_FLOOD:
-        for (unsigned n = fuzz_u8(in); n; n--) {
-            tell(p, &none, IVSHMEM2_MSG_RING);
-        }
+        flood(g, p, fuzz_u8(in));
         break;
     case OP_BYTES:
+        speak(g, p, true);
         fuzz_send_bytes(in, &p->end);
         break;
     case OP_REST:
@@ -364,40 +535,37 @@ static void step(Game *g, FuzzInput *in, Op op)
         listen_to_it(p, 1 + fuzz_u8(in));
         break;
     case OP_SHUTDOWN:
-        shut_down(p, fuzz_u8(in) % 3);
+        shut_down(g, p, fuzz_u8(in) % 3);
         break;
     case OP_CLOSE:
         close_it(p);
+        check_owners(g);
         break;
     case OP_STATE:
         if (p->id < g->link->welcome.max_peers) {
             g->link->table[p->id] = GUINT32_TO_LE(fuzz_u8(in));
         }
         break;
-    case OP_DIE:
-        die(g, 1 + fuzz_u8(in) % (N_PROCESSES - 1));
-        break;
-    case OP_WAIT:
-        now += fuzz_u8(in) % 16 * G_USEC_PER_SEC;
-        break;
-    case OP_TURN:
+    case OP_FILL:
+        fill(g, p, fuzz_u8(in));
         break;
     default:
-        g_assert_not_reached();
+        change_world(g, in, op);
     }
 }
 
 /* A client that behaves */
 
-static void join(Game *g, Player *p, unsigned process, uint8_t id)
+static void join(Game *g, Player *p, unsigned process, unsigned user,
+                 uint8_t id)
 {
     const uint8_t bytes[] = { 1, id };
     FuzzInput in = { .data = bytes, .size = sizeof(bytes) };
 
-    connect_it(g, p, process);
+    connect_it(g, p, process, user);
     hello(g, p, &in);
     for (int i = 0; i < MANY_TURNS && !p->ready; i++) {
-        ivshmem2_daemon_turn(g->daemon, false);
+        turn(g);
         listen_to_it(p, UINT_MAX);
     }
     g_assert_true(p->ready);
@@ -411,13 +579,38 @@ static void check_honest(Game *g)
     unsigned before = honest->answers;
     FuzzInput none = { .size = 0 };
 
-    tell(honest, &none, IVSHMEM2_MSG_RING);
+    tell(g, honest, &none, IVSHMEM2_MSG_RING);
     for (int i = 0; i < MANY_TURNS && honest->answers == before; i++) {
-        ivshmem2_daemon_turn(g->daemon, false);
+        turn(g);
         listen_to_it(honest, UINT_MAX);
     }
     g_assert_cmpuint(honest->answers, ==, before + 1);
+    fuzz_settle();
     g_assert_cmpuint(ivshmem2_eventfd_drain(g->link->eventfds[0][0]), >, 0);
+}
+
+/*
+ * However many connections are idle or stalled, another user's client gets an
+ * answer before long.
+ */
+static void check_newcomer(Game *g)
+{
+    Player *p = &g->players[NEWCOMER];
+    FuzzInput none = { .size = 0 };
+
+    set_rules(g, 0);
+    do {
+        turn(g);
+        connect_it(g, p, NEW_PROCESS, N_USERS);
+    } while (p->conn.fd < 0);
+    hello(g, p, &none);
+    for (int i = 0; i < 2 * HANDSHAKE_TIMEOUT && !p->ready && !p->over; i++) {
+        fuzz_pass_time(G_USEC_PER_SEC);
+        turn(g);
+        turn(g);
+        listen_to_it(p, UINT_MAX);
+    }
+    g_assert_true(p->ready || p->over);
 }
 
 static bool has_hung_up(int fd)
@@ -429,22 +622,20 @@ static bool has_hung_up(int fd)
 
 static void check_ids(const Game *g)
 {
-    for (unsigned process = 0; process < N_PROCESSES; process++) {
-        unsigned n = 0;
+    unsigned n[N_USERS + 1] = { 0 };
 
-        for (unsigned i = 0; i < N_CLIENTS; i++) {
-            const Player *p = &g->players[i];
+    for (unsigned i = HONEST + 1; i < N_CLIENTS; i++) {
+        const Player *p = &g->players[i];
 
-            n += p->conn.fd >= 0 && p->id != IVSHMEM2_ID_ANY &&
-                 uid_of(p->process) == uid_of(process);
-        }
-        g_assert_true(!g->limits.ids_per_user || n <= g->limits.ids_per_user);
-    }
-    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        n[p->who.user] += p->conn.fd >= 0 && p->id != IVSHMEM2_ID_ANY;
         for (unsigned j = 0; j < i; j++) {
-            g_assert_true(g->players[i].id != g->players[j].id ||
-                          g->players[i].id == IVSHMEM2_ID_ANY);
+            g_assert_true(p->id != g->players[j].id ||
+                          p->id == IVSHMEM2_ID_ANY);
         }
+    }
+    for (unsigned user = 0; user <= N_USERS; user++) {
+        g_assert_true(!g->limits.ids_per_user ||
+                      n[user] <= g->limits.ids_per_user);
     }
 }
 
@@ -453,8 +644,8 @@ static void check_time(Game *g)
 {
     /* even if they are accepted one by one */
     for (int i = 0; i < 2 * BACKLOG; i++) {
-        now += 20 * G_USEC_PER_SEC;
-        ivshmem2_daemon_turn(g->daemon, false);
+        fuzz_pass_time(20 * G_USEC_PER_SEC);
+        turn(g);
     }
     for (unsigned i = 0; i < N_CLIENTS; i++) {
         Player *p = &g->players[i];
@@ -462,7 +653,7 @@ static void check_time(Game *g)
 
         /* to be a peer may mean that READY does not fit the socket yet */
         listen_to_it(p, UINT_MAX);
-        ivshmem2_daemon_turn(g->daemon, false);
+        turn(g);
         listen_to_it(p, UINT_MAX);
         g_assert_true(p->ready || gone);
     }
@@ -488,20 +679,20 @@ static void check_empty(Game *g, unsigned n_fds)
             close_it(&g->players[i]);
         }
     }
-    for (unsigned i = 0; i < N_PROCESSES; i++) {
+    for (unsigned i = 0; i < FUZZ_N_PROCESSES; i++) {
         if (i != HONEST) {
-            end_process(&g->processes[i]);
+            fuzz_process_end(i);
         }
     }
     for (int i = 0; i < MANY_TURNS && count_other_fds(g) != n_fds; i++) {
-        now += G_USEC_PER_SEC;
-        ivshmem2_daemon_turn(g->daemon, false);
+        fuzz_pass_time(G_USEC_PER_SEC);
+        turn(g);
     }
     g_assert_cmpuint(count_other_fds(g), ==, n_fds);
-    now += 2 * G_USEC_PER_SEC;          /* quarantine */
-    ivshmem2_daemon_turn(g->daemon, false);
+    fuzz_pass_time(2 * G_USEC_PER_SEC);      /* quarantine */
+    turn(g);
     for (uint32_t id = 1; id < g->link->welcome.max_peers; id++) {
-        join(g, &g->players[id], id, id);
+        join(g, &g->players[id], id, id % N_USERS, id);
     }
 }
 
@@ -533,6 +724,9 @@ void fuzz_daemon(FuzzInput *in)
     unsigned n_fds;
 
     game = &g;
+    fuzz_processes_begin();
+    set_system(&g, choice / G_N_ELEMENTS(links) / 3);
+    g.muddled = g_array_new(false, false, sizeof(FuzzIdentity));
     g.link = ivshmem2_link_new(&links[choice % G_N_ELEMENTS(links)], NULL);
     g_assert_nonnull(g.link);
     g.budget = ivshmem2_budget_new(&g.limits);
@@ -543,30 +737,35 @@ void fuzz_daemon(FuzzInput *in)
         g.players[i].conn.fd = -1;
         close_it(&g.players[i]);
     }
-    join(&g, &g.players[HONEST], HONEST, 0);
+    join(&g, &g.players[HONEST], HONEST, N_USERS, 0);
     n_fds = count_other_fds(&g);
     while (in->size) {
         uint8_t op = fuzz_u8(in);
 
         step(&g, in, (op & ~TURN_LATER) % N_OPS);
         if (!(op & TURN_LATER)) {
-            ivshmem2_daemon_turn(g.daemon, false);
+            turn(&g);
         }
     }
     check_honest(&g);
+    check_newcomer(&g);
+    block(&g, false);
     check_time(&g);
     check_empty(&g, n_fds);
     check_honest(&g);
 
+    fuzz_enter();
     ivshmem2_daemon_free(g.daemon);
+    fuzz_leave();
     ivshmem2_budget_free(g.budget);
     for (unsigned i = 0; i < N_CLIENTS; i++) {
         listen_to_it(&g.players[i], UINT_MAX);
         g_assert_cmpint(g.players[i].conn.fd, ==, -1);
     }
-    for (unsigned i = 0; i < N_PROCESSES; i++) {
-        end_process(&g.processes[i]);
+    for (unsigned i = 0; i < FUZZ_N_PROCESSES; i++) {
+        fuzz_process_end(i);
     }
     ivshmem2_close(&listen_fd);
     ivshmem2_link_free(g.link);
+    g_array_unref(g.muddled);
 }

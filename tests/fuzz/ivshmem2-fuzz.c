@@ -16,11 +16,11 @@
 #define MAX_SEND_FDS (IVSHMEM2_MAX_FDS + 1)
 
 const FuzzTarget fuzz_targets[] = {
-    { "codec", fuzz_codec },
-    { "session", fuzz_session },
-    { "server", fuzz_server },
-    { "daemon", fuzz_daemon },
-    { NULL, NULL },
+    { "codec", fuzz_codec, 5000 },
+    { "session", fuzz_session, 2500 },
+    { "server", fuzz_server, 10000 },
+    { "daemon", fuzz_daemon, 3000 },
+    { NULL, NULL, 0 },
 };
 
 static int all_fds[FUZZ_N_FDS];
@@ -37,6 +37,7 @@ static void log_handler(const char *domain, GLogLevelFlags level,
 
 void fuzz_init(void)
 {
+    g_autofree char *path = NULL;
     struct rlimit limit;
     int pipe_fds[2];
 
@@ -60,6 +61,10 @@ void fuzz_init(void)
     all_fds[FUZZ_FD_SOCKET] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     all_fds[FUZZ_FD_PIPE] = pipe_fds[0];
     all_fds[FUZZ_FD_FILE] = open("/", O_PATH | O_CLOEXEC);
+    all_fds[FUZZ_FD_SMALL] = make_memory(4096, MEMORY_SEALS);
+    all_fds[FUZZ_FD_EMPTY] = make_memory(0, MEMORY_SEALS);
+    path = g_strdup_printf("/proc/self/fd/%d", all_fds[FUZZ_FD_MEMORY]);
+    all_fds[FUZZ_FD_WRITE_ONLY] = open(path, O_WRONLY | O_CLOEXEC);
     for (int i = 0; i < FUZZ_N_FDS; i++) {
         g_assert_cmpint(all_fds[i], >=, 0);
     }
@@ -83,9 +88,12 @@ const FuzzTarget *fuzz_find_target(const char *name)
 void fuzz_run(const FuzzTarget *target, const uint8_t *data, size_t size)
 {
     FuzzInput in = { .data = data, .size = MIN(size, FUZZ_MAX_INPUT) };
-    unsigned before = fuzz_count_fds();
+    unsigned before;
 
+    fuzz_system_begin();
+    before = fuzz_count_fds();
     target->run(&in);
+    fuzz_system_end();
     g_assert_cmpuint(fuzz_count_fds(), ==, before);
 }
 
@@ -123,9 +131,8 @@ unsigned fuzz_count_fds(void)
     unsigned here;
     int first = 0;
 
-    while (ivshmem2_disposals()) {
-        g_usleep(10);
-    }
+    fuzz_settle();
+    total -= fuzz_count_tracked();
     /*
      * The system uses the lowest free number, so there are no more open ones
      * after so many that are free.
@@ -173,6 +180,27 @@ static void send_now(FuzzEnd *end, const void *buf, size_t len,
     sendmsg(end->fd, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
+/* Descriptors that the sender closes */
+typedef struct NewFds {
+    unsigned len;
+    int fds[MAX_SEND_FDS];
+} NewFds;
+
+static int choose_fd(FuzzFd kind, NewFds *new_fds)
+{
+    int fd = -1;
+
+    if (kind == FUZZ_FD_TRACKED) {
+        fd = fuzz_make_tracked();
+        kind = FUZZ_FD_PIPE;
+    }
+    if (fd < 0) {
+        return all_fds[kind];
+    }
+    new_fds->fds[new_fds->len++] = fd;
+    return fd;
+}
+
 /* Bits of the first byte: what to change */
 enum {
     LIE_BYTE    = 1 << 0,
@@ -189,6 +217,7 @@ void fuzz_send(FuzzInput *in, FuzzEnd *end, const Ivshmem2Msg *msg,
     size_t len = ivshmem2_msg_encode(&wire);
     uint8_t lie = fuzz_u8(in);
     int send_fds[MAX_SEND_FDS];
+    NewFds new_fds = { .len = 0 };
 
     for (size_t i = 0; i < n_fds; i++) {
         send_fds[i] = fds[i];
@@ -203,8 +232,8 @@ void fuzz_send(FuzzInput *in, FuzzEnd *end, const Ivshmem2Msg *msg,
         for (size_t i = 0; i < n_fds; i++) {
             uint8_t kind = fuzz_u8(in);
 
-            send_fds[i] = i < msg->hdr.fds && kind >= FUZZ_N_FDS ?
-                          fds[i] : all_fds[kind % FUZZ_N_FDS];
+            send_fds[i] = i < msg->hdr.fds && kind >= FUZZ_N_KINDS ?
+                          fds[i] : choose_fd(kind % FUZZ_N_KINDS, &new_fds);
         }
     }
     end->n_rest = 0;
@@ -216,6 +245,9 @@ void fuzz_send(FuzzInput *in, FuzzEnd *end, const Ivshmem2Msg *msg,
         len = cut;
     }
     send_now(end, bytes, len, send_fds, n_fds);
+    for (unsigned i = 0; i < new_fds.len; i++) {
+        close(new_fds.fds[i]);
+    }
 }
 
 void fuzz_send_rest(FuzzEnd *end)

@@ -25,6 +25,7 @@ typedef struct FuzzInput {
 typedef struct FuzzTarget {
     const char *name;           /* also the name of its corpus's folder */
     void (*run)(FuzzInput *in);
+    unsigned n_mutations;       /* inputs that take some seconds */
 } FuzzTarget;
 
 /* The last one has no name. */
@@ -52,6 +53,44 @@ size_t fuzz_bytes(FuzzInput *in, void *buf, size_t size);
 /* The same as count_fds(), but faster */
 unsigned fuzz_count_fds(void);
 
+/* How the system behaves; all zeros before each run */
+typedef struct FuzzSystem {
+    bool no_aio;                /* others have used up fs.aio-max-nr */
+    bool no_passrights;         /* Linux before 6.16 */
+    int (*pidfd_open)(pid_t pid);   /* or NULL: as it is */
+} FuzzSystem;
+
+extern FuzzSystem fuzz_system;
+
+void fuzz_system_begin(void);
+
+/* Nothing that was tracked is open any more. */
+void fuzz_system_end(void);
+
+/*
+ * Code under test runs in its main loop.  Until it leaves, nothing can be
+ * closed by the thread that closes what others sent, and the main loop itself
+ * must not close it either, nor write to an eventfd.
+ */
+void fuzz_enter(void);
+void fuzz_leave(void);
+
+/* The same for longer: what the thread closes now does not come to an end. */
+void fuzz_block(void);
+void fuzz_unblock(void);
+
+/* Wait until all threads have done their work, but for what is blocked. */
+void fuzz_settle(void);
+
+/*
+ * Returns a descriptor to be sent and closed: it is noticed when the receiver
+ * closes it.  -1 if there are too many.
+ */
+int fuzz_make_tracked(void);
+
+/* The number of those that are not closed, for which there is another one */
+unsigned fuzz_count_tracked(void);
+
 /* Descriptors that a hostile peer may send in place of others */
 typedef enum FuzzFd {
     FUZZ_FD_EVENTFD,
@@ -62,7 +101,13 @@ typedef enum FuzzFd {
     FUZZ_FD_SOCKET,
     FUZZ_FD_PIPE,
     FUZZ_FD_FILE,
+    FUZZ_FD_SMALL,              /* sealed, one page */
+    FUZZ_FD_EMPTY,              /* sealed, 0 bytes */
+    FUZZ_FD_WRITE_ONLY,         /* FUZZ_FD_MEMORY, open for writing only */
     FUZZ_N_FDS,
+    /* in fuzz_send(): new, and tracked */
+    FUZZ_FD_TRACKED = FUZZ_N_FDS,
+    FUZZ_N_KINDS,
 } FuzzFd;
 
 #define FUZZ_MEMORY_SIZE    (1024 * 1024)

@@ -2,19 +2,23 @@
  * Fuzzing ivshmem2: the server's bookkeeping, without sockets
  *
  * Slots, holds and broadcasts: many clients of a few processes that start and
- * end.  After every step, all slots are checked.
+ * end, after which another process has the pid, and of two users.  Connections
+ * can outlive the process that made them.  After every step, all slots are
+ * compared with a model of who owns them.
  *
- * Input: the link, how it ends, and then the steps.
+ * Input: the link, its limits and how it ends, and then the steps.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "hw/misc/ivshmem2-regs.h"
 #include "ivshmem2-fuzz.h"
+#include <poll.h>
 #include "server.h"
 
 #define N_CLIENTS       8
 #define N_PROCESSES     4
+#define N_USERS         2
 #define MAX_PEERS       5
 /* A client that behaves, in the first slot; its process does not end. */
 #define HONEST          0
@@ -34,13 +38,24 @@ typedef enum Op {
     OP_STATE,                   /* written to the State Table */
     OP_DIE,                     /* a process */
     OP_BROADCAST,
+    OP_RELEASE,                 /* what is held for processes that ended */
+    OP_SIGNAL,                  /* an eventfd, without the server */
+    OP_AIO,                     /* others use it up, or not any more */
     N_OPS,
 } Op;
+
+/* Who connected */
+typedef struct Identity {
+    unsigned process;
+    unsigned generation;        /* how many had its pid before */
+    unsigned user;
+} Identity;
 
 typedef struct Player {
     Ivshmem2Client *c;
     bool open;
-    unsigned process;
+    Identity who;
+    unsigned ids;               /* a bit for each one that it may take */
     uint32_t id;                /* where it may write its state */
     bool welcome;               /* was told so */
 } Player;
@@ -48,21 +63,26 @@ typedef struct Player {
 /* A slot that its last occupant left without a goodbye */
 typedef struct Hold {
     uint32_t id;
-    pid_t pid;
+    Identity who;
 } Hold;
 
 typedef struct Game {
     Ivshmem2Link *link;
+    Ivshmem2BudgetConfig limits;
     Ivshmem2Budget *budget;
     Ivshmem2Server *server;
     uint32_t max_peers;
     Player players[N_CLIENTS];
     bool dead[N_PROCESSES];     /* or not started yet */
+    unsigned generations[N_PROCESSES];
     Hold *holds[MAX_PEERS];
     /* of each slot, after the last step */
     const Player *occupants[MAX_PEERS];
     uint32_t states[MAX_PEERS];
-    pid_t held_for[MAX_PEERS];  /* or -1 */
+    bool held[MAX_PEERS];
+    Identity held_for[MAX_PEERS];
+    unsigned users[MAX_PEERS];  /* a bit for each one that had it */
+    unsigned last_users[MAX_PEERS];     /* the bit of the last one, or 0 */
     bool owed[MAX_PEERS];       /* an interrupt by the broadcast */
 } Game;
 
@@ -84,18 +104,38 @@ static pid_t pid_of(unsigned process)
     return process == N_PROCESSES - 1 ? 0 : 100 + process;
 }
 
+/* The honest one is of a user of its own. */
+static uid_t uid_of(const Identity *who)
+{
+    return who->process == HONEST ? 999 : 1000 + who->user;
+}
+
+static bool lives(const Identity *who)
+{
+    return !game->dead[who->process] &&
+           who->generation == game->generations[who->process];
+}
+
+/* May @new have what @old has or had?  Only if they are one, and live. */
+static bool is_same(const Identity *old, const Identity *new)
+{
+    return old->process == new->process && pid_of(new->process) &&
+           old->generation == new->generation && old->user == new->user &&
+           lives(new);
+}
+
 static void *hold_slot(void *connection, uint32_t id)
 {
     Player *p = connection;
     Hold *hold;
 
     g_assert_null(game->holds[id]);
-    g_assert_cmpint(ivshmem2_client_pid(p->c), ==, pid_of(p->process));
-    if (game->dead[p->process]) {
+    g_assert_cmpint(ivshmem2_client_pid(p->c), ==, pid_of(p->who.process));
+    if (!lives(&p->who)) {
         return NULL;
     }
     hold = g_new(Hold, 1);
-    *hold = (Hold) { .id = id, .pid = pid_of(p->process) };
+    *hold = (Hold) { .id = id, .who = p->who };
     game->holds[id] = hold;
     return hold;
 }
@@ -113,13 +153,14 @@ static bool is_alive(void *connection)
 {
     Player *p = connection;
 
-    return !game->dead[p->process];
+    return lives(&p->who);
 }
 
-static bool is_hold_alive(void *hold)
+static bool is_hold_alive(void *opaque)
 {
-    /* die() ends all holds */
-    return true;
+    Hold *hold = opaque;
+
+    return lives(&hold->who);
 }
 
 static void wake(void *connection)
@@ -138,11 +179,13 @@ static const Ivshmem2ServerOps ops = {
     .wake = wake,
 };
 
-static void die(Game *g, unsigned process)
+/* The server learns of ends some time later, or it waits if there is no pid. */
+static void release(Game *g)
 {
-    g->dead[process] = true;
     for (uint32_t id = 0; id < g->max_peers; id++) {
-        if (g->holds[id] && g->holds[id]->pid == pid_of(process)) {
+        const Hold *hold = g->holds[id];
+
+        if (hold && (!lives(&hold->who) || !pid_of(hold->who.process))) {
             ivshmem2_server_release(g->server, id);
             g_assert_null(g->holds[id]);
         }
@@ -153,6 +196,7 @@ static void die(Game *g, unsigned process)
 
 static bool was_interrupted(Game *g, uint32_t id)
 {
+    fuzz_settle();
     return g->link->eventfds[id] &&
            ivshmem2_eventfd_drain(g->link->eventfds[id][0]);
 }
@@ -172,7 +216,12 @@ static void owe_to_all_but(Game *g, uint32_t source)
 
 static void run_broadcast(Game *g, unsigned budget)
 {
-    if (ivshmem2_server_broadcast(g->server, budget)) {
+    bool more;
+
+    fuzz_enter();
+    more = ivshmem2_server_broadcast(g->server, budget);
+    fuzz_leave();
+    if (more) {
         return;
     }
     for (uint32_t id = 0; id < g->max_peers; id++) {
@@ -183,15 +232,54 @@ static void run_broadcast(Game *g, unsigned budget)
 
 /* Clients */
 
-static void connect_it(Game *g, Player *p, unsigned process)
+static void restrict_it(Player *p, unsigned ids)
+{
+    GArray *ranges = g_array_new(false, false, sizeof(Ivshmem2IdRange));
+
+    for (uint32_t id = 0; id < MAX_PEERS; id++) {
+        Ivshmem2IdRange range = { id, id };
+
+        if (ids >> id & 1) {
+            g_array_append_val(ranges, range);
+        }
+    }
+    p->ids = ids;
+    ivshmem2_client_restrict_consume(p->c, ranges);
+}
+
+static void connect_it(Game *g, Player *p, unsigned process, unsigned user)
 {
     if (!p->open) {
+        g->generations[process] += g->dead[process];
         g->dead[process] = false;
-        p->open = true;
-        p->process = process;
-        p->id = IVSHMEM2_ID_ANY;
-        p->welcome = false;
-        p->c = ivshmem2_client_new(g->server, pid_of(process), 1000, p);
+        *p = (Player) {
+            .open = true,
+            .who = {
+                .process = process,
+                .generation = g->generations[process],
+                .user = user,
+            },
+            .ids = UINT_MAX,
+            .id = IVSHMEM2_ID_ANY,
+        };
+        p->c = ivshmem2_client_new(g->server, pid_of(process), uid_of(&p->who),
+                                   p);
+    }
+}
+
+/* Process, user and IDs are chosen by @choice. */
+static void connect_any(Game *g, Player *p, uint8_t choice)
+{
+    static const unsigned ids[] = { UINT_MAX, UINT_MAX, 1 << 1, 5 << 1 };
+    unsigned process = choice % (N_PROCESSES - 1);
+    unsigned user = choice / (N_PROCESSES - 1) % N_USERS;
+    unsigned rule = choice / (N_PROCESSES - 1) / N_USERS;
+
+    if (!p->open) {
+        connect_it(g, p, 1 + process, user);
+        if (ids[rule % G_N_ELEMENTS(ids)] != UINT_MAX) {
+            restrict_it(p, ids[rule % G_N_ELEMENTS(ids)]);
+        }
     }
 }
 
@@ -234,9 +322,52 @@ static void tell(Game *g, Player *p, const Ivshmem2Msg *msg)
     }
     id = ivshmem2_client_id(p->c);
     was_peer = ivshmem2_client_is_ready(p->c);
+    fuzz_enter();
     ivshmem2_client_receive(p->c, msg);
+    fuzz_leave();
     if (was_peer && msg->hdr.type == IVSHMEM2_MSG_STATE_CHANGED) {
         owe_to_all_but(g, id);
+    }
+}
+
+/* A bit for each of the first vectors of @id that is signalled */
+static uint64_t signalled(const Game *g, uint32_t id)
+{
+    uint64_t bits = 0;
+
+    fuzz_settle();
+    for (uint32_t i = 0; g->link->eventfds[id] && i < g->link->welcome.vectors;
+         i++) {
+        struct pollfd pfd = { .fd = g->link->eventfds[id][i],
+                              .events = POLLIN };
+
+        bits |= (uint64_t)(poll(&pfd, 1, 0) == 1) << i;
+    }
+    return bits;
+}
+
+/*
+ * HELLO.  What was signalled before is not for a peer that is new, and is not
+ * lost for one that resumes its session.
+ */
+static void greet(Game *g, Player *p, const Ivshmem2Msg *msg)
+{
+    static const uint8_t none[IVSHMEM2_UUID_SIZE];
+    bool resumes = memcmp(msg->hello.session, none, sizeof(none));
+    uint64_t before[MAX_PEERS];
+    uint32_t old_id, id;
+
+    if (!p->open) {
+        return;
+    }
+    old_id = ivshmem2_client_id(p->c);
+    for (id = 0; id < g->max_peers; id++) {
+        before[id] = signalled(g, id);
+    }
+    tell(g, p, msg);
+    id = ivshmem2_client_id(p->c);
+    if (old_id == IVSHMEM2_ID_ANY && id != IVSHMEM2_ID_ANY) {
+        g_assert_cmphex(signalled(g, id), ==, resumes ? before[id] : 0);
     }
 }
 
@@ -257,7 +388,7 @@ static void hello(Game *g, Player *p, FuzzInput *in)
         msg.hello.vectors = fuzz_u8(in);
     }
     fuzz_bytes(in, msg.hello.name, how >> 5);
-    tell(g, p, &msg);
+    greet(g, p, &msg);
 }
 
 static void say_anything(Game *g, Player *p, FuzzInput *in)
@@ -278,6 +409,8 @@ static void say_anything(Game *g, Player *p, FuzzInput *in)
 static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
 {
     Ivshmem2Msg msg = { .hdr.type = IVSHMEM2_MSG_RING };
+    uint64_t before;
+    bool empty;
 
     msg.target.id = first_id + fuzz_u8(in);
     msg.target.vector = fuzz_u8(in);
@@ -285,7 +418,11 @@ static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
         msg.target.id = fuzz_u32(in);
         msg.target.vector = fuzz_u32(in);
     }
+    empty = msg.target.id < g->max_peers && !g->occupants[msg.target.id];
+    before = empty ? signalled(g, msg.target.id) : 0;
     tell(g, p, &msg);
+    /* nobody is there */
+    g_assert_true(!empty || signalled(g, msg.target.id) == before);
     if (msg.target.id < MAX_PEERS && !msg.target.vector) {
         g->owed[msg.target.id] = false;     /* cannot be told apart */
     }
@@ -306,9 +443,9 @@ static void close_it(Game *g, Player *p)
 static void write_state(Game *g, Player *p, uint32_t state)
 {
     bool held = p->id < g->max_peers && g->holds[p->id] &&
-                g->holds[p->id]->pid == pid_of(p->process);
+                is_same(&g->holds[p->id]->who, &p->who);
 
-    if (p->id != IVSHMEM2_ID_ANY && !g->dead[p->process] &&
+    if (p->id != IVSHMEM2_ID_ANY && lives(&p->who) &&
         (held || (p->open && ivshmem2_client_id(p->c) == p->id))) {
         g->link->table[p->id] = GUINT32_TO_LE(state);
     }
@@ -329,6 +466,37 @@ static const Player *find_occupant(const Game *g, uint32_t id)
     return found;
 }
 
+/* @now has the slot that @before had in the last step; either may be NULL. */
+static void check_change(Game *g, uint32_t id, const Player *before,
+                         const Player *now)
+{
+    if (now) {
+        /* what others have, or what is held for them, cannot be taken */
+        g_assert_true(!before || is_same(&before->who, &now->who));
+        g_assert_true(!g->held[id] || is_same(&g->held_for[id], &now->who));
+        g_assert_true(now->ids >> id & 1);
+        g->last_users[id] = 1U << now->who.user;
+        g->users[id] |= g->last_users[id];
+    }
+    g->owed[id] = false;
+    if (g->states[id]) {
+        owe_to_all_but(g, id);
+    }
+}
+
+static void check_limits(const Game *g)
+{
+    for (unsigned user = 0; user < N_USERS; user++) {
+        unsigned n = 0;
+
+        for (uint32_t id = HONEST + 1; id < g->max_peers; id++) {
+            n += (g->occupants[id] && g->occupants[id]->who.user == user) ||
+                 (g->holds[id] && g->holds[id]->who.user == user);
+        }
+        g_assert_true(!g->limits.ids_per_user || n <= g->limits.ids_per_user);
+    }
+}
+
 /* Invariants */
 static void check(Game *g)
 {
@@ -339,19 +507,16 @@ static void check(Game *g)
 
         g->occupants[id] = find_occupant(g, id);
         if (g->occupants[id] != before) {
-            /* what is held is only for its process */
-            g_assert_true(!g->occupants[id] || g->held_for[id] < 0 ||
-                          g->held_for[id] ==
-                          pid_of(g->occupants[id]->process));
-            g->owed[id] = false;
-            if (g->states[id]) {
-                owe_to_all_but(g, id);
-            }
+            check_change(g, id, before, g->occupants[id]);
         }
     }
+    check_limits(g);
     for (uint32_t id = 0; id < g->max_peers; id++) {
         g->states[id] = ivshmem2_link_state(g->link, id);
-        g->held_for[id] = g->holds[id] ? g->holds[id]->pid : -1;
+        g->held[id] = g->holds[id];
+        if (g->held[id]) {
+            g->held_for[id] = g->holds[id]->who;
+        }
         g_assert_true(!g->occupants[id] || !g->holds[id]);
         g_assert_true(g->occupants[id] || g->holds[id] || !g->states[id]);
     }
@@ -376,29 +541,83 @@ static void check_honest(Game *g)
     g_assert_cmpint(fds[0], ==, g->link->eventfds[0][0]);
 }
 
-static bool has_hold(const Game *g, pid_t pid)
+static bool has_hold(const Game *g, const Player *p)
 {
     for (uint32_t id = 0; id < g->max_peers; id++) {
-        if (g->holds[id] && g->holds[id]->pid == pid) {
+        if (g->holds[id] && is_same(&g->holds[id]->who, &p->who) &&
+            (p->ids >> id & 1)) {
             return true;
         }
     }
     return false;
 }
 
+/* Is there a free slot that no other user had? */
+static bool has_clean(const Game *g, const Player *p)
+{
+    for (uint32_t id = 0; id < g->max_peers; id++) {
+        if (!g->occupants[id] && !g->holds[id] && (p->ids >> id & 1) &&
+            !(g->users[id] & ~(1U << p->who.user))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* With any ID, unless it has joined before */
 static void join(Game *g, Player *p)
 {
     FuzzInput none = { .size = 0 };
-    pid_t pid = pid_of(p->process);
-    bool prefers = pid && has_hold(g, pid) &&
-                   ivshmem2_client_id(p->c) == IVSHMEM2_ID_ANY;
+    bool was_peer = ivshmem2_client_id(p->c) != IVSHMEM2_ID_ANY;
+    bool held = has_hold(g, p);
+    bool clean = has_clean(g, p);
     uint32_t id;
 
     hello(g, p, &none);
     id = ivshmem2_client_id(p->c);
-    g_assert_true(!prefers || id == IVSHMEM2_ID_ANY ||
-                  g->held_for[id] == pid);
+    if (!was_peer && id != IVSHMEM2_ID_ANY) {
+        /* what check() saw last is what was before */
+        if (held) {
+            g_assert_true(g->held[id] && is_same(&g->held_for[id], &p->who));
+        } else if (clean) {
+            g_assert_false(g->last_users[id] & ~(1U << p->who.user));
+        }
+    }
     listen_to_it(g, p, UINT_MAX);
+}
+
+static void signal_eventfd(Game *g, uint32_t id, uint32_t vector)
+{
+    if (id < g->max_peers) {
+        ivshmem2_link_signal(g->link, id, vector % g->link->welcome.vectors);
+    }
+}
+
+/* What is not done by one client */
+static void change_world(Game *g, FuzzInput *in, Op op)
+{
+    uint32_t id;
+
+    switch (op) {
+    case OP_DIE:
+        g->dead[1 + fuzz_u8(in) % (N_PROCESSES - 1)] = true;
+        break;
+    case OP_BROADCAST:
+        run_broadcast(g, fuzz_u8(in));
+        break;
+    case OP_RELEASE:
+        release(g);
+        break;
+    case OP_SIGNAL:
+        id = fuzz_u8(in);
+        signal_eventfd(g, id, fuzz_u8(in));
+        break;
+    case OP_AIO:
+        fuzz_system.no_aio = fuzz_u8(in) & 1;
+        break;
+    default:
+        g_assert_not_reached();
+    }
 }
 
 static void step(Game *g, FuzzInput *in, Op op)
@@ -408,13 +627,13 @@ static void step(Game *g, FuzzInput *in, Op op)
 
     switch (op) {
     case OP_CONNECT:
-        connect_it(g, p, 1 + fuzz_u8(in) % (N_PROCESSES - 1));
+        connect_any(g, p, fuzz_u8(in));
         break;
     case OP_HELLO:
         hello(g, p, in);
         break;
     case OP_JOIN:
-        connect_it(g, p, 1 + fuzz_u8(in) % (N_PROCESSES - 1));
+        connect_any(g, p, fuzz_u8(in));
         join(g, p);
         break;
     case OP_STATE_CHANGED:
@@ -446,14 +665,8 @@ static void step(Game *g, FuzzInput *in, Op op)
     case OP_STATE:
         write_state(g, p, fuzz_u8(in));
         break;
-    case OP_DIE:
-        die(g, 1 + fuzz_u8(in) % (N_PROCESSES - 1));
-        break;
-    case OP_BROADCAST:
-        run_broadcast(g, fuzz_u8(in));
-        break;
     default:
-        g_assert_not_reached();
+        change_world(g, in, op);
     }
 }
 
@@ -464,32 +677,42 @@ static void check_empty(Game *g)
         close_it(g, &g->players[i]);
     }
     for (unsigned i = HONEST + 1; i < N_PROCESSES; i++) {
-        die(g, i);
+        g->dead[i] = true;
     }
+    release(g);
     check(g);
     for (uint32_t id = 1; id < g->max_peers; id++) {
+        const uint8_t bytes[] = { 1, id };
+        FuzzInput in = { .data = bytes, .size = sizeof(bytes) };
         Player *p = &g->players[id];
 
-        connect_it(g, p, 1);
-        join(g, p);
-        g_assert_true(ivshmem2_client_is_ready(p->c));
-        g_assert_cmpuint(ivshmem2_client_id(p->c), ==, id);
+        connect_it(g, p, 1, id % N_USERS);
+        hello(g, p, &in);
+        listen_to_it(g, p, UINT_MAX);
+        /* the users take turns */
+        g_assert_cmpint(ivshmem2_client_is_ready(p->c), ==,
+                        !g->limits.ids_per_user ||
+                        (id - 1) / N_USERS < g->limits.ids_per_user);
+        check(g);
     }
 }
 
 void fuzz_server(FuzzInput *in)
 {
     Ivshmem2LinkConfig config = links[fuzz_u8(in) % G_N_ELEMENTS(links)];
-    bool shutdown = fuzz_u8(in) & 1;
-    Game g = { .max_peers = config.max_peers };
+    uint8_t choice = fuzz_u8(in);
+    bool shutdown = choice & 1;
+    Game g = {
+        .max_peers = config.max_peers,
+        .limits.ids_per_user = choice >> 1 & 3,
+    };
 
     game = &g;
     g.link = ivshmem2_link_new(&config, NULL);
     g_assert_nonnull(g.link);
-    g.budget = ivshmem2_budget_new(&(Ivshmem2BudgetConfig) { 0 });
+    g.budget = ivshmem2_budget_new(&g.limits);
     g.server = ivshmem2_server_new(g.link, g.budget, &ops);
-    memset(g.held_for, 0xff, sizeof(g.held_for));
-    connect_it(&g, &g.players[HONEST], HONEST);
+    connect_it(&g, &g.players[HONEST], HONEST, 0);
     join(&g, &g.players[HONEST]);
     while (in->size) {
         step(&g, in, fuzz_u8(in) % N_OPS);

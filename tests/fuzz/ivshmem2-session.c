@@ -1,15 +1,21 @@
 /*
  * Fuzzing ivshmem2: a client or device whose server breaks the protocol
  *
- * Input: the link, the client's HELLO, and then the steps of both sides.  The
- * client receives after each step unless the input says otherwise.
+ * The client's main loop must not close what the server sent and what is not
+ * as it should be: that could wait for ever.  Nor must it write to eventfds.
+ *
+ * Input: the link, the client's HELLO and its system, and then the steps of
+ * both sides.  The client receives after each step unless the input says
+ * otherwise.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "ivshmem2-fuzz.h"
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include "libivshmem2-transport.h"
+#include "libivshmem2-util.h"
 
 /* The same as in session.c */
 #define MAX_EVENTFDS    1024
@@ -99,6 +105,82 @@ static void check(Game *g)
     }
 }
 
+/* Is it sealed, and open for what it is needed for? */
+static bool is_memory(int fd, uint64_t size, bool writable)
+{
+    const int seals = F_SEAL_SHRINK | F_SEAL_GROW;
+    int has = fcntl(fd, F_GET_SEALS);
+    int mode = fcntl(fd, F_GETFL) & O_ACCMODE;
+    struct stat st;
+
+    return has >= 0 && (has & seals) == seals && fstat(fd, &st) == 0 &&
+           (uint64_t)st.st_size >= size &&
+           (mode == O_RDWR || (!writable && mode == O_RDONLY));
+}
+
+/* May the session accept WELCOME? */
+static bool is_welcome_believable(const Game *g, const Ivshmem2Decoder *d)
+{
+    const Ivshmem2Welcome *w = &d->msg.welcome;
+
+    if (g->established) {
+        return memcmp(w, &g->info, sizeof(g->info)) == 0;
+    }
+    return d->n_fds == 1 + (w->rw_size > 0) &&
+           is_memory(d->fds[0], w->state_table_size, true) &&
+           (!w->rw_size || is_memory(d->fds[1], w->rw_size, true));
+}
+
+/* May the session accept OUTPUTS? */
+static bool are_outputs_believable(const Game *g, const Ivshmem2Decoder *d)
+{
+    const Ivshmem2Welcome *info = ivshmem2_session_info(g->s);
+
+    for (unsigned i = 0; i < d->n_fds; i++) {
+        if (!is_memory(d->fds[i], info->output_size,
+                       d->msg.outputs.first + i == info->id)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool is_eventfd(int fd)
+{
+    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
+    char target[32] = "";
+
+    return readlink(path, target, sizeof(target) - 1) > 0 &&
+           strcmp(target, "anon_inode:[eventfd]") == 0;
+}
+
+static bool are_eventfds(const Ivshmem2Decoder *d)
+{
+    for (unsigned i = 0; i < d->n_fds; i++) {
+        if (!is_eventfd(d->fds[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* May the session accept the message that is in g->conn.in? */
+static bool is_believable(const Game *g)
+{
+    const Ivshmem2Decoder *d = &g->conn.in;
+
+    switch (d->msg.hdr.type) {
+    case IVSHMEM2_MSG_WELCOME:
+        return is_welcome_believable(g, d);
+    case IVSHMEM2_MSG_OUTPUTS:
+        return g->established || are_outputs_believable(g, d);
+    case IVSHMEM2_MSG_EVENTFDS:
+        return are_eventfds(d);
+    default:
+        return true;
+    }
+}
+
 /* The client's part, as in peer-socket.c and in the device */
 
 static bool say(Game *g, GError **error)
@@ -110,33 +192,6 @@ static bool say(Game *g, GError **error)
         ret = ivshmem2_transport_send(&g->conn, &msg, NULL, error);
     }
     return ret >= 0;
-}
-
-static bool is_sealed(int fd)
-{
-    const int seals = F_SEAL_SHRINK | F_SEAL_GROW;
-    int has = fcntl(fd, F_GET_SEALS);
-
-    return has >= 0 && (has & seals) == seals;
-}
-
-/* May the session accept the message that is in g->conn.in? */
-static bool is_believable(const Game *g)
-{
-    const Ivshmem2Decoder *d = &g->conn.in;
-    bool welcome = d->msg.hdr.type == IVSHMEM2_MSG_WELCOME;
-
-    if (g->established) {
-        return !welcome ||
-               memcmp(&d->msg.welcome, &g->info, sizeof(g->info)) == 0;
-    }
-    for (unsigned i = 0; i < d->n_fds; i++) {
-        if ((welcome || d->msg.hdr.type == IVSHMEM2_MSG_OUTPUTS) &&
-            !is_sealed(d->fds[i])) {
-            return false;
-        }
-    }
-    return true;
 }
 
 static bool listen_to_it(Game *g, GError **error)
@@ -155,11 +210,18 @@ static bool listen_to_it(Game *g, GError **error)
     return ret == 0;
 }
 
+static void hang_up(Game *g)
+{
+    ivshmem2_transport_clear(&g->conn);
+    ivshmem2_session_disconnected(g->s);
+}
+
 static void disconnect(Game *g)
 {
     if (g->conn.fd >= 0) {
-        ivshmem2_transport_clear(&g->conn);
-        ivshmem2_session_disconnected(g->s);
+        fuzz_enter();
+        hang_up(g);
+        fuzz_leave();
     }
     ivshmem2_close(&g->server.fd);
     g_assert_false(ivshmem2_session_ready(g->s));
@@ -191,18 +253,27 @@ static void hear(Game *g)
 static void converse(Game *g)
 {
     g_autoptr(GError) error = NULL;
+    bool ok;
 
     if (g->conn.fd < 0) {
         return;
     }
-    if (say(g, NULL) && listen_to_it(g, &error) && say(g, NULL)) {
+    fuzz_enter();
+    ok = say(g, NULL) && listen_to_it(g, &error) && say(g, NULL);
+    if (!ok) {
+        hang_up(g);
+    }
+    fuzz_leave();
+    if (ok) {
         hear(g);
     } else {
-        if (error) {
-            g_assert_cmpuint(error->domain, ==, IVSHMEM2_ERROR);
-        }
         disconnect(g);
     }
+    if (error) {
+        g_assert_cmpuint(error->domain, ==, IVSHMEM2_ERROR);
+    }
+    /* or it could have too many files open */
+    fuzz_settle();
 }
 
 static void connect_it(Game *g)
@@ -222,6 +293,16 @@ static void connect_it(Game *g)
     ivshmem2_session_connected(g->s);
 }
 
+/* Could the session be mapped where addresses have 32 bits? */
+static void check_small_host(const Game *g)
+{
+    const uint64_t spare = 2 * 1024 * 1024;
+    uint64_t size = ivshmem2_total_size(&g->info);
+
+    g_assert_cmpint(ivshmem2_check_mappable(size, spare, UINT32_MAX, NULL), ==,
+                    size <= UINT32_MAX - spare);
+}
+
 static void map_memory(Game *g)
 {
     g_autoptr(GError) error = NULL;
@@ -229,6 +310,7 @@ static void map_memory(Game *g)
     if (!g->established || g->memory) {
         return;
     }
+    check_small_host(g);
     g->memory = ivshmem2_session_map(g->s, &error);
     if (g->memory) {
         ((uint32_t *)g->memory)[g->info.id] = MARK;
@@ -404,8 +486,11 @@ static void client_rings(Game *g, FuzzInput *in)
     uint32_t id = fuzz_u8(in) ? fuzz_u32(in) : g->info.id;
     uint32_t vector = fuzz_u8(in);
     int fd = -1;
-    Ivshmem2Ring ret = ivshmem2_session_ring(g->s, id, vector, &fd);
+    Ivshmem2Ring ret;
 
+    fuzz_enter();
+    ret = ivshmem2_session_ring(g->s, id, vector, &fd);
+    fuzz_leave();
     g_assert_true(fd == -1 || fcntl(fd, F_GETFD) == FD_CLOEXEC);
     if (!g->established || id >= g->info.max_peers ||
         vector >= g->info.vectors) {
@@ -417,6 +502,29 @@ static void client_rings(Game *g, FuzzInput *in)
         if (id == g->info.id) {
             g_assert_cmpint(fd, ==, g->own_fds[vector]);
         }
+    }
+}
+
+/* What its user does with the client */
+static void use_session(Game *g, FuzzInput *in, Op op)
+{
+    switch (op) {
+    case OP_RING:
+        client_rings(g, in);
+        break;
+    case OP_STATE:
+        fuzz_enter();
+        ivshmem2_session_state_changed(g->s);
+        fuzz_leave();
+        break;
+    case OP_GOODBYE:
+        ivshmem2_session_goodbye(g->s);
+        break;
+    case OP_MAP:
+        map_memory(g);
+        break;
+    default:
+        g_assert_not_reached();
     }
 }
 
@@ -465,20 +573,8 @@ static void step(Game *g, FuzzInput *in, Op op)
     case OP_REST:
         fuzz_send_rest(&g->server);
         break;
-    case OP_RING:
-        client_rings(g, in);
-        break;
-    case OP_STATE:
-        ivshmem2_session_state_changed(g->s);
-        break;
-    case OP_GOODBYE:
-        ivshmem2_session_goodbye(g->s);
-        break;
-    case OP_MAP:
-        map_memory(g);
-        break;
     default:
-        g_assert_not_reached();
+        use_session(g, in, op);
     }
 }
 
@@ -497,6 +593,7 @@ void fuzz_session(FuzzInput *in)
         .id = offer & 8 ? 1 : IVSHMEM2_ID_ANY,
     };
 
+    fuzz_system.no_aio = offer & 16;
     g.truth.version = IVSHMEM2_VERSION_MAX;
     g.truth.page_size = 4096;
     g.truth.session[0] = 1;

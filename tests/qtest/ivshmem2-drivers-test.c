@@ -10,21 +10,35 @@
 #include "qemu/osdep.h"
 #include "hw/pci/pci_regs.h"
 #include "qemu/module.h"
+#include "qemu/units.h"
 #include "ivshmem2-link.h"
 
+/* The links are those of the user guide ("Drivers and what they need"). */
 static const TestLinkSetup setup_uio = {
-    .server = "--max-peers 4 --vectors 3 --rw-size 8K --output-size 4K",
+    .server = "--max-peers 3 --vectors 4 --rw-size 36K --output-size 8K",
     .qemu = "-global ivshmem2.peer-id=0",
 };
 
 static const TestLinkSetup setup_net = {
-    .server = "--max-peers 2 --vectors 2 --output-size 64K --protocol 1",
+    .server = "--protocol 1 --max-peers 2 --vectors 2 --output-size 508K",
     .qemu = "-global ivshmem2.peer-id=0",
 };
 
-static const TestLinkSetup setup_virtio = {
-    .server = "--max-peers 2 --vectors 2 --rw-size 64K --protocol 0x8003 "
-              "--backend-id 1",
+/* In both, the graph's device is the front-end. */
+static const TestLinkSetup setup_virtio_console = {
+    .server = "--protocol 0x8003 --backend-id 0 --max-peers 2 --vectors 3 "
+              "--rw-size 1M",
+    .qemu = "-global ivshmem2.peer-id=1",
+};
+
+static const TestLinkSetup setup_virtio_block = {
+    .server = "--protocol 0x8002 --backend-id 0 --max-peers 2 --vectors 2 "
+              "--rw-size 1M",
+    .qemu = "-global ivshmem2.peer-id=1",
+};
+
+static const TestLinkSetup setup_dwords = {
+    .server = "--max-peers 4 --vectors 3 --rw-size 8K --output-size 4K",
     .qemu = "-global ivshmem2.peer-id=0",
 };
 
@@ -61,7 +75,10 @@ static void test_driver_uio(void *obj, void *link, QGuestAllocator *alloc)
             QIvshmem2 *to = d[(i + 1) % 3];
             QIvshmem2 *third = d[(i + 2) % 3];
 
-            /* the demo: state, R/W section, output section, doorbell */
+            /*
+             * the demo: state, R/W section, output section, doorbell with
+             * the vector of its own ID plus 1
+             */
             qivshmem2_set_state(d[i], round);
             qivshmem2_wait(to, 0);
             qivshmem2_enable(to);
@@ -70,8 +87,8 @@ static void test_driver_uio(void *obj, void *link, QGuestAllocator *alloc)
             g_assert_cmphex(qivshmem2_entry(to, i), ==, round);
             qtest_writel(d[i]->qts, qivshmem2_rw(d[i]) + i * 4, round);
             qtest_writel(d[i]->qts, qivshmem2_output(d[i], i), round);
-            qivshmem2_ring(d[i], (i + 1) % 3, 1);
-            qivshmem2_wait(to, 1);
+            qivshmem2_ring(d[i], (i + 1) % 3, i + 1);
+            qivshmem2_wait(to, i + 1);
             qivshmem2_enable(to);
             g_assert_cmphex(qtest_readl(to->qts, qivshmem2_rw(to) + i * 4),
                             ==, round);
@@ -215,23 +232,43 @@ static void test_driver_net(void *obj, void *link, QGuestAllocator *alloc)
 /*
  * virtio over ivshmem: the front-end sets one-shot mode by a read and a write
  * of a dword, announces each write to the device's configuration in the R/W
- * section, rings, and spins until the back-end has taken it (C4, P2).
+ * section, rings, and spins until the back-end has taken it (C4, P2).  Vector 0
+ * is for configuration and states, and each queue has one of its own.
  */
-static void test_driver_virtio(void *obj, void *link, QGuestAllocator *alloc)
+static void virtio_set_status(QIvshmem2 *front, QIvshmem2 *back,
+                              uint32_t status)
 {
     enum { TRANSACTION = 8, STATUS = 16 };
-    QIvshmem2 *front = obj;
-    QIvshmem2 *back = test_link_peer(link, NULL);
-    uint32_t head = config_dword(front, 0);
 
-    g_assert_cmpuint(qivshmem2_id(front), ==, 0);
-    g_assert_cmpuint(qivshmem2_id(back), ==, 1);
-    g_assert_cmphex(qpci_config_readl(&front->dev, PCI_REVISION_ID), ==,
-                    0xff800300);
-    g_assert_cmphex(qpci_config_readl(&back->dev, PCI_REVISION_ID), ==,
-                    0xffc00300);
-    g_assert_cmpuint(test_link_get(back->qts, QIVSHMEM2_ID, "protocol"), ==,
-                     0xc003);
+    qtest_writel(front->qts, qivshmem2_rw(front) + STATUS, status);
+    qtest_writel(front->qts, qivshmem2_rw(front) + TRANSACTION, STATUS);
+    qivshmem2_ring(front, 0, 0);
+
+    qivshmem2_wait(back, 0);
+    qivshmem2_enable(back);
+    g_assert_cmphex(qtest_readl(back->qts, qivshmem2_rw(back) + TRANSACTION),
+                    ==, STATUS);
+    g_assert_cmphex(qtest_readl(back->qts, qivshmem2_rw(back) + STATUS), ==,
+                    status);
+    qtest_writel(back->qts, qivshmem2_rw(back) + TRANSACTION, 0);
+    g_assert_cmphex(qtest_readl(front->qts, qivshmem2_rw(front) +
+                                TRANSACTION), ==, 0);
+}
+
+/* A buffer there, and back when it has been used */
+static void virtio_use_queue(QIvshmem2 *front, QIvshmem2 *back, uint32_t queue)
+{
+    qivshmem2_ring(front, 0, 1 + queue);
+    qivshmem2_wait(back, 1 + queue);
+    qivshmem2_enable(back);
+    qivshmem2_ring(back, 1, 1 + queue);
+    qivshmem2_wait(front, 1 + queue);
+    qivshmem2_enable(front);
+}
+
+static void virtio_start(QIvshmem2 *front, QIvshmem2 *back)
+{
+    uint32_t head = config_dword(front, 0);
 
     /* back-end: a process on uio_ivshmem */
     uio_start(back);
@@ -242,41 +279,56 @@ static void test_driver_virtio(void *obj, void *link, QGuestAllocator *alloc)
 
     qivshmem2_set_state(back, 1);
     qivshmem2_wait(front, 0);
-    g_assert_cmphex(qivshmem2_entry(front, 1), ==, 1);
+    g_assert_cmphex(qivshmem2_entry(front, 0), ==, 1);
     qivshmem2_enable(front);
     qivshmem2_set_state(front, 1);
     qivshmem2_wait(back, 0);
-    g_assert_cmphex(qivshmem2_entry(back, 0), ==, 1);
+    g_assert_cmphex(qivshmem2_entry(back, 1), ==, 1);
     qivshmem2_enable(back);
+}
 
+static void check_virtio(QIvshmem2 *front, TestLink *link, uint32_t device,
+                         uint32_t queues)
+{
+    QIvshmem2 *back = test_link_peer_with_id(link, 0);
+
+    g_assert_cmpuint(qivshmem2_id(front), ==, 1);
+    g_assert_cmphex(qpci_config_readl(&front->dev, PCI_REVISION_ID), ==,
+                    0xff800000 | device << 8);
+    g_assert_cmphex(qpci_config_readl(&back->dev, PCI_REVISION_ID), ==,
+                    0xffc00000 | device << 8);
+    g_assert_cmpuint(test_link_get(back->qts, QIVSHMEM2_ID, "protocol"), ==,
+                     0xc000 | device);
+    g_assert_cmpuint(front->vectors, ==, 1 + queues);
+    g_assert_cmpuint(front->rw_size, ==, 1 * MiB);
+
+    virtio_start(front, back);
     for (uint32_t status = 1; status <= 100; status++) {
-        qtest_writel(front->qts, qivshmem2_rw(front) + STATUS, status);
-        qtest_writel(front->qts, qivshmem2_rw(front) + TRANSACTION, STATUS);
-        qivshmem2_ring(front, 1, 0);
-
-        qivshmem2_wait(back, 0);
-        qivshmem2_enable(back);
-        g_assert_cmphex(qtest_readl(back->qts, qivshmem2_rw(back) +
-                                    TRANSACTION), ==, STATUS);
-        g_assert_cmphex(qtest_readl(back->qts, qivshmem2_rw(back) + STATUS),
-                        ==, status);
-        qtest_writel(back->qts, qivshmem2_rw(back) + TRANSACTION, 0);
-        g_assert_cmphex(qtest_readl(front->qts, qivshmem2_rw(front) +
-                                    TRANSACTION), ==, 0);
-
-        /* a used buffer; the front-end looks and re-enables */
-        qivshmem2_ring(back, 0, 1);
-        qivshmem2_wait(front, 1);
-        qivshmem2_enable(front);
+        virtio_set_status(front, back, status);
+        for (uint32_t queue = 0; queue < queues; queue++) {
+            virtio_use_queue(front, back, queue);
+        }
     }
 
     /* the back-end dies: the front-end sees it as a reset device */
     test_link_kill_peer(back);
     qivshmem2_wait(front, 0);
-    g_assert_cmphex(qivshmem2_entry(front, 1), ==, 0);
-    back = test_link_peer(link, NULL);
+    g_assert_cmphex(qivshmem2_entry(front, 0), ==, 0);
+    back = test_link_peer_with_id(link, 0);
     g_assert_cmphex(qpci_config_readl(&back->dev, PCI_REVISION_ID), ==,
-                    0xffc00300);
+                    0xffc00000 | device << 8);
+}
+
+static void test_driver_virtio_console(void *obj, void *link,
+                                       QGuestAllocator *alloc)
+{
+    check_virtio(obj, link, 3, 2);
+}
+
+static void test_driver_virtio_block(void *obj, void *link,
+                                     QGuestAllocator *alloc)
+{
+    check_virtio(obj, link, 2, 1);
 }
 
 /* Zephyr, NuttX: only dwords, in configuration space and registers */
@@ -323,10 +375,12 @@ static void register_ivshmem2_drivers_test(void)
 {
     test_link_add("drivers/uio", "ivshmem2", test_driver_uio, &setup_uio);
     test_link_add("drivers/net", "ivshmem2", test_driver_net, &setup_net);
-    test_link_add("drivers/virtio", "ivshmem2", test_driver_virtio,
-                  &setup_virtio);
+    test_link_add("drivers/virtio-console", "ivshmem2",
+                  test_driver_virtio_console, &setup_virtio_console);
+    test_link_add("drivers/virtio-block", "ivshmem2",
+                  test_driver_virtio_block, &setup_virtio_block);
     test_link_add("drivers/dwords", "ivshmem2", test_driver_dwords,
-                  &setup_uio);
+                  &setup_dwords);
 }
 
 libqos_init(register_ivshmem2_drivers_test);

@@ -5,7 +5,10 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/resource.h>
 #include "hw/pci/pci_regs.h"
+#include "libqos/malloc-pc.h"
+#include "libqos/pci-pc.h"
 #include "qemu/module.h"
 #include "qemu/units.h"
 #include "qobject/qjson.h"
@@ -34,6 +37,7 @@ typedef struct Wild {
     uint8_t config[2][PCI_CFG_SPACE_SIZE];   /* right after the start */
     QTestState *qts;
     bool paused;
+    bool moved;                 /* BARs */
     QIvshmem2 *good;
     uint32_t good_state;
 } Wild;
@@ -136,23 +140,53 @@ static void wild_config(Wild *w, QIvshmem2 *d)
     }
 }
 
+/* BARs can be anywhere: on each other, on RAM, half or not mapped. */
+static void wild_bar(Wild *w, QIvshmem2 *d)
+{
+    QIvshmem2 *e = w->d[g_rand_int_range(w->rand, 0, 2)];
+    uint64_t places[] = {
+        e->regs, e->msix, e->memory, e->messages, d->regs, d->msix, d->memory,
+        0, UINT32_MAX, MiB, 0xfee00000, 0xfec00000, 0xe0000, any_value(w->rand),
+    };
+    uint64_t address = places[g_rand_int_range(w->rand, 0,
+                                               ARRAY_SIZE(places))];
+    uint8_t bar = g_rand_int_range(w->rand, 0, 4);
+
+    w->moved = true;
+    if (bar < 3) {
+        qpci_config_writel(&d->dev, PCI_BASE_ADDRESS_0 + 4 * bar, address);
+    } else {
+        /* the upper half of the memory's address, or of the others */
+        qpci_config_writel(&d->dev, PCI_BASE_ADDRESS_3,
+                           one_in(w->rand, 2) ? 0 : any_value(w->rand));
+    }
+}
+
 /* MSIs are memory writes, and can go to the devices themselves. */
 static uint64_t wild_message(Wild *w, QIvshmem2 *d)
 {
     QIvshmem2 *e = w->d[g_rand_int_range(w->rand, 0, 2)];
     uint32_t offset = g_rand_int(w->rand) % 64;
+    uint64_t high = UINT64_C(1) << g_rand_int_range(w->rand, 32, 64);
 
-    switch (g_rand_int_range(w->rand, 0, 6)) {
+    switch (g_rand_int_range(w->rand, 0, 9)) {
     case 0:
         return e->regs + offset % 32;
     case 1:
-        return e->regs + IVSHMEM2_REG_DOORBELL;
+        return e->regs + IVSHMEM2_REG_INT_CONTROL +
+               4 * g_rand_int_range(w->rand, 0, 3);
     case 2:
         return e->msix + offset;
     case 3:
         return e->memory + d->state_table_size + offset;
     case 4:
         return 0xfee00000 | any_value(w->rand) % MiB;
+    case 5:
+        return high | 0xfee00000;
+    case 6:
+        return high | e->regs;
+    case 7:
+        return one_in(w->rand, 2) ? 0 : UINT64_MAX;
     default:
         return any_value(w->rand);
     }
@@ -185,7 +219,8 @@ static void wild_msix(Wild *w, QIvshmem2 *d)
         break;
     case 2:
         qivshmem2_mask(d, vector, one_in(w->rand, 3));
-        if (qtest_readl(w->qts, entry + PCI_MSIX_ENTRY_VECTOR_CTRL) <= 1) {
+        if (!w->moved &&
+            qtest_readl(w->qts, entry + PCI_MSIX_ENTRY_VECTOR_CTRL) <= 1) {
             /* the BAR has not been moved */
             g_assert_cmphex(read_pba(d), ==, 0);
         }
@@ -207,12 +242,24 @@ static void wild_pause(Wild *w, bool pause)
     }
 }
 
+static void wild_start(Wild *w)
+{
+    /* Neither must lie on the other while this reads and writes. */
+    for (int i = 0; i < 2; i++) {
+        qpci_config_writew(&w->d[i]->dev, PCI_COMMAND, 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        qivshmem2_start(w->d[i]);
+    }
+    w->moved = false;
+}
+
 static void wild_act(Wild *w)
 {
     QIvshmem2 *d = w->d[g_rand_int_range(w->rand, 0, 2)];
     QIvshmem2 *from = one_in(w->rand, 2) ? d : w->good;
 
-    switch (g_rand_int_range(w->rand, 0, 24)) {
+    switch (g_rand_int_range(w->rand, 0, 28)) {
     case 0 ... 3:
         wild_registers(w, d);
         break;
@@ -243,14 +290,20 @@ static void wild_act(Wild *w)
     case 22:
         wild_pause(w, one_in(w->rand, 2));
         break;
+    case 23 ... 24:
+        wild_bar(w, d);
+        break;
+    case 25:
+        qivshmem2_set_command(d, one_in(w->rand, 2) ? PCI_COMMAND_MEMORY
+                              : PCI_COMMAND_MASTER, one_in(w->rand, 2));
+        break;
     default:
         /* Otherwise nothing would remain accessible after a while. */
         if (one_in(w->rand, 8)) {
             wild_pause(w, false);
             qtest_system_reset(w->qts);
         }
-        qivshmem2_start(w->d[0]);
-        qivshmem2_start(w->d[1]);
+        wild_start(w);
         break;
     }
 }
@@ -278,11 +331,8 @@ static void wild_calm(Wild *w)
                                     PCI_MSIX_FLAGS_MASKALL, false);
         }
         qivshmem2_set_one_shot(d, false);
-        qpci_config_writew(&d->dev, PCI_COMMAND, 0);
     }
-    for (int i = 0; i < 2; i++) {
-        qivshmem2_start(w->d[i]);
-    }
+    wild_start(w);
 }
 
 /* Ring, and wait for the interrupt, with MSI-X or INTx. */
@@ -420,8 +470,141 @@ static void test_guest(void *obj, void *opaque, QGuestAllocator *alloc)
     g_rand_free(w.rand);
 }
 
+/*
+ * Messages that do harm
+ */
+
+#define CHAIN       2048
+#define STACK       MiB
+
+static const TestLinkSetup setup_chain = {
+    .server = "--max-peers 2 --vectors 2048",
+};
+
+static void set_message(QIvshmem2 *d, unsigned vector, uint64_t address,
+                        uint32_t data)
+{
+    uint64_t entry = d->msix + vector * PCI_MSIX_ENTRY_SIZE;
+
+    qtest_writeq(d->qts, entry, address);
+    qtest_writel(d->qts, entry + PCI_MSIX_ENTRY_DATA, data);
+}
+
+/* The message of each vector writes the next vector's message. */
+static void test_chain(void *obj, void *opaque, QGuestAllocator *alloc)
+{
+    struct rlimit normal, small = { .rlim_cur = STACK };
+    unsigned last = CHAIN - 1;
+    uint32_t value;
+    QIvshmem2 *d;
+
+    g_assert_cmpint(getrlimit(RLIMIT_STACK, &normal), ==, 0);
+    small.rlim_max = normal.rlim_max;
+    g_assert_cmpint(setrlimit(RLIMIT_STACK, &small), ==, 0);
+    d = test_link_peer(opaque, NULL);
+    g_assert_cmpint(setrlimit(RLIMIT_STACK, &normal), ==, 0);
+    g_assert_cmpuint(d->vectors, ==, CHAIN);
+
+    qivshmem2_set_msix_flag(d, PCI_MSIX_FLAGS_MASKALL, true);
+    value = qtest_readl(d->qts, d->msix + last * PCI_MSIX_ENTRY_SIZE +
+                        PCI_MSIX_ENTRY_DATA);
+    for (unsigned v = 0; v < last; v++) {
+        set_message(d, v, d->msix + (v + 1) * PCI_MSIX_ENTRY_SIZE +
+                    PCI_MSIX_ENTRY_DATA, value);
+    }
+    for (unsigned v = 0; v < CHAIN; v++) {
+        qivshmem2_ring(d, qivshmem2_id(d), v);
+    }
+    /* The main loop has seen them: there is room for an answer each time. */
+    for (unsigned v = 0; v < CHAIN; v++) {
+        qivshmem2_readl(d, IVSHMEM2_REG_STATE);
+    }
+    qivshmem2_set_msix_flag(d, PCI_MSIX_FLAGS_MASKALL, false);
+    qivshmem2_wait(d, last);
+}
+
+#define PORT        QPCI_DEVFN(5, 0)
+#define BEHIND      0x100       /* on bus 1 */
+#define ECAM        0xb0000000
+
+static const TestLinkSetup setup_unplug = {
+    .server = "--max-peers 4 --vectors 2",
+};
+
+typedef enum Delivery { BY_RING, BY_UNMASK, BY_CONTROL, BY_CONFIG } Delivery;
+
+/* A message writes the register that unplugs the device which sends it. */
+static void unplug_by_message(TestLink *link, Delivery delivery)
+{
+    QTestState *qts = qtest_initf("-machine q35 -global ICH9-LPC.acpi-pci-"
+                                  "hotplug-with-bridge-support=off -device "
+                                  "pcie-root-port,id=rp,chassis=1,addr=5.0 "
+                                  "-chardev socket,id=link,path=%s -device "
+                                  "ivshmem2,id=dev,bus=rp,chardev=link",
+                                  link->socket);
+    QGuestAllocator alloc;
+    g_autofree QPCIDevice *port = NULL, *mch = NULL;
+    QIvshmem2 d = {};
+    QPCIBus *bus;
+    uint8_t cap;
+
+    pc_alloc_init(&alloc, qts, ALLOC_NO_FLAGS);
+    bus = qpci_new_pc(qts, &alloc);
+    mch = qpci_device_find(bus, 0);
+    qpci_config_writel(mch, 0x60, ECAM | 1);
+    port = qpci_device_find(bus, PORT);
+    qpci_config_writel(port, PCI_PRIMARY_BUS, 0x010100);
+    qpci_config_writel(port, PCI_MEMORY_BASE, 0xeff0e000);
+    qpci_config_writel(port, PCI_PREF_MEMORY_BASE, 0xeff0e000);
+    qpci_device_enable(port);
+    cap = qpci_find_capability(port, PCI_CAP_ID_EXP, 0);
+    qivshmem2_init(&d, bus, BEHIND, &alloc);
+    qivshmem2_start(&d);
+
+    if (delivery == BY_UNMASK) {
+        qivshmem2_mask(&d, 0, true);
+    } else if (delivery == BY_CONFIG) {
+        qivshmem2_set_msix_flag(&d, PCI_MSIX_FLAGS_MASKALL, true);
+    }
+    set_message(&d, 0, ECAM + (PORT << 12) + cap + PCI_EXP_SLTCTL,
+                PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PIC);
+    qivshmem2_enable(&d);
+    qivshmem2_ring(&d, qivshmem2_id(&d), 0);
+    qivshmem2_set_state(&d, 1);
+    switch (delivery) {
+    case BY_RING:
+        break;
+    case BY_UNMASK:
+        qivshmem2_mask(&d, 0, false);
+        break;
+    case BY_CONTROL:
+        qivshmem2_disable(&d);
+        break;
+    case BY_CONFIG:
+        qivshmem2_set_msix_flag(&d, PCI_MSIX_FLAGS_MASKALL, false);
+        break;
+    }
+    /* The device is gone when nothing of it uses its chardev. */
+    test_link_remove_chardev(qts, "link");
+    qpci_free_pc(bus);
+    alloc_destroy(&alloc);
+    qtest_quit(qts);
+}
+
+static void test_unplug_by_message(void *obj, void *opaque,
+                                   QGuestAllocator *alloc)
+{
+    for (Delivery how = BY_RING; how <= BY_CONFIG; how++) {
+        unplug_by_message(opaque, how);
+    }
+}
+
 static void register_ivshmem2_fuzz_guest_test(void)
 {
+    test_link_add("guest/message-chain", "ivshmem2", test_chain,
+                  &setup_chain);
+    test_link_add("guest/message-unplugs", "ivshmem2", test_unplug_by_message,
+                  &setup_unplug);
     test_link_add("fuzz/guest", "ivshmem2", test_guest, &setup_msix);
     test_link_add("fuzz/guest-intx", "ivshmem2", test_guest, &setup_intx);
 }

@@ -1,6 +1,8 @@
 /*
  * ivshmem2 tests: servers that send random variations of a handshake
  *
+ * IVSHMEM2_FUZZ_ROUNDS is the number of connections in each of the two tests.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
@@ -24,13 +26,15 @@ typedef struct Lie {
     size_t size;
     int fds[TEST_PACKET_MAX_FDS];
     unsigned n_fds;
+    bool blocks;                /* closing one of them waits */
 } Lie;
 
 typedef struct Liar {
+    TestLink *link;
     GRand *rand;
     uint32_t seed;              /* of the next connection */
     int rounds;                 /* connections; after them it is honest */
-    int done;
+    int done;                   /* connections that are over */
     int listen_fd;
     int stop_fd;                /* eventfd */
     GThread *thread;
@@ -93,6 +97,16 @@ static int strange_fd(GRand *rand, int own)
     }
 }
 
+static void add_strange(GRand *rand, Lie *lie, unsigned i, int own)
+{
+    if (one_in(rand, 16)) {
+        lie->fds[i] = test_packet_blocking();
+        lie->blocks = true;
+    } else {
+        lie->fds[i] = strange_fd(rand, own);
+    }
+}
+
 static TestPacket any_packet(GRand *rand)
 {
     static const uint16_t types[] = {
@@ -151,13 +165,13 @@ static void twist(GRand *rand, Lie *lie, int own)
     case 6:                             /* too many */
         n = g_rand_int_range(rand, 0, TEST_PACKET_MAX_FDS - lie->n_fds + 1);
         while (n--) {
-            lie->fds[lie->n_fds++] = strange_fd(rand, own);
+            add_strange(rand, lie, lie->n_fds++, own);
         }
         break;
     default:                            /* another one */
         if (lie->n_fds) {
             n = g_rand_int_range(rand, 0, lie->n_fds);
-            lie->fds[n] = strange_fd(rand, own);
+            add_strange(rand, lie, n, own);
         }
         break;
     }
@@ -197,7 +211,12 @@ static bool send_lie(GRand *rand, int fd, const Lie *lie, bool good)
 {
     size_t most = one_in(rand, 2) ? lie->size : one_in(rand, 2) ? 1 : 13;
     size_t done = 0, fds_at = 0;
+    unsigned n_fds = lie->n_fds;
 
+    if (lie->blocks) {
+        /* The kernel would close the others in QEMU's socket code. */
+        n_fds = MIN(n_fds, IVSHMEM2_MAX_FDS);
+    }
     if (!good && one_in(rand, 16)) {    /* descriptors come late */
         fds_at = g_rand_int_range(rand, 0, MAX(lie->size, 1));
     }
@@ -205,8 +224,11 @@ static bool send_lie(GRand *rand, int fd, const Lie *lie, bool good)
         size_t left = (done < fds_at ? fds_at : lie->size) - done;
         size_t size = MIN(left, MAX(most, 1));
 
-        if (!test_packet_send(fd, lie->bytes + done, size, lie->fds,
-                              done == fds_at ? lie->n_fds : 0)) {
+        if (lie->blocks && done == fds_at
+            ? !test_packet_send_last(fd, "", lie->bytes + done, size,
+                                     lie->fds, n_fds)
+            : !test_packet_send(fd, lie->bytes + done, size, lie->fds,
+                                done == fds_at ? n_fds : 0)) {
             return false;
         }
         done += size;
@@ -270,9 +292,9 @@ static int make_handshake(Lie *lies, uint32_t max_peers)
     return n;
 }
 
-/* Serve one connection from HELLO to its end. */
-static void serve(Liar *l, int fd, int own, uint32_t max_peers,
-                  bool good_handshake, bool good, int patience_ms)
+/* From HELLO to the end of a connection, or of the server */
+static void serve_until_end(Liar *l, int fd, int own, uint32_t max_peers,
+                            bool good_handshake, bool good, int patience_ms)
 {
     GRand *rand = l->rand;
     Lie lies[MAX_LIES + 1];
@@ -323,6 +345,46 @@ static void serve(Liar *l, int fd, int own, uint32_t max_peers,
     }
 }
 
+static void serve(Liar *l, int fd, int own, uint32_t max_peers,
+                  bool good_handshake, bool good, int patience_ms)
+{
+    if (l->done && !good && one_in(l->rand, 64)) {
+        /* It is accepted, and no more. */
+        g_usleep(patience_ms * 1000);
+    }
+    serve_until_end(l, fd, own, max_peers, good_handshake, good, patience_ms);
+    if (l->done && !good && one_in(l->rand, 64)) {
+        /* It is idle: it reads nothing, and the device has more to say. */
+        g_usleep(patience_ms * 1000);
+    }
+    close(fd);
+    test_packet_close_all();
+    qatomic_inc(&l->done);
+}
+
+/* Accept nothing for a while, with a full backlog. */
+static void be_deaf(Liar *l, int ms)
+{
+    int fds[256];
+    int n = test_packet_fill_backlog(l->link->socket, fds, ARRAY_SIZE(fds));
+
+    g_usleep(ms * 1000);
+    while (n) {
+        close(fds[--n]);
+    }
+}
+
+static bool is_own(int fd)
+{
+    struct ucred cred;
+    socklen_t len = sizeof(cred);
+
+    g_assert_cmpint(getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len), ==,
+                    0);
+    return cred.pid == getpid();
+}
+
+/* A device's connection */
 static int liar_accept(Liar *l)
 {
     struct pollfd pfd[] = {
@@ -331,19 +393,25 @@ static int liar_accept(Liar *l)
     };
     int fd;
 
-    g_assert_cmpint(RETRY_ON_EINTR(poll(pfd, 2, -1)), >, 0);
-    if (pfd[1].revents) {
-        return -1;
+    for (;;) {
+        g_assert_cmpint(RETRY_ON_EINTR(poll(pfd, 2, -1)), >, 0);
+        if (pfd[1].revents) {
+            return -1;
+        }
+        fd = accept4(l->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+        g_assert_cmpint(fd, >=, 0);
+        if (!is_own(fd)) {
+            return fd;
+        }
+        close(fd);
     }
-    fd = accept4(l->listen_fd, NULL, NULL, SOCK_CLOEXEC);
-    g_assert_cmpint(fd, >=, 0);
-    return fd;
 }
 
 static Liar *liar_new(TestLink *link, uint32_t seed, int n)
 {
     Liar *l = g_new0(Liar, 1);
 
+    l->link = link;
     l->rand = g_rand_new();
     l->seed = seed;
     l->rounds = n;
@@ -352,14 +420,14 @@ static Liar *liar_new(TestLink *link, uint32_t seed, int n)
     return l;
 }
 
-static void liar_free(Liar *l, TestLink *link)
+static void liar_free(Liar *l)
 {
     ivshmem2_eventfd_signal(l->stop_fd);
     g_thread_join(l->thread);
     test_packet_close_all();
     close(l->listen_fd);
     close(l->stop_fd);
-    unlink(link->socket);
+    unlink(l->link->socket);
     g_rand_free(l->rand);
     g_free(l);
 }
@@ -376,9 +444,6 @@ static void *plug_thread(void *opaque)
         g_rand_set_seed(l->rand, l->seed++);
         serve(l, fd, fd, one_in(l->rand, 4) ? 65536 : TEST_PACKET_PEERS,
               one_in(l->rand, 4), false, HANDSHAKE_MS + 50);
-        close(fd);
-        test_packet_close_all();
-        qatomic_inc(&l->done);
     }
     return NULL;
 }
@@ -435,7 +500,7 @@ static void test_plug(void *obj, void *opaque, QGuestAllocator *alloc)
         }
     }
     g_rand_free(rand);
-    liar_free(l, link);
+    liar_free(l);
     test_packet_plug_well(bus, link, alloc, fds);
 }
 
@@ -454,9 +519,9 @@ static void *resume_thread(void *opaque)
          */
         serve(l, fd, l->listen_fd, 65536,
               good || !l->done || one_in(l->rand, 4), good, 5);
-        close(fd);
-        test_packet_close_all();
-        qatomic_inc(&l->done);
+        if (!good && one_in(l->rand, 64)) {
+            be_deaf(l, 5);
+        }
     }
     return NULL;
 }
@@ -471,12 +536,14 @@ static void test_resume(void *obj, void *opaque, QGuestAllocator *alloc)
     int n = count_rounds(500);
     Liar *l = liar_new(link, seed, n);
     GRand *rand = g_rand_new_with_seed(seed);
+    QDict *props = test_packet_props(NULL, 60000);
     QIvshmem2 d = {};
 
     g_test_message("seeds from %u to %u", seed, seed + n - 1);
+    qdict_put_int(props, "x-slowest-reconnect-ms", 1);
     l->thread = g_thread_new("liar", resume_thread, l);
     g_assert_null(test_link_plug(bus->qts, "lied-to", link->socket, 1,
-                                 test_packet_props(NULL, 60000)));
+                                 props));
     qivshmem2_init(&d, bus, QPCI_DEVFN(TEST_PACKET_SLOT, 0), alloc);
     qivshmem2_start(&d);
     while (qatomic_read(&l->done) < n ||
@@ -492,7 +559,7 @@ static void test_resume(void *obj, void *opaque, QGuestAllocator *alloc)
     test_link_unplug(bus->qts, "lied-to", TEST_PACKET_SLOT);
     test_link_wait_fds(bus->qts, fds);
     g_rand_free(rand);
-    liar_free(l, link);
+    liar_free(l);
     test_packet_plug_well(bus, link, alloc, fds);
 }
 

@@ -29,8 +29,13 @@ static const char *server_path(void)
 
 /* The server */
 
-static void in_server(void *unused)
+static void in_server(void *opaque)
 {
+    const TestLink *link = opaque;
+    int log = link->log ? open(link->log, O_WRONLY | O_CREAT | O_APPEND, 0600)
+                        : STDERR_FILENO;
+
+    dup2(log, STDERR_FILENO);
     /* keep its output out of the test's own, which is TAP */
     dup2(STDERR_FILENO, STDOUT_FILENO);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -65,7 +70,7 @@ void test_link_start_server(TestLink *link, const char *options)
                      sizeof(addr.sun_path));
     g_assert_cmpint(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
     g_spawn_async(NULL, argv, env, G_SPAWN_DO_NOT_REAP_CHILD, in_server,
-                  NULL, &link->pid, &err);
+                  link, &link->pid, &err);
     g_assert_no_error(err);
     wait_ready(fd);
     close(fd);
@@ -291,6 +296,37 @@ void test_link_unplug(QTestState *qts, const char *id, int slot)
 {
     qpci_unplug_acpi_device_test(qts, id, slot);
     test_link_remove_chardev(qts, id);
+}
+
+void test_link_check_quiet(QIvshmem2 *d)
+{
+    for (unsigned i = 0; i < d->vectors; i++) {
+        g_assert_false(qivshmem2_arrived(d, i));
+    }
+}
+
+QIvshmem2 *test_link_add_device(QIvshmem2 *d, int devfn)
+{
+    QIvshmem2 *more = g_new0(QIvshmem2, 1);
+
+    g_test_queue_free(more);
+    qivshmem2_init(more, d->dev.bus, devfn, d->alloc);
+    return more;
+}
+
+QIvshmem2 *test_link_plug_device(QIvshmem2 *d, const char *id,
+                                 const char *socket, int slot)
+{
+    g_autofree char *addr = g_strdup_printf("%02x.0", slot);
+    QIvshmem2 *more;
+
+    g_assert_null(test_link_plug(d->qts, id, socket, 0,
+                                 qdict_from_jsonf_nofail("{ 'addr': %s,"
+                                     " 'peer-id': 'any' }", addr)));
+    more = test_link_add_device(d, QPCI_DEVFN(slot, 0));
+    qivshmem2_start(more);
+    qivshmem2_enable(more);
+    return more;
 }
 
 /* Properties and descriptors of QEMU */

@@ -30,6 +30,7 @@ typedef struct TestLink {
     char *dir;
     char *socket;
     pid_t pid;                  /* 0: no server runs */
+    const char *log;            /* a file for its messages, or NULL */
 } TestLink;
 
 /* What a test needs: options of the server, and of the graph's QEMU */
@@ -78,6 +79,11 @@ void test_link_add_chardev(QTestState *qts, const char *id,
                            const char *socket, int reconnect_ms);
 void test_link_remove_chardev(QTestState *qts, const char *id);
 
+/* A second device in the VM of @d; it has been plugged already. */
+QIvshmem2 *test_link_add_device(QIvshmem2 *d, int devfn);
+QIvshmem2 *test_link_plug_device(QIvshmem2 *d, const char *id,
+                                 const char *socket, int slot);
+
 /* Properties of device @id */
 uint64_t test_link_get(QTestState *qts, const char *id, const char *name);
 bool test_link_get_bool(QTestState *qts, const char *id, const char *name);
@@ -85,6 +91,9 @@ bool test_link_get_bool(QTestState *qts, const char *id, const char *name);
 /* Descriptors of QEMU */
 unsigned test_link_count_fds(QTestState *qts);
 void test_link_wait_fds(QTestState *qts, unsigned wanted);
+
+/* No interrupt has arrived. */
+void test_link_check_quiet(QIvshmem2 *d);
 
 /* Wait until the guest sees @value in the State Table. */
 void test_link_wait_entry(QIvshmem2 *d, uint32_t id, uint32_t value);

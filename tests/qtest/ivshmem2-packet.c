@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <netinet/in.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -17,6 +18,7 @@
 /* Descriptors */
 
 static GArray *opened;
+static GArray *blocking;        /* of test_packet_blocking() */
 
 int test_packet_keep(int fd)
 {
@@ -65,6 +67,47 @@ void test_packet_close_all(void)
         close(g_array_index(opened, int, i));
     }
     g_clear_pointer(&opened, g_array_unref);
+    /* Their other ends are closed now, so this does not wait. */
+    for (guint i = 0; blocking && i < blocking->len; i++) {
+        close(g_array_index(blocking, int, i));
+    }
+    g_clear_pointer(&blocking, g_array_unref);
+}
+
+int test_packet_blocking(void)
+{
+    struct sockaddr_in addr = {
+        .sin_family = AF_INET,
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+    };
+    struct linger linger = { .l_onoff = 1, .l_linger = TEST_PACKET_LINGER_S };
+    socklen_t len = sizeof(addr);
+    char bytes[4096] = "";
+    int few = sizeof(bytes);
+    int listener = test_packet_keep(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC,
+                                           0));
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    g_assert_cmpint(setsockopt(listener, SOL_SOCKET, SO_RCVBUF, &few,
+                               sizeof(few)), ==, 0);
+    g_assert_cmpint(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &few, sizeof(few)),
+                    ==, 0);
+    g_assert_cmpint(bind(listener, (struct sockaddr *)&addr, len), ==, 0);
+    g_assert_cmpint(listen(listener, 1), ==, 0);
+    g_assert_cmpint(getsockname(listener, (struct sockaddr *)&addr, &len), ==,
+                    0);
+    g_assert_cmpint(connect(fd, (struct sockaddr *)&addr, len), ==, 0);
+    test_packet_keep(accept4(listener, NULL, NULL, SOCK_CLOEXEC));
+    while (send(fd, bytes, sizeof(bytes), MSG_DONTWAIT) > 0) {
+        continue;
+    }
+    g_assert_cmpint(setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger,
+                               sizeof(linger)), ==, 0);
+    if (!blocking) {
+        blocking = g_array_new(false, false, sizeof(int));
+    }
+    g_array_append_val(blocking, fd);
+    return fd;
 }
 
 /* Messages */
@@ -171,6 +214,35 @@ bool test_packet_send(int fd, const void *buf, size_t size, const int *fds,
     return sendmsg(fd, &msg, MSG_NOSIGNAL) == size;
 }
 
+static void close_blocking(int fd)
+{
+    for (guint i = 0; blocking && i < blocking->len; i++) {
+        if (g_array_index(blocking, int, i) == fd) {
+            g_array_remove_index_fast(blocking, i);
+            close(fd);
+        }
+    }
+}
+
+bool test_packet_send_last(int fd, const char *before, const void *buf,
+                           size_t size, const int *fds, unsigned n_fds)
+{
+    struct ucred cred;
+    socklen_t len = sizeof(cred);
+    bool sent;
+
+    g_assert_cmpint(getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len), ==,
+                    0);
+    kill(cred.pid, SIGSTOP);
+    sent = test_packet_send(fd, before, strlen(before), NULL, 0) &&
+           test_packet_send(fd, buf, size, fds, n_fds);
+    for (unsigned i = 0; sent && i < n_fds; i++) {
+        close_blocking(fds[i]);
+    }
+    kill(cred.pid, SIGCONT);
+    return sent;
+}
+
 int test_packet_listen(TestLink *link)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
@@ -180,6 +252,25 @@ int test_packet_listen(TestLink *link)
     g_assert_cmpint(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
     g_assert_cmpint(listen(fd, 16), ==, 0);
     return fd;
+}
+
+int test_packet_fill_backlog(const char *path, int *fds, int max)
+{
+    struct sockaddr_un un = { .sun_family = AF_UNIX };
+
+    g_assert_cmpint(strlen(path), <, sizeof(un.sun_path));
+    strcpy(un.sun_path, path);
+    for (int n = 0; n < max; n++) {
+        fds[n] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
+                        0);
+        g_assert_cmpint(fds[n], >=, 0);
+        if (connect(fds[n], (struct sockaddr *)&un, sizeof(un)) < 0) {
+            g_assert_cmpint(errno, ==, EAGAIN);
+            close(fds[n]);
+            return n;
+        }
+    }
+    g_assert_not_reached();
 }
 
 /* Devices */

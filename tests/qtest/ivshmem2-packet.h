@@ -41,6 +41,13 @@ int test_packet_eventfd(void);
 void test_packet_close_all(void);
 
 /*
+ * A socket: the last process to close it waits for TEST_PACKET_LINGER_S, or
+ * until test_packet_close_all().
+ */
+#define TEST_PACKET_LINGER_S    10
+int test_packet_blocking(void);
+
+/*
  * The messages of a handshake, with descriptors of their own.  Output
  * sections are only there on a link of TEST_PACKET_PEERS.
  */
@@ -57,8 +64,19 @@ Ivshmem2Msg test_packet_encode(const TestPacket *p);
 bool test_packet_send(int fd, const void *buf, size_t size, const int *fds,
                       unsigned n_fds);
 
+/*
+ * The same, and the receiver is the last one to close those descriptors that
+ * are from test_packet_blocking(): it is stopped until they are closed here.
+ * Bytes @before are sent first.
+ */
+bool test_packet_send_last(int fd, const char *before, const void *buf,
+                           size_t size, const int *fds, unsigned n_fds);
+
 /* A socket that devices can connect to */
 int test_packet_listen(TestLink *link);
+
+/* Connect until @path's server has no room; returns how often that worked. */
+int test_packet_fill_backlog(const char *path, int *fds, int max);
 
 /* Properties of a device to be plugged */
 QDict *test_packet_props(const char *peer_id, int timeout_ms);

@@ -196,7 +196,7 @@ static const TestLinkSetup setup_2048_vectors = {
 static void test_capabilities(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *d = obj;
-    unsigned vendor = 0, msix = 0;
+    unsigned vendor = 0, msix = 0, af = 0;
     uint8_t seen[256] = {};
     uint8_t cap = qpci_config_readb(&d->dev, PCI_CAPABILITY_LIST);
 
@@ -214,6 +214,11 @@ static void test_capabilities(void *obj, void *link, QGuestAllocator *alloc)
             msix++;
             size = PCI_CAP_MSIX_SIZEOF;
             break;
+        case PCI_CAP_ID_AF:
+            af++;
+            size = qpci_config_readb(&d->dev, cap + PCI_AF_LENGTH);
+            g_assert_cmpuint(size, ==, PCI_CAP_AF_SIZEOF);
+            break;
         default:
             g_assert_not_reached();
         }
@@ -227,6 +232,7 @@ static void test_capabilities(void *obj, void *link, QGuestAllocator *alloc)
     }
     g_assert_cmpuint(vendor, ==, 1);
     g_assert_cmpuint(msix, ==, 1);
+    g_assert_cmpuint(af, ==, 1);
     /* the rest reads 0, and ignores writes */
     for (int i = PCI_STD_HEADER_SIZEOF; i < sizeof(seen); i++) {
         if (!seen[i]) {
@@ -872,11 +878,32 @@ static void test_one_shot(void *obj, void *link, QGuestAllocator *alloc)
  * Reset
  */
 
-/* G6, R5, R8, C2, V2 and R3: what a reset changes, and what it keeps */
-static void test_reset(void *obj, void *link, QGuestAllocator *alloc)
+static void reset_system(QIvshmem2 *d)
 {
-    QIvshmem2 *d = obj;
+    qtest_system_reset(d->qts);
+}
 
+/* The bit reads 0, and other bits have no effect. */
+static void reset_function(QIvshmem2 *d)
+{
+    uint8_t af = qpci_find_capability(&d->dev, PCI_CAP_ID_AF, 0);
+    uint32_t state = qivshmem2_readl(d, IVSHMEM2_REG_STATE);
+
+    g_assert_cmphex(af, !=, 0);
+    g_assert_cmphex(qpci_config_readb(&d->dev, af + PCI_AF_CAP), ==,
+                    PCI_AF_CAP_TP | PCI_AF_CAP_FLR);
+    qpci_config_writeb(&d->dev, af + PCI_AF_CTRL, ~PCI_AF_CTRL_FLR);
+    qpci_config_writeb(&d->dev, af + PCI_AF_CTRL - 1, 0xff);
+    qpci_config_writeb(&d->dev, af + PCI_AF_CTRL + 1, 0xff);
+    qpci_config_writel(&d->dev, af, 0xffffffff);
+    g_assert_cmphex(qivshmem2_readl(d, IVSHMEM2_REG_STATE), ==, state);
+    qpci_config_writeb(&d->dev, af + PCI_AF_CTRL, PCI_AF_CTRL_FLR);
+    g_assert_cmphex(qpci_config_readw(&d->dev, af + PCI_AF_CTRL), ==, 0);
+}
+
+/* G6, R5, R8, C2, V2 and R3: what a reset changes, and what it keeps */
+static void check_reset(QIvshmem2 *d, void (*reset)(QIvshmem2 *d))
+{
     for (int i = 0; i < 3; i++) {
         qivshmem2_enable(d);
         expect_self(d, 1);
@@ -888,7 +915,7 @@ static void test_reset(void *obj, void *link, QGuestAllocator *alloc)
         qtest_writel(d->qts, qivshmem2_rw(d), 0x12345678);
         qtest_writel(d->qts, qivshmem2_output(d, TEST_ID), 0x9abcdef0);
 
-        qtest_system_reset(d->qts);
+        reset(d);
         g_assert_cmphex(qpci_config_readw(&d->dev, PCI_COMMAND), ==, 0);
         g_assert_cmphex(qpci_config_readw(&d->dev, PCI_STATUS), ==, 0x0010);
         g_assert_cmphex(qpci_config_readb(&d->dev, d->cap +
@@ -910,6 +937,42 @@ static void test_reset(void *obj, void *link, QGuestAllocator *alloc)
         expect_self(d, 1);
         g_assert_false(qivshmem2_arrived(d, 0));
         g_assert_false(qivshmem2_arrived(d, 2));
+    }
+}
+
+static void test_reset_system(void *obj, void *link, QGuestAllocator *alloc)
+{
+    check_reset(obj, reset_system);
+}
+
+static void test_reset_function(void *obj, void *link, QGuestAllocator *alloc)
+{
+    QIvshmem2 *d = obj;
+    QIvshmem2 *peer;
+
+    check_reset(d, reset_function);
+
+    /* T2, M5: the others learn of it; any width will do */
+    peer = test_link_peer_with_id(link, 0);
+    for (int len = 1; len <= 4; len *= 2) {
+        uint8_t control = qpci_find_capability(&d->dev, PCI_CAP_ID_AF, 0) +
+                          PCI_AF_CTRL;
+
+        qivshmem2_set_state(d, 5);
+        qivshmem2_wait(peer, 0);
+        g_assert_cmphex(qivshmem2_entry(peer, TEST_ID), ==, 5);
+        if (len == 1) {
+            qpci_config_writeb(&d->dev, control, 1);
+        } else if (len == 2) {
+            qpci_config_writew(&d->dev, control, 1);
+        } else {
+            qpci_config_writel(&d->dev, control, 1);
+        }
+        qivshmem2_wait(peer, 0);
+        g_assert_cmphex(qivshmem2_entry(peer, TEST_ID), ==, 0);
+        qivshmem2_start(d);
+        qivshmem2_enable(d);
+        qivshmem2_expect_ring(peer, d, 1);
     }
 }
 
@@ -1129,7 +1192,8 @@ static void register_ivshmem2_test(void)
         { "interrupts/mask-function", test_mask_function },
         { "interrupts/move-vector", test_move_vector },
         { "interrupts/one-shot", test_one_shot },
-        { "reset/system", test_reset },
+        { "reset/system", test_reset_system },
+        { "reset/function", test_reset_function },
         { "outside/guest-errors", test_guest_errors },
         { "outside/properties", test_properties },
         { "outside/peer-id", test_peer_id },

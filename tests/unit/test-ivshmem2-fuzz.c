@@ -9,8 +9,6 @@
 
 #include "../fuzz/ivshmem2-fuzz.h"
 
-/* Derived inputs for each target: as many as take a moment */
-#define N_MUTATIONS 5000
 #define MAX_EDITS   4
 
 typedef struct Corpus {
@@ -154,7 +152,7 @@ static void test_mutations(gconstpointer target)
     Corpus c;
 
     begin(&c, target);
-    for (unsigned i = 0; i < N_MUTATIONS; i++) {
+    for (unsigned i = 0; i < c.target->n_mutations; i++) {
         const GByteArray *base = choose(&c, rand);
         GByteArray *input = g_byte_array_new();
 

@@ -340,6 +340,7 @@ static const struct {
 } old_cases[] = {
     { "rwf-nowait", { REFUSE(preadv2, EOPNOTSUPP) } },
     { "aio", { REFUSE(io_setup, ENOSYS) } },
+    { "aio-left", { REFUSE(io_setup, EAGAIN) } },
     { "aio-room", { REFUSE(io_submit, EAGAIN) } },
     { "noexec-seal", { REFUSE_ARG(memfd_create, EINVAL, 1,
                                   MFD_CLOEXEC | MFD_NOEXEC_SEAL) } },

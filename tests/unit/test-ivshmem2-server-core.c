@@ -72,27 +72,27 @@ static const Ivshmem2ServerOps ops = {
     .wake = wake,
 };
 
-static void setup_with(Fixture *f, uint32_t max_peers, uint32_t ids_per_user)
+static void setup_with(Fixture *f, uint32_t max_peers,
+                       const Ivshmem2BudgetConfig *limits)
 {
     const Ivshmem2LinkConfig config = {
         .max_peers = max_peers,
         .vectors = 1,
     };
-    const Ivshmem2BudgetConfig limits = { .ids_per_user = ids_per_user };
     g_autoptr(GError) error = NULL;
 
     f->before = count_fds();
     f->n = max_peers;
     f->link = ivshmem2_link_new(&config, &error);
     g_assert_no_error(error);
-    f->budget = ivshmem2_budget_new(&limits);
+    f->budget = ivshmem2_budget_new(limits);
     f->server = ivshmem2_server_new(f->link, f->budget, &ops);
     f->clients = g_new0(Ivshmem2Client *, max_peers);
 }
 
 static void setup(Fixture *f, uint32_t max_peers)
 {
-    setup_with(f, max_peers, 0);
+    setup_with(f, max_peers, &(Ivshmem2BudgetConfig) { 0 });
 }
 
 static void leave(Fixture *f, uint32_t i)
@@ -716,14 +716,81 @@ static void test_lobby(void)
     ivshmem2_budget_free(budget);
 }
 
+/* After one that stalled, the newest one is next, until no more wait. */
+static void test_lobby_of_the_stalled(void)
+{
+    /* 4 places */
+    const Ivshmem2BudgetConfig limits = { .fd_limit = 4 * 64 };
+    Ivshmem2Budget *budget = ivshmem2_budget_new(&limits);
+    Ivshmem2Joiner j[8] = { { .stage = IVSHMEM2_OUTSIDE } };
+    Ivshmem2Lobby l;
+
+    ivshmem2_lobby_init(&l, budget);
+    for (int i = 0; i < 8; i++) {
+        ivshmem2_lobby_enter(&l, &j[i], 1000);
+        g_assert_cmpint(ivshmem2_lobby_ask(&l, &j[i]), ==, i < 2);
+    }
+    /* one that is refused has not stalled */
+    ivshmem2_lobby_retire(&l, &j[0], false);
+    g_assert_cmpuint(count_entrants(budget, 1000), ==, 7);
+    g_assert_true(ivshmem2_lobby_next(&l) == &j[2]);
+    ivshmem2_lobby_retire(&l, &j[1], true);
+    g_assert_true(ivshmem2_lobby_next(&l) == &j[7]);
+    ivshmem2_lobby_leave(&l, &j[7]);
+    g_assert_true(ivshmem2_lobby_next(&l) == &j[6]);
+    /* it has no place any more, and a joiner that waits has none yet */
+    ivshmem2_lobby_retire(&l, &j[1], true);
+    ivshmem2_lobby_retire(&l, &j[3], true);
+    g_assert_null(ivshmem2_lobby_next(&l));
+    for (int i = 0; i < 8; i++) {
+        ivshmem2_lobby_leave(&l, &j[i]);
+    }
+    g_assert_cmpuint(l.joining.length, ==, 0);
+    g_assert_cmpuint(g_hash_table_size(l.users), ==, 0);
+    ivshmem2_lobby_clear(&l);
+    ivshmem2_budget_free(budget);
+}
+
 /* Users */
+
+/* Bound IDs count for their user, which gets them again. */
+static void test_bound_ids(void)
+{
+    const Ivshmem2BudgetConfig limits = { .ids_per_user = 2, .bind_ids = true };
+    Fixture f;
+
+    setup_with(&f, 4, &limits);
+    for (int round = 0; round < 3; round++) {
+        expect_id(&f, 0, 12, 1001, 0);
+        expect_id(&f, 1, 10, 1000, 1);
+        expect_id(&f, 2, 11, 1000, 2);
+        for (int i = 0; i < 3; i++) {
+            say_goodbye(&f, i);
+        }
+    }
+    g_assert_cmpuint(ivshmem2_budget_count(f.budget, IVSHMEM2_SLOT, 1000), ==,
+                     2);
+    /* one that was held, too */
+    expect_id(&f, 0, 10, 1000, 1);
+    leave(&f, 0);
+    ivshmem2_server_release(f.server, 1);
+    g_assert_cmphex(join_as(&f, 0, 1, 12, 1001), ==, IVSHMEM2_MSG_REFUSED);
+    leave(&f, 0);
+    /* the user has two, and gets no third */
+    g_assert_cmphex(join_as(&f, 0, 3, 10, 1000), ==, IVSHMEM2_MSG_REFUSED);
+    leave(&f, 0);
+    expect_id(&f, 0, 13, 1002, 3);
+    g_assert_cmphex(join_as(&f, 1, IVSHMEM2_ID_ANY, 14, 1003), ==,
+                    IVSHMEM2_MSG_REFUSED);
+    teardown(&f);
+}
 
 /* Occupied and held IDs count for the user. */
 static void test_ids_per_user(void)
 {
     Fixture f;
 
-    setup_with(&f, 4, 2);
+    setup_with(&f, 4, &(Ivshmem2BudgetConfig) { .ids_per_user = 2 });
     for (int round = 0; round < 3; round++) {
         g_assert_cmphex(join(&f, 0, 0, 10), ==, IVSHMEM2_MSG_READY);
         g_assert_cmphex(join(&f, 1, 1, 11), ==, IVSHMEM2_MSG_READY);
@@ -808,8 +875,11 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server-core/turns", test_turns);
     g_test_add_func("/ivshmem2/server-core/timers", test_timers);
     g_test_add_func("/ivshmem2/server-core/lobby", test_lobby);
+    g_test_add_func("/ivshmem2/server-core/lobby-of-the-stalled",
+                    test_lobby_of_the_stalled);
     g_test_add_func("/ivshmem2/server-core/ids-per-user",
                     test_ids_per_user);
+    g_test_add_func("/ivshmem2/server-core/bound-ids", test_bound_ids);
     g_test_add_func("/ivshmem2/server-core/log-of-joining",
                     test_log_of_joining);
     return g_test_run();

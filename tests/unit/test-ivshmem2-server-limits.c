@@ -120,6 +120,71 @@ static void test_turns(void)
     server_end(&s);
 }
 
+/* Of those connections: the ones that the server has sent something */
+static unsigned count_served(Client *c, unsigned n)
+{
+    unsigned served = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        served += count_unread(&c[i]) > 0;
+    }
+    return served;
+}
+
+/*
+ * However many of its user have stalled, a client waits for those that have a
+ * place, and not for those that wait as well.
+ */
+static void test_many_stalled(void)
+{
+    Client stalled[20], c;
+    int64_t start;
+    Server s;
+
+    server_init(&s);
+    server_start_limited(&s, 300, "--max-peers 50 --output-size 4K "
+                         "--handshake-timeout 3");
+    for (size_t i = 0; i < G_N_ELEMENTS(stalled); i++) {
+        stall_as(&stalled[i], &s, geteuid());
+    }
+    wait_for_unread(&stalled[1], 1);
+    start = g_get_monotonic_time();
+    client_join(&c, &s, IVSHMEM2_ID_ANY);
+    g_test_message("waited for %d ms, the time limit is 3000 ms",
+                   (int)((g_get_monotonic_time() - start) / 1000));
+    /* two had a place, two more get one as the time of those is up */
+    g_assert_cmpuint(count_served(stalled, G_N_ELEMENTS(stalled)), <=, 4);
+    for (size_t i = 0; i < G_N_ELEMENTS(stalled); i++) {
+        client_close(&stalled[i]);
+    }
+    client_leave(&c);
+    server_end(&s);
+}
+
+/* A client that is refused keeps no place until it closes the connection. */
+static void test_many_refused(void)
+{
+    Ivshmem2Msg hello = make_hello(1000);
+    Client refused[60], c;
+    Server s;
+
+    server_init(&s);
+    server_start_limited(&s, 300, "--max-peers 16 --output-size 4K "
+                         "--handshake-timeout 3600");
+    for (size_t i = 0; i < G_N_ELEMENTS(refused); i++) {
+        client_connect(&refused[i], &s);
+        client_say(&refused[i], &hello);
+    }
+    /* they would take 30 s, a second for two of them */
+    client_join(&c, &s, IVSHMEM2_ID_ANY);
+    for (size_t i = 0; i < G_N_ELEMENTS(refused); i++) {
+        client_hear(&refused[i], IVSHMEM2_MSG_REFUSED);
+        client_close(&refused[i]);
+    }
+    client_leave(&c);
+    server_end(&s);
+}
+
 /* The handshake is complete when the client has read it. */
 static void test_unread_handshake(void)
 {
@@ -387,6 +452,8 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server/file-limit", test_file_limit);
     g_test_add_func("/ivshmem2/server/stalled-joiners", test_stalled_joiners);
     g_test_add_func("/ivshmem2/server/turns", test_turns);
+    g_test_add_func("/ivshmem2/server/many-stalled", test_many_stalled);
+    g_test_add_func("/ivshmem2/server/many-refused", test_many_refused);
     g_test_add_func("/ivshmem2/server/unread-handshake", test_unread_handshake);
     g_test_add_func("/ivshmem2/server/flight-limit", test_flight_limit);
     g_test_add_func("/ivshmem2/server/silent-flood", test_silent_flood);

@@ -5,6 +5,7 @@
  */
 
 #include "ivshmem2-raw-client.h"
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include "loop.h"
 #include "process.h"
@@ -413,6 +414,50 @@ static void test_invisible_pid(void)
     server_end(&s);
 }
 
+/* A process of one user keeps its descriptors: no other user gets the ID. */
+static void test_bound_ids(void)
+{
+    Ivshmem2Msg any = make_hello(IVSHMEM2_ID_ANY);
+    Ivshmem2Msg first = make_hello(0);
+    Server s;
+    Client a, b, c;
+
+    server_init(&s);
+    if (geteuid() != 0) {
+        g_test_skip("only root can become two users");
+        server_end(&s);
+        return;
+    }
+    server_start(&s, "--max-peers 2 --output-size 4K --bind-ids "
+                 "--socket-mode 666");
+    g_assert_cmpint(chmod(s.dir, 0711), ==, 0);
+    client_join_as(&a, &s, USER_UID, 0, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(a.welcome.id, ==, 0);
+    client_say_type(&a, IVSHMEM2_MSG_GOODBYE);
+    g_assert_cmpuint(client_hear_any(&a), ==, 0);
+    /* the former occupant can write, but not to another user's section */
+    client_join_as(&b, &s, OTHER_UID, 0, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(b.welcome.id, ==, 1);
+    g_assert_cmpint(pwrite(a.outputs[0], "evil", 4, 0), ==, 4);
+    g_assert_cmpint(pwrite(a.outputs[1], "evil", 4, 0), ==, -1);
+    client_close(&a);
+
+    /* nobody has ID 0, and it is for its user only */
+    client_connect_as(&c, &s, OTHER_UID, 0);
+    client_say(&c, &first);
+    client_hear_refusal(&c, IVSHMEM2_REFUSAL_PERMISSION, "ID 0 belongs to");
+    client_close(&c);
+    client_connect_as(&c, &s, OTHER_UID, 0);
+    client_say(&c, &any);
+    client_hear_refusal(&c, IVSHMEM2_REFUSAL_FULL, "--bind-ids");
+    client_close(&c);
+    client_join_as(&a, &s, USER_UID, 0, IVSHMEM2_ID_ANY);
+    g_assert_cmpuint(a.welcome.id, ==, 0);
+    client_leave(&a);
+    client_leave(&b);
+    server_end(&s);
+}
+
 /* Resuming */
 
 static void test_resume(void)
@@ -579,6 +624,90 @@ static void test_resume_with_recycled_pid(void)
     server_end(&s);
 }
 
+/*
+ * A stopped server has not read yet that the peer left, nor what it sent
+ * before; another process asks for the slot meanwhile, and gets it.
+ */
+static void test_goodbye_to_a_stopped_server(void)
+{
+    static const int before[] = { 0, 1, 10, 100 };
+    Ivshmem2Msg hello = make_hello(1);
+    Server s;
+    Client a, b;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 3");
+    for (size_t i = 0; i < G_N_ELEMENTS(before); i++) {
+        client_join(&a, &s, 1);
+        g_assert_cmpint(kill(s.pid, SIGSTOP), ==, 0);
+        for (int n = 0; n < before[i]; n++) {
+            client_say_target(&a, IVSHMEM2_MSG_RING, 0, 0);
+        }
+        client_say_type(&a, IVSHMEM2_MSG_GOODBYE);
+        client_close(&a);
+        client_connect_by_child(&b, &s, 0, false);
+        client_say(&b, &hello);
+        g_assert_cmpint(kill(s.pid, SIGCONT), ==, 0);
+        client_complete(&b);
+        client_leave(&b);
+    }
+    server_end(&s);
+}
+
+/* As many requests as the kernel takes: a goodbye has no room any more. */
+static void fill_socket(Client *c)
+{
+    const Ivshmem2Msg ring = { .hdr.type = IVSHMEM2_MSG_RING };
+    const Ivshmem2Msg goodbye = { .hdr.type = IVSHMEM2_MSG_GOODBYE };
+
+    while (ivshmem2_transport_send(&c->transport, &ring, NULL, NULL) > 0) {
+        continue;
+    }
+    g_assert_cmpint(ivshmem2_transport_send(&c->transport, &goodbye, NULL,
+                                            NULL), ==, 0);
+}
+
+/*
+ * The peer could not say goodbye to a stopped server.  The slot is free as
+ * soon as the peer's process has ended, and held before.
+ */
+static void test_no_room_for_goodbye(void)
+{
+    Ivshmem2Msg hello = make_hello(1);
+    pid_t parent = getpid();
+    Server s;
+    Client a, b;
+    pid_t pid;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 3");
+    pid = fork();
+    if (pid == 0) {
+        die_with_parent(parent);
+        client_join(&a, &s, 1);
+        kill(s.pid, SIGSTOP);
+        fill_socket(&a);
+        _exit(0);
+    }
+    g_assert_cmpint(waitpid(pid, NULL, 0), ==, pid);
+    client_connect_by_child(&b, &s, 0, false);
+    client_say(&b, &hello);
+    g_assert_cmpint(kill(s.pid, SIGCONT), ==, 0);
+    client_complete(&b);
+    client_leave(&b);
+
+    client_join(&a, &s, 1);
+    g_assert_cmpint(kill(s.pid, SIGSTOP), ==, 0);
+    fill_socket(&a);
+    client_close(&a);
+    client_connect_by_child(&b, &s, 0, false);
+    client_say(&b, &hello);
+    g_assert_cmpint(kill(s.pid, SIGCONT), ==, 0);
+    client_hear_refusal(&b, IVSHMEM2_REFUSAL_ID_TAKEN, "ID 1 is held for");
+    client_close(&b);
+    server_end(&s);
+}
+
 static void test_shutdown(void)
 {
     Server s;
@@ -618,9 +747,14 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server/goodbye-and-close",
                     test_goodbye_and_close);
     g_test_add_func("/ivshmem2/server/goodbye-early", test_goodbye_early);
+    g_test_add_func("/ivshmem2/server/goodbye-to-a-stopped-server",
+                    test_goodbye_to_a_stopped_server);
+    g_test_add_func("/ivshmem2/server/no-room-for-goodbye",
+                    test_no_room_for_goodbye);
     g_test_add_func("/ivshmem2/server/hold", test_hold);
     g_test_add_func("/ivshmem2/server/killed", test_killed);
     g_test_add_func("/ivshmem2/server/invisible-pid", test_invisible_pid);
+    g_test_add_func("/ivshmem2/server/bound-ids", test_bound_ids);
     g_test_add_func("/ivshmem2/server/resume", test_resume);
     g_test_add_func("/ivshmem2/server/resume-refused", test_resume_refused);
     g_test_add_func("/ivshmem2/server/resume-with-recycled-pid",

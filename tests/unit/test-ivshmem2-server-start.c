@@ -95,7 +95,11 @@ static void test_no_socket(void)
 static void test_help(void)
 {
     const char *options[] = { "--help", "--version" };
-    const char *want[] = { "--max-peers=N", "protocol versions 1 to 1" };
+    g_autofree char *version = g_strdup_printf(
+        "ivshmem2-server %d.%d.%d, protocol versions 1 to 1\n",
+        LIBIVSHMEM2_VERSION_MAJOR, LIBIVSHMEM2_VERSION_MINOR,
+        LIBIVSHMEM2_VERSION_MICRO);
+    const char *want[] = { "--bind-ids", version };
 
     for (size_t i = 0; i < G_N_ELEMENTS(options); i++) {
         g_auto(GStrv) argv = server_argv("", NULL, options[i]);

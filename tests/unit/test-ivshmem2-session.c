@@ -1,216 +1,12 @@
 /*
- * ivshmem2 client session: its messages, and its checks of the server's
+ * ivshmem2 client session: the handshake, and its checks of the server's
+ * messages
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#include "ivshmem2-util.h"
-
-#define N_PEERS     20
-#define N_VECTORS   18
-#define OWN_ID      1
-
-typedef struct Fixture {
-    unsigned before;
-    Ivshmem2Session *s;
-    Ivshmem2Welcome welcome;
-    int memory;                 /* as large as any section, sealed */
-    int memory_read_only;
-    int event_fd;
-} Fixture;
-
-static void setup(Fixture *f, gconstpointer opaque)
-{
-    Ivshmem2Hello hello = {
-        .features = IVSHMEM2_F_MSIX,
-        .vectors = N_VECTORS,
-        .id = IVSHMEM2_ID_ANY,
-        .name = "test",
-    };
-
-    f->before = count_fds();
-    f->memory = make_memory(65536, MEMORY_SEALS);
-    f->memory_read_only = reopen_read_only(f->memory);
-    f->event_fd = make_eventfd();
-    f->s = ivshmem2_session_new(&hello);
-    f->welcome = (Ivshmem2Welcome) {
-        .version = 1,
-        .protocol = 1,
-        .features = IVSHMEM2_F_MSIX,
-        .vectors = N_VECTORS,
-        .id = OWN_ID,
-        .max_peers = N_PEERS,
-        .page_size = 4096,
-        .state_table_size = 4096,
-        .rw_size = 8192,
-        .output_size = 4096,
-        .session = { 1, 2, 3 },
-    };
-}
-
-static void teardown(Fixture *f, gconstpointer opaque)
-{
-    ivshmem2_session_free(f->s);
-    ivshmem2_close(&f->memory);
-    ivshmem2_close(&f->memory_read_only);
-    ivshmem2_close(&f->event_fd);
-    g_assert_cmpuint(count_fds(), ==, f->before);
-}
-
-/* The server's part.  @fds are duplicated. */
-
-static bool tell(Fixture *f, Ivshmem2Msg msg, const int *fds, GError **error)
-{
-    int copies[IVSHMEM2_MAX_FDS];
-    size_t n_fds = msg.hdr.fds;
-    size_t len = ivshmem2_msg_encode(&msg);
-    Ivshmem2Decoder d;
-    int ret;
-
-    for (size_t i = 0; i < n_fds; i++) {
-        copies[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
-        g_assert_cmpint(copies[i], >=, 0);
-    }
-    ivshmem2_decoder_init(&d, IVSHMEM2_SERVER);
-    ret = ivshmem2_decoder_push_consume(&d, &msg, sizeof(msg.hdr), copies,
-                                        n_fds, error);
-    if (ret == 0) {
-        ret = ivshmem2_decoder_push_consume(
-            &d, (uint8_t *)&msg + sizeof(msg.hdr), len - sizeof(msg.hdr),
-            NULL, 0, error);
-    }
-    g_assert_cmpint(ret, ==, 1);
-    return ivshmem2_session_receive(f->s, &d, error);
-}
-
-static bool tell_welcome(Fixture *f, GError **error)
-{
-    Ivshmem2Msg msg = {
-        .hdr = { .type = IVSHMEM2_MSG_WELCOME,
-                 .fds = f->welcome.rw_size ? 2 : 1 },
-        .welcome = f->welcome,
-    };
-    const int fds[] = { f->memory, f->memory };
-
-    return tell(f, msg, fds, error);
-}
-
-static bool tell_outputs(Fixture *f, uint32_t first, unsigned n,
-                         GError **error)
-{
-    Ivshmem2Msg msg = {
-        .hdr = { .type = IVSHMEM2_MSG_OUTPUTS, .fds = n },
-        .outputs = { .first = first },
-    };
-    int fds[IVSHMEM2_MAX_FDS] = { 0 };
-
-    for (unsigned i = 0; i < n; i++) {
-        fds[i] = first + i == OWN_ID ? f->memory : f->memory_read_only;
-    }
-    return tell(f, msg, fds, error);
-}
-
-static bool tell_eventfds(Fixture *f, uint32_t id, uint32_t first, unsigned n,
-                          GError **error)
-{
-    Ivshmem2Msg msg = {
-        .hdr = { .type = IVSHMEM2_MSG_EVENTFDS, .fds = n },
-        .eventfds = { .id = id, .first = first },
-    };
-    int fds[IVSHMEM2_MAX_FDS] = { 0 };
-
-    for (unsigned i = 0; i < n; i++) {
-        fds[i] = f->event_fd;
-    }
-    return tell(f, msg, fds, error);
-}
-
-static bool tell_ready(Fixture *f, GError **error)
-{
-    return tell(f, (Ivshmem2Msg) { .hdr = { .type = IVSHMEM2_MSG_READY } },
-                NULL,
-                error);
-}
-
-static void assert_says(Fixture *f, uint16_t type, Ivshmem2Msg *msg)
-{
-    g_assert_true(ivshmem2_session_has_next(f->s));
-    g_assert_true(ivshmem2_session_next(f->s, msg));
-    g_assert_cmpuint(msg->hdr.type, ==, type);
-}
-
-static void assert_says_nothing(Fixture *f)
-{
-    Ivshmem2Msg msg;
-
-    g_assert_false(ivshmem2_session_has_next(f->s));
-    g_assert_false(ivshmem2_session_next(f->s, &msg));
-}
-
-/* How far a handshake goes */
-typedef enum Stage {
-    AFTER_HELLO,
-    AFTER_WELCOME,
-    AFTER_OUTPUTS,
-    AFTER_EVENTFDS,
-    AFTER_READY,
-} Stage;
-
-static void go_to(Fixture *f, Stage stage)
-{
-    g_autoptr(GError) error = NULL;
-    Ivshmem2Msg msg;
-
-    ivshmem2_session_connected(f->s);
-    assert_says(f, IVSHMEM2_MSG_HELLO, &msg);
-    if (stage >= AFTER_WELCOME) {
-        tell_welcome(f, &error);
-        g_assert_no_error(error);
-    }
-    if (stage >= AFTER_OUTPUTS && f->welcome.output_size) {
-        tell_outputs(f, 0, 16, &error);
-        g_assert_no_error(error);
-        tell_outputs(f, 16, N_PEERS - 16, &error);
-        g_assert_no_error(error);
-    }
-    if (stage >= AFTER_EVENTFDS) {
-        tell_eventfds(f, OWN_ID, 0, 16, &error);
-        g_assert_no_error(error);
-        tell_eventfds(f, OWN_ID, 16, N_VECTORS - 16, &error);
-        g_assert_no_error(error);
-    }
-    g_assert_false(ivshmem2_session_ready(f->s));
-    assert_says_nothing(f);
-    if (stage >= AFTER_READY) {
-        tell_ready(f, &error);
-        g_assert_no_error(error);
-        g_assert_true(ivshmem2_session_ready(f->s));
-    }
-}
-
-/* The session holds the eventfd of @vector at @id: @fd, or any if it is -1. */
-static void assert_held(Fixture *f, uint32_t id, uint32_t vector, int fd)
-{
-    int held = -1;
-
-    g_assert_cmpint(ivshmem2_session_ring(f->s, id, vector, &held), ==,
-                    IVSHMEM2_RING_SIGNALLED);
-    g_assert_cmpint(held, >=, 0);
-    if (fd >= 0) {
-        g_assert_cmpint(held, ==, fd);
-    }
-    g_assert_cmpuint(ivshmem2_eventfd_drain(held), >, 0);
-}
-
-/* The session does not hold it, and asks the server to ring. */
-static void assert_not_held(Fixture *f, uint32_t id, uint32_t vector)
-{
-    int held = -1;
-
-    g_assert_cmpint(ivshmem2_session_ring(f->s, id, vector, &held), ==,
-                    IVSHMEM2_RING_REQUESTED);
-    g_assert_cmpint(held, ==, -1);
-}
+#include "ivshmem2-session-util.h"
+#include <inttypes.h>
 
 /* The good case */
 
@@ -247,6 +43,29 @@ static void test_handshake(Fixture *f, gconstpointer opaque)
     munmap(memory, ivshmem2_total_size(&f->welcome));
 }
 
+/* Do core dumps leave out the mapping at @address? */
+static bool is_left_out(const void *address)
+{
+    g_autofree char *start = g_strdup_printf("\n%" PRIxPTR "-",
+                                             (uintptr_t)address);
+    g_autofree char *text = NULL;
+    g_auto(GStrv) flags = NULL;
+    const char *at;
+
+    g_assert_true(g_file_get_contents("/proc/self/smaps", &text, NULL, NULL));
+    at = strstr(text, start);
+    g_assert_nonnull(at);
+    at = strstr(at, "VmFlags:");
+    g_assert_nonnull(at);
+    flags = g_strsplit_set(at, "\n ", 64);
+    for (unsigned i = 1; flags[i] && *flags[i]; i++) {
+        if (!strcmp(flags[i], "dd")) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* The order and the access of the sections in memory */
 static void test_map(Fixture *f, gconstpointer opaque)
 {
@@ -272,10 +91,54 @@ static void test_map(Fixture *f, gconstpointer opaque)
     g_assert_cmpint(memory[other + 5], ==, 'x');
     memory[own + 5] = 'y';
     g_assert_cmpint(memory[other + 5], ==, 'y');
+    g_assert_true(is_left_out(memory));
+    g_assert_true(is_left_out(memory + rw));
+    g_assert_true(is_left_out(memory + other));
+    g_assert_true(is_left_out(memory + own));
     /* the kernel refuses to write to read-only memory */
     g_assert_cmpint(pread(f->memory, memory + other, 1, 0), ==, -1);
     g_assert_cmpint(pread(f->memory, memory + own, 1, 0), ==, 1);
     munmap(memory, ivshmem2_total_size(&f->welcome));
+}
+
+/* Mapping closes the files, unless they are to be read. */
+static void test_read(Fixture *f, gconstpointer opaque)
+{
+    const uint64_t total = ivshmem2_total_size(&f->welcome);
+    const uint64_t rw = ivshmem2_rw_offset(&f->welcome);
+    const unsigned files = 2 + N_PEERS;
+    g_autoptr(GError) error = NULL;
+    unsigned before = count_fds();
+    bool keep = opaque;
+    uint8_t *memory;
+    uint8_t bytes[4];
+
+    if (keep) {
+        ivshmem2_session_keep_files(f->s);
+    }
+    go_to(f, AFTER_READY);
+    g_assert_cmpuint(count_fds(), ==, before + files + N_VECTORS);
+    memory = ivshmem2_session_map(f->s, &error);
+    g_assert_no_error(error);
+    g_assert_cmpuint(count_fds(), ==,
+                     before + (keep ? files : 0) + N_VECTORS);
+    memcpy(memory + rw + f->welcome.rw_size - 2, "ab", 2);
+    memcpy(memory, "cd", 2);
+    if (keep) {
+        g_assert_true(ivshmem2_session_read(f->s, rw + f->welcome.rw_size - 2,
+                                            bytes, sizeof(bytes), &error));
+        /* here, one file is behind all sections */
+        g_assert_cmpmem(bytes, sizeof(bytes), "abcd", sizeof(bytes));
+        g_assert_true(ivshmem2_session_read(f->s, total, bytes, 0, &error));
+    } else {
+        g_assert_false(ivshmem2_session_read(f->s, rw, bytes, 1, &error));
+        assert_error(error, IVSHMEM2_ERROR_ARGUMENT, "KEEP_FILES");
+    }
+    munmap(memory, total);
+    /* the files are kept for a resumed session, too */
+    ivshmem2_session_disconnected(f->s);
+    g_assert_cmpuint(count_fds(), ==,
+                     before + (keep ? files : 0) + N_VECTORS);
 }
 
 static void test_small(Fixture *f, gconstpointer opaque)
@@ -504,7 +367,7 @@ static void test_order(Fixture *f, gconstpointer opaque)
         bool ok = false;
         Fixture own;
 
-        setup(&own, NULL);
+        session_setup(&own, NULL);
         go_to(&own, steps[i].stage);
         switch (steps[i].type) {
         case IVSHMEM2_MSG_WELCOME:
@@ -527,7 +390,7 @@ static void test_order(Fixture *f, gconstpointer opaque)
             g_assert_error(error, IVSHMEM2_ERROR,
                            IVSHMEM2_ERROR_PROTOCOL);
         }
-        teardown(&own, NULL);
+        session_teardown(&own, NULL);
     }
 }
 
@@ -611,330 +474,27 @@ static void test_refusal(Fixture *f, gconstpointer opaque)
     }
 }
 
-/* Rings and other requests */
-
-static void assert_rings(Fixture *f, uint32_t id, uint32_t vector)
-{
-    Ivshmem2Msg msg;
-
-    assert_says(f, IVSHMEM2_MSG_RING, &msg);
-    g_assert_cmpuint(msg.target.id, ==, id);
-    g_assert_cmpuint(msg.target.vector, ==, vector);
-}
-
-static void test_ring(Fixture *f, gconstpointer opaque)
-{
-    g_autoptr(GError) error = NULL;
-
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 0, 0, NULL), ==,
-                    IVSHMEM2_RING_NOBODY);
-    go_to(f, AFTER_READY);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, N_PEERS, 0, NULL), ==,
-                    IVSHMEM2_RING_NOBODY);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 0, N_VECTORS, NULL), ==,
-                    IVSHMEM2_RING_NOBODY);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, UINT32_MAX, UINT32_MAX, NULL),
-                    ==, IVSHMEM2_RING_NOBODY);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, OWN_ID, 0, NULL), ==,
-                    IVSHMEM2_RING_SIGNALLED);
-    g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 1);
-    assert_says_nothing(f);
-
-    /* waiting requests coalesce */
-    for (int i = 0; i < 1000; i++) {
-        g_assert_cmpint(ivshmem2_session_ring(f->s, 5, 3, NULL), ==,
-                        IVSHMEM2_RING_REQUESTED);
-    }
-    assert_rings(f, 5, 3);
-    assert_says_nothing(f);
-    /* a ring while the answer is on its way is not lost */
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 5, 3, NULL), ==,
-                    IVSHMEM2_RING_REQUESTED);
-    g_assert_true(tell_eventfds(f, 5, 3, 1, &error));
-    g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 1);
-    assert_says_nothing(f);
-    /* and now the session holds the eventfd */
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 5, 3, NULL), ==,
-                    IVSHMEM2_RING_SIGNALLED);
-    g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 1);
-
-    /* a target that does not exist */
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 6, 0, NULL), ==,
-                    IVSHMEM2_RING_REQUESTED);
-    assert_rings(f, 6, 0);
-    g_assert_true(tell_eventfds(f, 6, 0, 0, &error));
-    assert_says_nothing(f);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 6, 0, NULL), ==,
-                    IVSHMEM2_RING_REQUESTED);
-    assert_rings(f, 6, 0);
-}
-
-/* The number of unanswered requests is limited, however fast a guest rings. */
-static void test_in_flight(Fixture *f, gconstpointer opaque)
-{
-    g_autoptr(GError) error = NULL;
-    Ivshmem2Msg msg;
-    unsigned n = 0;
-
-    go_to(f, AFTER_READY);
-    for (uint32_t id = 2; id < N_PEERS; id++) {
-        for (uint32_t vector = 0; vector < N_VECTORS; vector++) {
-            ivshmem2_session_ring(f->s, id, vector, NULL);
-        }
-    }
-    while (ivshmem2_session_next(f->s, &msg)) {
-        n++;
-    }
-    g_assert_cmpuint(n, ==, 64);
-    /* other messages are still sent */
-    ivshmem2_session_state_changed(f->s);
-    assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
-    assert_says_nothing(f);
-    /* one answer, one request */
-    g_assert_true(tell_eventfds(f, 2, 0, 1, &error));
-    assert_says(f, IVSHMEM2_MSG_RING, &msg);
-    assert_says_nothing(f);
-    while (n < (N_PEERS - 2) * N_VECTORS) {
-        g_assert_true(tell_eventfds(f, 2 + (n - 63) / N_VECTORS,
-                                    (n - 63) % N_VECTORS, 0, &error));
-        n++;
-        g_assert_cmpint(ivshmem2_session_next(f->s, &msg), ==,
-                        n < (N_PEERS - 2) * N_VECTORS);
-    }
-}
-
-/* Targets that are rung all the time do not delay others. */
-static void test_turns(Fixture *f, gconstpointer opaque)
-{
-    g_autoptr(GError) error = NULL;
-    Ivshmem2Msg msg, old[64] = { 0 };
-    const uint32_t last = N_PEERS - 1;
-    unsigned turns = 0;
-
-    go_to(f, AFTER_READY);
-    do {
-        /* no target exists, so the server is asked each time */
-        for (uint32_t id = 2; id < last; id++) {
-            for (uint32_t vector = 0; vector < N_VECTORS; vector++) {
-                ivshmem2_session_ring(f->s, id, vector, NULL);
-            }
-        }
-        if (turns == 100) {
-            ivshmem2_session_ring(f->s, last, 0, NULL);
-            ivshmem2_session_ring(f->s, 0, 0, NULL);
-        }
-        if (turns >= 64) {
-            g_assert_true(tell_eventfds(f, old[turns % 64].target.id,
-                                        old[turns % 64].target.vector, 0,
-                                        &error));
-        }
-        assert_says(f, IVSHMEM2_MSG_RING, &msg);
-        old[turns++ % 64] = msg;
-        g_assert_cmpuint(turns, <, 2 * N_PEERS * N_VECTORS);
-    } while (msg.target.id);
-    /* the other late target had its turn before */
-    for (int i = 0; i < 64 && msg.target.id != last; i++) {
-        msg = old[i];
-    }
-    g_assert_cmpuint(msg.target.id, ==, last);
-}
-
-static void test_bad_answers(Fixture *f, gconstpointer opaque)
-{
-    g_autoptr(GError) error = NULL;
-
-    go_to(f, AFTER_READY);
-    g_assert_false(tell_eventfds(f, 5, 0, 1, &error));
-    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "answers nothing");
-    ivshmem2_session_ring(f->s, 5, 0, NULL);
-    ivshmem2_session_ring(f->s, 6, 1, NULL);
-    assert_rings(f, 5, 0);
-    assert_rings(f, 6, 1);
-    g_assert_false(tell_eventfds(f, 6, 1, 1, &error));
-    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "answers nothing");
-    g_assert_false(tell_eventfds(f, 5, 0, 2, &error));
-    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "answers nothing");
-    g_assert_false(tell_eventfds(f, N_PEERS, 0, 0, &error));
-    assert_error(error, IVSHMEM2_ERROR_PROTOCOL, "about peer 20");
-    g_assert_true(tell_eventfds(f, 5, 0, 1, &error));
-    g_assert_true(tell_eventfds(f, 6, 1, 0, &error));
-}
-
-/* The number of eventfds of others is limited; the oldest is closed first */
-static void test_eviction(Fixture *f, gconstpointer opaque)
-{
-    g_autoptr(GError) error = NULL;
-    unsigned before, kept = 0;
-    Ivshmem2Msg msg;
-
-    f->welcome.max_peers = 2000;
-    f->welcome.vectors = 1;
-    f->welcome.state_table_size = 8192;
-    f->welcome.output_size = 0;
-    ivshmem2_session_connected(f->s);
-    assert_says(f, IVSHMEM2_MSG_HELLO, &msg);
-    g_assert_true(tell_welcome(f, &error));
-    g_assert_true(tell_eventfds(f, OWN_ID, 0, 1, &error));
-    g_assert_true(tell_ready(f, &error));
-    before = count_fds();
-    for (uint32_t id = 2; id < 2000; id++) {
-        ivshmem2_session_ring(f->s, id, 0, NULL);
-        assert_rings(f, id, 0);
-        g_assert_true(tell_eventfds(f, id, 0, 1, &error));
-    }
-    g_assert_cmpuint(count_fds(), ==, before + 1024);
-    for (uint32_t id = 2; id < 2000; id++) {
-        kept += ivshmem2_session_ring(f->s, id, 0, NULL) ==
-                IVSHMEM2_RING_SIGNALLED;
-    }
-    g_assert_cmpuint(kept, ==, 1024);
-    /* an evicted one is requested from the server again */
-    assert_not_held(f, 2, 0);
-    assert_held(f, 1999, 0, -1);
-}
-
-static void test_goodbye(Fixture *f, gconstpointer opaque)
-{
-    Ivshmem2Msg msg;
-
-    go_to(f, AFTER_READY);
-    ivshmem2_session_goodbye(f->s);
-    ivshmem2_session_state_changed(f->s);
-    assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
-    assert_says(f, IVSHMEM2_MSG_GOODBYE, &msg);
-    assert_says_nothing(f);
-}
-
-/* Losing the connection */
-
-static void test_lost_early(Fixture *f, gconstpointer opaque)
-{
-    const uint8_t none[IVSHMEM2_UUID_SIZE] = { 0 };
-    unsigned before = count_fds();
-
-    for (Stage stage = AFTER_HELLO; stage < AFTER_READY; stage++) {
-        Ivshmem2Msg msg;
-
-        go_to(f, stage);
-        ivshmem2_session_disconnected(f->s);
-        g_assert_cmpuint(count_fds(), ==, before);
-        assert_says_nothing(f);
-        /* there is nothing to resume */
-        ivshmem2_session_connected(f->s);
-        assert_says(f, IVSHMEM2_MSG_HELLO, &msg);
-        g_assert_cmpuint(msg.hello.id, ==, IVSHMEM2_ID_ANY);
-        g_assert_cmpmem(msg.hello.session, sizeof(none), none, sizeof(none));
-    }
-}
-
-static void test_resume(Fixture *f, gconstpointer opaque)
-{
-    g_autoptr(GError) error = NULL;
-    Ivshmem2Msg msg;
-    unsigned fds;
-    int own;
-
-    go_to(f, AFTER_READY);
-    own = ivshmem2_session_own_eventfd(f->s, 0);
-    fds = count_fds();
-    ivshmem2_session_ring(f->s, 5, 0, NULL);
-    ivshmem2_session_ring(f->s, 6, 0, NULL);
-    assert_rings(f, 5, 0);
-    ivshmem2_session_state_changed(f->s);
-    ivshmem2_session_disconnected(f->s);
-
-    /* rings go on without a connection */
-    g_assert_false(ivshmem2_session_ready(f->s));
-    assert_says_nothing(f);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, OWN_ID, 0, NULL), ==,
-                    IVSHMEM2_RING_SIGNALLED);
-    g_assert_cmpint(ivshmem2_session_ring(f->s, 7, 0, NULL), ==,
-                    IVSHMEM2_RING_REQUESTED);
-
-    ivshmem2_session_connected(f->s);
-    assert_says(f, IVSHMEM2_MSG_HELLO, &msg);
-    g_assert_cmpuint(msg.hello.id, ==, OWN_ID);
-    g_assert_cmpmem(msg.hello.session, IVSHMEM2_UUID_SIZE,
-                    f->welcome.session, IVSHMEM2_UUID_SIZE);
-    tell_welcome(f, &error);
-    tell_outputs(f, 0, 16, &error);
-    tell_outputs(f, 16, 4, &error);
-    tell_eventfds(f, OWN_ID, 0, 16, &error);
-    tell_eventfds(f, OWN_ID, 16, 2, &error);
-    tell_ready(f, &error);
-    g_assert_no_error(error);
-    /* the descriptors are the same as before */
-    g_assert_cmpint(ivshmem2_session_own_eventfd(f->s, 0), ==, own);
-    g_assert_cmpuint(count_fds(), ==, fds);
-    /* unanswered requests are sent again, and none is lost */
-    assert_says(f, IVSHMEM2_MSG_STATE_CHANGED, &msg);
-    assert_rings(f, 6, 0);
-    assert_rings(f, 7, 0);
-    assert_rings(f, 5, 0);
-    assert_says_nothing(f);
-}
-
-static void test_resume_other(Fixture *f, gconstpointer opaque)
-{
-    const size_t offsets[] = {
-        offsetof(Ivshmem2Welcome, id), offsetof(Ivshmem2Welcome, protocol),
-        offsetof(Ivshmem2Welcome, session),
-    };
-    g_autoptr(GError) error = NULL;
-
-    go_to(f, AFTER_READY);
-    for (size_t i = 0; i < G_N_ELEMENTS(offsets); i++) {
-        Ivshmem2Welcome welcome = f->welcome;
-        Ivshmem2Msg msg;
-
-        ivshmem2_session_disconnected(f->s);
-        ivshmem2_session_connected(f->s);
-        assert_says(f, IVSHMEM2_MSG_HELLO, &msg);
-        *((uint8_t *)&f->welcome + offsets[i]) ^= 2;
-        g_assert_false(tell_welcome(f, &error));
-        assert_error(error, IVSHMEM2_ERROR_PROTOCOL,
-                     "not what it was");
-        f->welcome = welcome;
-    }
-}
-
-typedef void TestFunc(Fixture *f, gconstpointer opaque);
-
-static void add(const char *name, const void *data, TestFunc *func)
-{
-    g_autofree char *path = g_strdup_printf("/ivshmem2/session/%s", name);
-
-    g_test_add(path, Fixture, data, setup, func, teardown);
-}
-
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    add("handshake", NULL, test_handshake);
-    add("map", NULL, test_map);
-    add("small", NULL, test_small);
+    session_add("handshake", NULL, test_handshake);
+    session_add("map", NULL, test_map);
+    session_add("read", "keep", test_read);
+    session_add("read-closed", NULL, test_read);
+    session_add("small", NULL, test_small);
     for (size_t i = 0; i < G_N_ELEMENTS(bad_welcomes); i++) {
         g_autofree char *name = g_strdup_printf("bad-welcome/%s",
                                                 bad_welcomes[i].name);
 
-        add(name, &bad_welcomes[i], test_bad_welcome);
+        session_add(name, &bad_welcomes[i], test_bad_welcome);
     }
-    add("other-id", NULL, test_other_id);
-    add("too-many-outputs", NULL, test_too_many_outputs);
-    add("bad-memory", NULL, test_bad_memory);
-    add("bad-output", NULL, test_bad_output);
-    add("bad-eventfd", NULL, test_bad_eventfd);
-    add("order", NULL, test_order);
-    add("counting", NULL, test_counting);
-    add("refusal", NULL, test_refusal);
-    add("ring", NULL, test_ring);
-    add("in-flight", NULL, test_in_flight);
-    add("turns", NULL, test_turns);
-    add("bad-answers", NULL, test_bad_answers);
-    add("eviction", NULL, test_eviction);
-    add("goodbye", NULL, test_goodbye);
-    add("lost-early", NULL, test_lost_early);
-    add("resume", NULL, test_resume);
-    add("resume-other", NULL, test_resume_other);
+    session_add("other-id", NULL, test_other_id);
+    session_add("too-many-outputs", NULL, test_too_many_outputs);
+    session_add("bad-memory", NULL, test_bad_memory);
+    session_add("bad-output", NULL, test_bad_output);
+    session_add("bad-eventfd", NULL, test_bad_eventfd);
+    session_add("order", NULL, test_order);
+    session_add("counting", NULL, test_counting);
+    session_add("refusal", NULL, test_refusal);
     return g_test_run();
 }
