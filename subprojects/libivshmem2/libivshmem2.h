@@ -10,9 +10,10 @@
  * used by different threads at the same time.  Any thread may call these
  * functions at any time until the peer is closed, because they return
  * constants or only read shared memory: ivshmem2_peer_info(),
- * ivshmem2_peer_rw(), ivshmem2_peer_output(), ivshmem2_peer_state_table(),
- * ivshmem2_peer_state(), ivshmem2_peer_read(), ivshmem2_peer_fd().  After
- * fork(), only one of the two processes may go on to use the peer.
+ * ivshmem2_peer_memory_note(), ivshmem2_peer_rw(), ivshmem2_peer_output(),
+ * ivshmem2_peer_state_table(), ivshmem2_peer_state(), ivshmem2_peer_read(),
+ * ivshmem2_peer_fd().  After fork(), only one of the two processes may go on
+ * to use the peer.
  *
  * Errors: functions that can fail take a GError ** as their last argument,
  * which may be NULL.  The domain is IVSHMEM2_ERROR, the code is an

@@ -33,7 +33,9 @@ typedef struct VfioPeer {
     int group;
     int device;
     uint64_t config_offset;     /* of configuration space in @device */
-    uint32_t *regs;             /* BAR 0 */
+    bool has_ports;             /* BAR 0 is I/O ports */
+    uint64_t ports_offset;      /* of these in @device */
+    uint32_t *regs;             /* else, BAR 0 */
     size_t regs_size;
     int request_fd;             /* readable: the kernel wants the device */
     bool removed;
@@ -49,20 +51,32 @@ static char *sysfs(VfioPeer *p, const char *attribute)
                             NULL);
 }
 
-/* Registers: aligned 32-bit accesses only */
+/* Registers: aligned 32-bit accesses only; I/O ports take a system call */
 
 static uint32_t reg_read(VfioPeer *p, unsigned reg)
 {
-    return GUINT32_FROM_LE(__atomic_load_n(&p->regs[reg / 4],
-                                           __ATOMIC_SEQ_CST));
+    uint32_t value = UINT32_MAX;
+
+    if (!p->has_ports) {
+        value = __atomic_load_n(&p->regs[reg / 4], __ATOMIC_SEQ_CST);
+    } else if (pread(p->device, &value, sizeof(value),
+                     p->ports_offset + reg) != sizeof(value)) {
+        value = UINT32_MAX;     /* what registers of an absent device read */
+    }
+    return GUINT32_FROM_LE(value);
 }
 
 static void reg_write(VfioPeer *p, unsigned reg, uint32_t value)
 {
+    value = GUINT32_TO_LE(value);
     /* what was written to memory before is visible before this write */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    __atomic_store_n(&p->regs[reg / 4], GUINT32_TO_LE(value),
-                     __ATOMIC_RELEASE);
+    if (!p->has_ports) {
+        __atomic_store_n(&p->regs[reg / 4], value, __ATOMIC_RELEASE);
+    } else if (pwrite(p->device, &value, sizeof(value),
+                      p->ports_offset + reg) < 0) {
+        /* the device is gone: no effect, as with registers in memory */
+    }
 }
 
 static bool vfio_set_state(Ivshmem2Peer *peer, uint32_t state, GError **error)
@@ -267,7 +281,7 @@ static bool read_config(VfioPeer *p, GError **error)
                          "the device has no vendor capability");
 }
 
-static bool enable_memory_and_master(VfioPeer *p, GError **error)
+static bool enable_access_and_master(VfioPeer *p, GError **error)
 {
     uint16_t command;
 
@@ -275,7 +289,8 @@ static bool enable_memory_and_master(VfioPeer *p, GError **error)
                        error)) {
         return false;
     }
-    command |= GUINT16_TO_LE(PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    command |= GUINT16_TO_LE(PCI_COMMAND_IO | PCI_COMMAND_MEMORY |
+                             PCI_COMMAND_MASTER);
     return config_access(p, true, PCI_COMMAND, &command, sizeof(command),
                          error);
 }
@@ -325,6 +340,35 @@ static void *map_bar(VfioPeer *p, unsigned bar, uint64_t size, size_t *mapped,
         return NULL;
     }
     return map;
+}
+
+static bool find_registers(VfioPeer *p, GError **error)
+{
+    struct vfio_region_info region;
+    uint32_t bar;
+
+    if (!config_read(p, PCI_BASE_ADDRESS_0 + 4 * IVSHMEM2_BAR_REGS, &bar,
+                     error)) {
+        return false;
+    }
+    if (!(bar & PCI_BASE_ADDRESS_SPACE_IO)) {
+        p->regs = map_bar(p, IVSHMEM2_BAR_REGS, 0, &p->regs_size, error);
+        return p->regs;
+    }
+    if (!region_info(p, VFIO_PCI_BAR0_REGION_INDEX + IVSHMEM2_BAR_REGS,
+                     &region, error)) {
+        return false;
+    }
+    if (region.size < IVSHMEM2_REGS_SIZE_IO) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                             "BAR %u has %llu I/O ports instead of %u; the "
+                             "kernel's log may say why", IVSHMEM2_BAR_REGS,
+                             (unsigned long long)region.size,
+                             IVSHMEM2_REGS_SIZE_IO);
+    }
+    p->ports_offset = region.offset;
+    p->has_ports = true;
+    return true;
 }
 
 /* The size of all sections, or 0 if it is impossible */
@@ -559,12 +603,11 @@ static bool open_peer(VfioPeer *p, GError **error)
         return false;
     }
     p->config_offset = config.offset;
-    if (!read_config(p, error) || !enable_memory_and_master(p, error) ||
+    if (!read_config(p, error) || !enable_access_and_master(p, error) ||
         !count_vectors(p, error) || !check_intx(p, error)) {
         return false;
     }
-    p->regs = map_bar(p, IVSHMEM2_BAR_REGS, 0, &p->regs_size, error);
-    if (!p->regs) {
+    if (!find_registers(p, error)) {
         return false;
     }
     /* the previous driver may have been killed */
@@ -591,9 +634,11 @@ static void vfio_close(Ivshmem2Peer *peer)
 {
     VfioPeer *p = (VfioPeer *)peer;
 
-    if (p->regs) {
+    if (p->regs || p->has_ports) {
         reg_write(p, IVSHMEM2_REG_INT_CONTROL, 0);
         vfio_set_state(peer, 0, NULL);
+    }
+    if (p->regs) {
         munmap(p->regs, p->regs_size);
     }
     /* closing the device disables its interrupts */
