@@ -32,7 +32,7 @@ from vm import Failure, Lab, enter_environment, no_kvm  # noqa: E402
 LINK = 'memory'
 SIZE = 1 << 20                  # copied: fits the caches of most processors
 PAGE = 4096                     # the R/W section's offset in BAR 2
-COPIES = 50                     # by the bare-metal guest in a round
+COPIES = 300                    # by the bare-metal guest in a round
 BUFFER = 16 << 20               # memory of that guest that nothing uses
 MSR_PAT = 0x277
 MSR_MTRR_DEFAULT, MSR_MTRR_FIRST = 0x2ff, 0x200
@@ -154,7 +154,7 @@ def lines_of(results):
 
 def table(measured):
     lines = [f"{'memcpy, GB/s':18}{'write':>9}{'to host':>8}{'read':>9}"
-             f"{'to host':>8}  kernel's memory type"]
+             f"{'to host':>8}  type in the kernel's list"]
     for name, results in measured.items():
         lines += [name, *lines_of(results)]
     return '\n'.join(lines)
