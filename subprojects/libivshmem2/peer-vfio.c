@@ -9,6 +9,7 @@
 #endif
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <linux/pci_regs.h>
 #include <linux/vfio.h>
 #include <poll.h>
@@ -33,8 +34,11 @@ typedef struct VfioPeer {
     int group;
     int device;
     uint64_t config_offset;     /* of configuration space in @device */
-    uint32_t *regs;             /* BAR 0 */
+    uint32_t *regs;             /* BAR 0, */
     size_t regs_size;
+    bool has_ports;             /* or I/O ports, */
+    off_t ports;                /* which are here in @device */
+    uint64_t base_address;      /* of the memory, if it is no BAR */
     int request_fd;             /* readable: the kernel wants the device */
     bool removed;
     int *eventfds;
@@ -45,30 +49,43 @@ typedef struct VfioPeer {
 
 static uint32_t reg_read(VfioPeer *p, unsigned reg)
 {
+    uint32_t value = 0;
+
+    if (p->has_ports) {
+        /* the kernel reads a port for this, which does not fail */
+        return pread(p->device, &value, sizeof(value), p->ports + reg) ==
+               sizeof(value) ? GUINT32_FROM_LE(value) : 0;
+    }
     return GUINT32_FROM_LE(__atomic_load_n(&p->regs[reg / 4],
                                            __ATOMIC_SEQ_CST));
 }
 
-static void reg_write(VfioPeer *p, unsigned reg, uint32_t value)
+static bool reg_write(VfioPeer *p, unsigned reg, uint32_t value)
 {
     /* what was written to memory before is visible before this write */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (p->has_ports) {
+        value = GUINT32_TO_LE(value);
+        return pwrite(p->device, &value, sizeof(value), p->ports + reg) ==
+               sizeof(value);
+    }
     __atomic_store_n(&p->regs[reg / 4], GUINT32_TO_LE(value),
                      __ATOMIC_RELEASE);
+    return true;
 }
 
 static bool vfio_set_state(Ivshmem2Peer *peer, uint32_t state, GError **error)
 {
-    reg_write((VfioPeer *)peer, IVSHMEM2_REG_STATE, state);
-    return true;
+    return reg_write((VfioPeer *)peer, IVSHMEM2_REG_STATE, state) ||
+           ivshmem2_fail_errno(error, "cannot write the state");
 }
 
 static bool vfio_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
                       GError **error)
 {
-    reg_write((VfioPeer *)peer, IVSHMEM2_REG_DOORBELL,
-              target << IVSHMEM2_DOORBELL_TARGET_SHIFT | vector);
-    return true;
+    return reg_write((VfioPeer *)peer, IVSHMEM2_REG_DOORBELL,
+                     target << IVSHMEM2_DOORBELL_TARGET_SHIFT | vector) ||
+           ivshmem2_fail_errno(error, "cannot ring the doorbell");
 }
 
 /* Interrupts */
@@ -206,7 +223,7 @@ static bool config_read(VfioPeer *p, unsigned offset, uint32_t *value,
 static bool read_capability(VfioPeer *p, unsigned at, GError **error)
 {
     Ivshmem2PeerInfo *info = &p->parent.info;
-    uint32_t value[IVSHMEM2_CAP_SIZE / 4];
+    uint32_t value[IVSHMEM2_CAP_SIZE / 4], base[2] = { 0, 0 };
     uint8_t control = 0;
 
     for (unsigned i = 0; i < G_N_ELEMENTS(value); i++) {
@@ -219,6 +236,13 @@ static bool read_capability(VfioPeer *p, unsigned at, GError **error)
                              "the vendor capability has %u bytes instead of "
                              "%u", value[0] >> 16 & 0xff, IVSHMEM2_CAP_SIZE);
     }
+    if ((value[0] >> 16 & 0xff) >= IVSHMEM2_CAP_SIZE_BASE &&
+        (!config_read(p, at + IVSHMEM2_CAP_BASE_ADDRESS, &base[0], error) ||
+         !config_read(p, at + IVSHMEM2_CAP_BASE_ADDRESS + 4, &base[1],
+                      error))) {
+        return false;
+    }
+    p->base_address = base[0] | (uint64_t)base[1] << 32;
     info->state_table_size = value[IVSHMEM2_CAP_STATE_TABLE_SIZE / 4];
     info->rw_size = value[IVSHMEM2_CAP_RW_SIZE / 4] |
                     (uint64_t)value[IVSHMEM2_CAP_RW_SIZE / 4 + 1] << 32;
@@ -253,7 +277,7 @@ static bool read_config(VfioPeer *p, GError **error)
                          "the device has no vendor capability");
 }
 
-static bool enable_memory_and_master(VfioPeer *p, GError **error)
+static bool enable_bars_and_master(VfioPeer *p, GError **error)
 {
     uint16_t command;
 
@@ -261,7 +285,8 @@ static bool enable_memory_and_master(VfioPeer *p, GError **error)
                        error)) {
         return false;
     }
-    command |= GUINT16_TO_LE(PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    command |= GUINT16_TO_LE(PCI_COMMAND_IO | PCI_COMMAND_MEMORY |
+                             PCI_COMMAND_MASTER);
     return config_access(p, true, PCI_COMMAND, &command, sizeof(command),
                          error);
 }
@@ -310,6 +335,63 @@ static void *map_bar(VfioPeer *p, unsigned bar, uint64_t size, size_t *mapped,
         ivshmem2_fail_errno(error, "cannot map BAR %u", bar);
         return NULL;
     }
+    return map;
+}
+
+/* The registers are memory, or I/O ports, which the kernel accesses. */
+static bool find_regs(VfioPeer *p, GError **error)
+{
+    struct vfio_region_info region;
+    uint32_t bar;
+
+    if (!config_read(p, PCI_BASE_ADDRESS_0 + 4 * IVSHMEM2_BAR_REGS, &bar,
+                     error)) {
+        return false;
+    }
+    if (!(bar & PCI_BASE_ADDRESS_SPACE_IO)) {
+        p->regs = map_bar(p, IVSHMEM2_BAR_REGS, 0, &p->regs_size, error);
+        return p->regs;
+    }
+    if (!region_info(p, VFIO_PCI_BAR0_REGION_INDEX + IVSHMEM2_BAR_REGS,
+                     &region, error)) {
+        return false;
+    }
+    if (region.size < IVSHMEM2_REGS_SIZE_IO) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                             "BAR %u has no I/O ports, the kernel's log may "
+                             "say why", IVSHMEM2_BAR_REGS);
+    }
+    p->has_ports = true;
+    p->ports = region.offset;
+    return true;
+}
+
+/*
+ * Memory that is no BAR: without O_SYNC, the kernel maps it write-back unless
+ * the machine's firmware says that it is something else.
+ */
+static void *map_fixed(VfioPeer *p, uint64_t size, size_t *mapped,
+                       GError **error)
+{
+    void *map;
+    int fd;
+
+    if (!ivshmem2_check_mappable(size, 0, SIZE_MAX, error)) {
+        return NULL;
+    }
+    fd = open("/dev/mem", O_RDWR | O_CLOEXEC);
+    map = fd < 0 ? MAP_FAILED : mmap(NULL, size, PROT_READ | PROT_WRITE,
+                                     MAP_SHARED, fd, p->base_address);
+    if (map == MAP_FAILED) {
+        ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                      "the memory is at 0x%" PRIx64 ", not in a BAR, and "
+                      "cannot be mapped from /dev/mem: %s; this needs root "
+                      "and a kernel that is not locked down",
+                      p->base_address, g_strerror(errno));
+        map = NULL;
+    }
+    ivshmem2_close(&fd);
+    *mapped = map ? size : 0;
     return map;
 }
 
@@ -508,18 +590,18 @@ static bool open_peer(VfioPeer *p, GError **error)
 {
     Ivshmem2Peer *peer = &p->parent;
     struct vfio_region_info config;
+    uint64_t size;
 
     if (!check_identity(p, error) || !open_device(p, error) ||
         !region_info(p, VFIO_PCI_CONFIG_REGION_INDEX, &config, error)) {
         return false;
     }
     p->config_offset = config.offset;
-    if (!read_config(p, error) || !enable_memory_and_master(p, error) ||
+    if (!read_config(p, error) || !enable_bars_and_master(p, error) ||
         !count_vectors(p, error) || !check_intx(p, error)) {
         return false;
     }
-    p->regs = map_bar(p, IVSHMEM2_BAR_REGS, 0, &p->regs_size, error);
-    if (!p->regs) {
+    if (!find_regs(p, error)) {
         return false;
     }
     /* the previous driver may have been killed */
@@ -534,8 +616,10 @@ static bool open_peer(VfioPeer *p, GError **error)
                              peer->info.id, peer->info.max_peers,
                              peer->info.state_table_size);
     }
-    peer->memory = map_bar(p, IVSHMEM2_BAR_MEMORY, sections_size(&peer->info),
-                           &peer->memory_size, error);
+    size = sections_size(&peer->info);
+    peer->memory = p->base_address ?
+        map_fixed(p, size, &peer->memory_size, error) :
+        map_bar(p, IVSHMEM2_BAR_MEMORY, size, &peer->memory_size, error);
     if (!peer->memory || !enable_interrupts(p, error) ||
         !ivshmem2_peer_complete(peer, error)) {
         return false;
@@ -548,9 +632,11 @@ static void vfio_close(Ivshmem2Peer *peer)
 {
     VfioPeer *p = (VfioPeer *)peer;
 
-    if (p->regs) {
+    if (p->regs || p->has_ports) {
         reg_write(p, IVSHMEM2_REG_INT_CONTROL, 0);
         vfio_set_state(peer, 0, NULL);
+    }
+    if (p->regs) {
         munmap(p->regs, p->regs_size);
     }
     /* closing the device disables its interrupts */
