@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include <sys/wait.h>
 #include "hw/pci/pci_regs.h"
+#include "libqos/pci-pc.h"
 #include "qemu/module.h"
 #include "qemu/units.h"
 #include "qobject/qjson.h"
@@ -256,6 +257,18 @@ static void test_fixed_memory(void *obj, void *link, QGuestAllocator *alloc)
     }
 }
 
+/* How many regions of ivshmem2 devices do the processors see? */
+static unsigned count_regions(QTestState *qts)
+{
+    g_autofree char *tree = qtest_hmp(qts, "info mtree -f");
+    unsigned n = 0;
+
+    for (char *p = tree; (p = strstr(p, ": ivshmem2-")); p++) {
+        n++;
+    }
+    return n;
+}
+
 static char *plug_at(QIvshmem2 *d, TestLink *link, uint64_t address)
 {
     return test_link_plug(d->qts, "hot", link->socket, 0,
@@ -267,6 +280,7 @@ static char *plug_at(QIvshmem2 *d, TestLink *link, uint64_t address)
 static void test_fixed_unplug(void *obj, void *opaque, QGuestAllocator *alloc)
 {
     QIvshmem2 *d = obj, *hot;
+    unsigned regions = count_regions(d->qts);
 
     for (int i = 0; i < 3; i++) {
         g_autofree char *error = plug_at(d, opaque, OTHER_BASE);
@@ -281,7 +295,9 @@ static void test_fixed_unplug(void *obj, void *opaque, QGuestAllocator *alloc)
         qtest_writel(d->qts, BASE + TEST_TABLE, i + 1);
         g_assert_cmphex(qtest_readl(d->qts, OTHER_BASE + TEST_TABLE), ==,
                         i + 1);
-        test_link_unplug(d->qts, "hot", HOT_SLOT);
+        qpci_unplug_acpi_device_test(d->qts, "hot", HOT_SLOT);
+        g_assert_cmpuint(count_regions(d->qts), ==, regions);
+        test_link_remove_chardev(d->qts, "hot");
         g_assert_cmphex(qtest_readl(d->qts, OTHER_BASE + TEST_TABLE), !=,
                         i + 1);
         g_assert_false(has_memory(d->qts, OTHER_BASE + TEST_TABLE));
@@ -315,18 +331,6 @@ static const struct {
     { UINT64_C(1) << 63, "physical addresses have 40 bits" },
     { -UINT64_C(0x5000), "would not end below 2^64" },
 };
-
-/* How many regions of ivshmem2 devices do the processors see? */
-static unsigned count_regions(QTestState *qts)
-{
-    g_autofree char *tree = qtest_hmp(qts, "info mtree -f");
-    unsigned n = 0;
-
-    for (char *p = tree; (p = strstr(p, ": ivshmem2-")); p++) {
-        n++;
-    }
-    return n;
-}
 
 static void test_fixed_refused(void *obj, void *opaque, QGuestAllocator *alloc)
 {
