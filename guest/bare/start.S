@@ -190,7 +190,10 @@ idt_pointer:
         .word 256 * 16 - 1
         .quad idt
 
-/* The first 4 GiB, mapped one to one in pages of 2 MiB, for every ring */
+/*
+ * The first 4 GiB and one GiB from 8 GiB on, mapped one to one in pages of
+ * 2 MiB, for every ring
+ */
         .balign 4096
 pml4:
         .quad pdpt + 7
@@ -200,11 +203,18 @@ pdpt:
         .quad page_directories + 0x1007
         .quad page_directories + 0x2007
         .quad page_directories + 0x3007
-        .fill 508, 8, 0
+        .fill 4, 8, 0
+        .quad page_directories + 0x4007
+        .fill 503, 8, 0
         .globl page_directories
 page_directories:
         .set page, 0
         .rept 2048
+        .quad (page << 21) + 0x87
+        .set page, page + 1
+        .endr
+        .set page, 4096
+        .rept 512
         .quad (page << 21) + 0x87
         .set page, page + 1
         .endr

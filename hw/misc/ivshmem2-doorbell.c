@@ -5,11 +5,8 @@
  */
 
 #include "qemu/osdep.h"
-#include "qemu/error-report.h"
-#include "exec/address-spaces.h"
 #include "hw/misc/ivshmem2-regs.h"
 #include "ivshmem2-doorbell.h"
-#include "ivshmem2-kvm.h"
 #include "libivshmem2-core.h"
 #include "system/kvm.h"
 #include "trace.h"
@@ -22,116 +19,28 @@
 
 static unsigned ivshmem2_all_ioeventfds;
 
-/*
- * KVM's part
- */
-
-static bool ivshmem2_doorbells_attach(Ivshmem2Doorbells *d,
-                                      Ivshmem2IoEventFd *io)
-{
-    io->attached = ivshmem2_kvm_set_ioeventfd(io->fd, d->address,
-                                              io->doorbell, true);
-    return io->attached;
-}
-
-static void ivshmem2_doorbells_detach(Ivshmem2Doorbells *d,
-                                      Ivshmem2IoEventFd *io)
-{
-    if (io->attached) {
-        ivshmem2_kvm_set_ioeventfd(io->fd, d->address, io->doorbell, false);
-        io->attached = false;
-    }
-}
-
-/*
- * Where the guest has the register.  It can move it anywhere, also onto that
- * of another device, which then has ioeventfds of the same address and value.
- */
-
-static bool ivshmem2_doorbells_covers(const Ivshmem2Doorbells *d,
-                                      const MemoryRegionSection *section)
-{
-    hwaddr start = section->offset_within_region;
-    hwaddr size = int128_get64(section->size);
-
-    return section->mr == d->regs && start <= IVSHMEM2_REG_DOORBELL &&
-           start + size >= IVSHMEM2_REG_DOORBELL + 4;
-}
-
-/* Before anything else appears in its place */
-static void ivshmem2_doorbells_region_del(MemoryListener *listener,
-                                          MemoryRegionSection *section)
-{
-    Ivshmem2Doorbells *d = container_of(listener, Ivshmem2Doorbells, listener);
-
-    if (ivshmem2_doorbells_covers(d, section)) {
-        for (unsigned i = 0; i < d->n_ioeventfds; i++) {
-            ivshmem2_doorbells_detach(d, &d->ioeventfds[i]);
-        }
-        d->visible = false;
-    }
-}
-
-static void ivshmem2_doorbells_region_add(MemoryListener *listener,
-                                          MemoryRegionSection *section)
-{
-    Ivshmem2Doorbells *d = container_of(listener, Ivshmem2Doorbells, listener);
-
-    if (ivshmem2_doorbells_covers(d, section)) {
-        d->address = section->offset_within_address_space +
-                     (IVSHMEM2_REG_DOORBELL - section->offset_within_region);
-        d->visible = true;
-    }
-}
-
-/* When what was in its place has disappeared */
-static void ivshmem2_doorbells_commit(MemoryListener *listener)
-{
-    Ivshmem2Doorbells *d = container_of(listener, Ivshmem2Doorbells, listener);
-
-    for (unsigned i = 0; d->visible && i < d->n_ioeventfds; i++) {
-        if (!d->ioeventfds[i].attached) {
-            /* If KVM refuses, these doorbells come to QEMU. */
-            ivshmem2_doorbells_attach(d, &d->ioeventfds[i]);
-        }
-    }
-}
-
-/*
- * Life
- */
-
-void ivshmem2_doorbells_init(Ivshmem2Doorbells *d, MemoryRegion *regs,
+void ivshmem2_doorbells_init(Ivshmem2Doorbells *d, Ivshmem2IoEventFds *fds,
                              uint32_t id, unsigned ioeventfds)
 {
     *d = (Ivshmem2Doorbells) {
-        .regs = regs,
+        .fds = fds,
         .id = id,
-        .listener = {
-            .name = "ivshmem2",
-            .region_add = ivshmem2_doorbells_region_add,
-            .region_del = ivshmem2_doorbells_region_del,
-            .commit = ivshmem2_doorbells_commit,
-        },
         .ioeventfds = g_new0(Ivshmem2IoEventFd, ioeventfds),
         .max_ioeventfds = kvm_enabled() ? ioeventfds : 0,
     };
-    if (d->max_ioeventfds) {
-        memory_listener_register(&d->listener, &address_space_memory);
-    }
 }
 
 static void ivshmem2_doorbells_del(Ivshmem2Doorbells *d, Ivshmem2IoEventFd *io)
 {
-    ivshmem2_doorbells_detach(d, io);
-    ivshmem2_close(&io->fd);
-    ivshmem2_all_ioeventfds--;
+    if (io->fd >= 0) {
+        ivshmem2_ioeventfd_del(d->fds, io);
+        ivshmem2_close(&io->fd);
+        ivshmem2_all_ioeventfds--;
+    }
 }
 
 void ivshmem2_doorbells_exit(Ivshmem2Doorbells *d)
 {
-    /* Without effect if it is not registered */
-    memory_listener_unregister(&d->listener);
     while (d->n_ioeventfds) {
         ivshmem2_doorbells_del(d, &d->ioeventfds[--d->n_ioeventfds]);
     }
@@ -161,21 +70,13 @@ static Ivshmem2IoEventFd *ivshmem2_doorbells_get(Ivshmem2Doorbells *d)
     return io;
 }
 
-static void ivshmem2_doorbells_refused(Ivshmem2Doorbells *d)
-{
-    warn_report_once_cond(&d->warned, "ivshmem2: KVM refuses an ioeventfd, so "
-                          "QEMU helps out, which is slower");
-    ivshmem2_doorbells_del(d, &d->ioeventfds[--d->n_ioeventfds]);
-    d->max_ioeventfds = d->n_ioeventfds;
-}
-
 void ivshmem2_doorbells_rung(Ivshmem2Doorbells *d, uint32_t doorbell, int fd)
 {
     Ivshmem2IoEventFd *io;
     bool replace = d->n_ioeventfds == d->max_ioeventfds;
     int own_fd;
 
-    if (!d->max_ioeventfds || !d->visible) {
+    if (!d->max_ioeventfds || !d->fds->visible) {
         return;
     }
     /*
@@ -186,7 +87,7 @@ void ivshmem2_doorbells_rung(Ivshmem2Doorbells *d, uint32_t doorbell, int fd)
         return;
     }
     for (unsigned i = 0; i < d->n_ioeventfds; i++) {
-        if (d->ioeventfds[i].doorbell == doorbell) {
+        if (d->ioeventfds[i].fd >= 0 && d->ioeventfds[i].value == doorbell) {
             return;
         }
     }
@@ -200,12 +101,14 @@ void ivshmem2_doorbells_rung(Ivshmem2Doorbells *d, uint32_t doorbell, int fd)
         close(own_fd);
         return;
     }
-    ivshmem2_all_ioeventfds++;
     io->fd = own_fd;
-    io->doorbell = doorbell;
-    if (ivshmem2_doorbells_attach(d, io)) {
+    if (ivshmem2_ioeventfd_add(d->fds, io, IVSHMEM2_REG_DOORBELL, doorbell)) {
+        ivshmem2_all_ioeventfds++;
         trace_ivshmem2_ioeventfd_add(d->id, doorbell);
-    } else if (!replace) {
-        ivshmem2_doorbells_refused(d);
+        return;
+    }
+    ivshmem2_close(&io->fd);
+    if (!replace) {
+        d->max_ioeventfds = --d->n_ioeventfds;
     }
 }

@@ -11,40 +11,21 @@
 #ifndef HW_MISC_IVSHMEM2_DOORBELL_H
 #define HW_MISC_IVSHMEM2_DOORBELL_H
 
-#include "hw/pci/pci_device.h"
+#include "ivshmem2-ioeventfd.h"
 
-typedef struct Ivshmem2IoEventFd {
-    uint32_t doorbell;          /* the value that rings it */
-    int fd;
-    bool attached;              /* KVM has it */
-} Ivshmem2IoEventFd;
-
-/*
- * To be used with the big QEMU lock.
- *
- * The ioeventfds are not those of the memory core: it ends QEMU if KVM refuses
- * one, and when a guest moves one device's register onto another's, it adds
- * the new ioeventfds before it removes the old ones, which KVM refuses.
- */
+/* To be used with the big QEMU lock. */
 typedef struct Ivshmem2Doorbells {
-    MemoryRegion *regs;
+    Ivshmem2IoEventFds *fds;
     uint32_t id;                /* of this peer, for traces */
-    MemoryListener listener;
-    bool visible;               /* the register, to the guest */
-    hwaddr address;             /* where it is then */
     Ivshmem2IoEventFd *ioeventfds;
     unsigned max_ioeventfds;
     unsigned n_ioeventfds;
     unsigned next_ioeventfd;    /* the oldest one, once all are in use */
     unsigned trapped;           /* since then */
-    bool warned;
 } Ivshmem2Doorbells;
 
-/*
- * @regs: the region with the Doorbell register.
- * @ioeventfds: how many to use at most.
- */
-void ivshmem2_doorbells_init(Ivshmem2Doorbells *d, MemoryRegion *regs,
+/* @ioeventfds: how many to use at most. */
+void ivshmem2_doorbells_init(Ivshmem2Doorbells *d, Ivshmem2IoEventFds *fds,
                              uint32_t id, unsigned ioeventfds);
 
 /* Also without ivshmem2_doorbells_init() before. */

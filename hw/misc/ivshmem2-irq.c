@@ -22,6 +22,12 @@
 /* At most so many arrivals are looked at with one system call. */
 #define IVSHMEM2_EVENTS         64
 
+/* Dropped in a row by the relay, until it takes them for a storm */
+#define IVSHMEM2_STORM_DROPS    256
+
+/* Enabling writes that QEMU sees, until KVM may have them again */
+#define IVSHMEM2_TRAPPED_WRITES 64
+
 /* The start of 1 MiB of messages that x86 processors take for interrupts */
 #define IVSHMEM2_X86_MSI_ADDRESS 0xfee00000
 
@@ -78,6 +84,24 @@ static bool ivshmem2_mode_receives(Ivshmem2IrqMode mode)
 static bool ivshmem2_mode_relays(Ivshmem2IrqMode mode)
 {
     return mode == IVSHMEM2_IRQ_RELAY || mode == IVSHMEM2_IRQ_RELAY_OFF;
+}
+
+/*
+ * Has the guest enabled reception without QEMU?  To be called before anything
+ * that depends on Interrupt Control, and by the relay after it has drained an
+ * eventfd: a doorbell that was rung after the enabling write finds it here.
+ */
+static void ivshmem2_irq_look(Ivshmem2Irq *irq)
+{
+    if (!irq->enabling_by_kvm ||
+        !event_notifier_test_and_clear(&irq->enabling)) {
+        return;
+    }
+    qatomic_set(&irq->control, IVSHMEM2_INT_ENABLE);
+    if (irq->mode == IVSHMEM2_IRQ_RELAY_OFF) {
+        irq->mode = IVSHMEM2_IRQ_RELAY;
+        trace_ivshmem2_reception_update(irq->id, true);
+    }
 }
 
 /*
@@ -374,17 +398,81 @@ static void ivshmem2_irq_go_to(Ivshmem2Irq *irq, Ivshmem2IrqMode mode)
     ivshmem2_irq_watch(irq);
 }
 
-static void ivshmem2_irq_update_locked(Ivshmem2Irq *irq)
+/*
+ * Enabling reception without QEMU
+ *
+ * In one-shot mode a guest writes Interrupt Control after each interrupt.  KVM
+ * takes these writes by an ioeventfd, and the relay looks whether there was
+ * one when a doorbell arrives (tests/system/one-shot.pml).
+ */
+
+/* For some time, QEMU has to see the enabling writes. */
+static void ivshmem2_irq_trap_enabling(Ivshmem2Irq *irq)
 {
-    ivshmem2_irq_go_to(irq, ivshmem2_irq_wanted_mode(irq));
-    /* The relay needs every irqfd: if one cannot be, this is another mode. */
-    ivshmem2_irq_go_to(irq, ivshmem2_irq_wanted_mode(irq));
+    irq->trapping = true;
+    irq->trapped = 0;
+}
+
+static void ivshmem2_irq_add_enabling(Ivshmem2Irq *irq)
+{
+    irq->enabling_io.fd = event_notifier_get_fd(&irq->enabling);
+    if (!ivshmem2_ioeventfd_add(irq->fds, &irq->enabling_io,
+                                IVSHMEM2_REG_INT_CONTROL,
+                                IVSHMEM2_INT_ENABLE)) {
+        ivshmem2_irq_trap_enabling(irq);
+        return;
+    }
+    trace_ivshmem2_enabling_attach(irq->id);
+    QEMU_LOCK_GUARD(&irq->lock);
+    irq->enabling_by_kvm = true;
+    irq->drops = 0;
+    qemu_cond_signal(&irq->relay_wake);
+}
+
+static void ivshmem2_irq_del_enabling(Ivshmem2Irq *irq)
+{
+    ivshmem2_ioeventfd_del(irq->fds, &irq->enabling_io);
+    trace_ivshmem2_enabling_detach(irq->id);
+    QEMU_LOCK_GUARD(&irq->lock);
+    ivshmem2_irq_look(irq);
+    irq->enabling_by_kvm = false;
+}
+
+/* Does the relay look at enabling writes, if Interrupt Control says so? */
+static bool ivshmem2_irq_wants_enabling(Ivshmem2Irq *irq)
+{
+    QEMU_LOCK_GUARD(&irq->lock);
+    return irq->has_enabling && !irq->trapping &&
+           ivshmem2_mode_relays(ivshmem2_irq_wanted_mode(irq));
 }
 
 void ivshmem2_irq_update(Ivshmem2Irq *irq)
 {
-    QEMU_LOCK_GUARD(&irq->lock);
-    ivshmem2_irq_update_locked(irq);
+    /* First: in other modes nobody looks. */
+    if (irq->enabling_by_kvm && !ivshmem2_irq_wants_enabling(irq)) {
+        ivshmem2_irq_del_enabling(irq);
+    }
+    WITH_QEMU_LOCK_GUARD(&irq->lock) {
+        ivshmem2_irq_look(irq);
+        ivshmem2_irq_go_to(irq, ivshmem2_irq_wanted_mode(irq));
+        /* The relay needs every irqfd: if one cannot be, another mode. */
+        ivshmem2_irq_go_to(irq, ivshmem2_irq_wanted_mode(irq));
+    }
+    if (!irq->enabling_by_kvm && ivshmem2_irq_wants_enabling(irq)) {
+        ivshmem2_irq_add_enabling(irq);
+    }
+}
+
+/*
+ * A storm of doorbells must not keep the relay busy.  When QEMU sees the
+ * enabling writes, the relay need not look at doorbells before one comes.
+ */
+static void ivshmem2_irq_storm(void *opaque)
+{
+    Ivshmem2Irq *irq = opaque;
+
+    ivshmem2_irq_trap_enabling(irq);
+    ivshmem2_irq_update(irq);
 }
 
 static void ivshmem2_irq_vm_state_changed(void *opaque, bool running,
@@ -437,9 +525,26 @@ static bool ivshmem2_irq_accept(Ivshmem2Irq *irq, uint32_t vector)
 /* Take what has arrived at @vector's eventfd. */
 static bool ivshmem2_irq_take(Ivshmem2Irq *irq, uint32_t vector)
 {
-    return ivshmem2_mode_receives(irq->mode) &&
-           ivshmem2_eventfd_drain(irq->vectors[vector].eventfd) &&
-           ivshmem2_irq_accept(irq, vector);
+    uint64_t arrived;
+
+    if (irq->mode == IVSHMEM2_IRQ_OFF) {
+        return false;
+    }
+    arrived = ivshmem2_eventfd_drain(irq->vectors[vector].eventfd);
+    if (!arrived) {
+        return false;
+    }
+    ivshmem2_irq_look(irq);
+    if (ivshmem2_mode_receives(irq->mode)) {
+        irq->drops = 0;
+        return ivshmem2_irq_accept(irq, vector);
+    }
+    stat64_add(&irq->dropped, arrived);
+    trace_ivshmem2_interrupt_drop(irq->id, vector);
+    if (irq->enabling_by_kvm && ++irq->drops == IVSHMEM2_STORM_DROPS) {
+        qemu_bh_schedule(irq->storm_bh);
+    }
+    return false;
 }
 
 /*
@@ -532,6 +637,7 @@ static void ivshmem2_irq_eventfds_readable(void *opaque)
 static bool ivshmem2_irq_delivers(Ivshmem2Irq *irq)
 {
     QEMU_LOCK_GUARD(&irq->lock);
+    ivshmem2_irq_look(irq);
     return ivshmem2_mode_receives(irq->mode) &&
            irq->mode != IVSHMEM2_IRQ_HELD;
 }
@@ -554,16 +660,20 @@ void ivshmem2_irq_flush(Ivshmem2Irq *irq)
 /* The mask or the message of @vector has changed. */
 static void ivshmem2_irq_vector_changed(Ivshmem2Irq *irq, uint32_t vector)
 {
+    bool other_mode = false;
     bool notify = false;
 
     WITH_QEMU_LOCK_GUARD(&irq->lock) {
         uint32_t n_odd = irq->n_odd;
 
         ivshmem2_irq_update_vector(irq, vector);
-        if (irq->n_odd != n_odd ||
-            (ivshmem2_mode_relays(irq->mode) && irq->refused)) {
-            ivshmem2_irq_update_locked(irq);
-        }
+        other_mode = irq->n_odd != n_odd ||
+                     (ivshmem2_mode_relays(irq->mode) && irq->refused);
+    }
+    if (other_mode) {
+        ivshmem2_irq_update(irq);
+    }
+    WITH_QEMU_LOCK_GUARD(&irq->lock) {
         if (!test_bit(vector, irq->masked) &&
             test_and_clear_bit(vector, irq->pending)) {
             notify = ivshmem2_irq_accept(irq, vector);
@@ -605,6 +715,13 @@ void ivshmem2_irq_end_message(Ivshmem2Irq *irq, uint32_t vector)
  * The relay
  */
 
+/* Otherwise it waits until QEMU has seen the enabling write. */
+static bool ivshmem2_relay_looks(const Ivshmem2Irq *irq)
+{
+    return irq->mode == IVSHMEM2_IRQ_RELAY ||
+           (irq->mode == IVSHMEM2_IRQ_RELAY_OFF && irq->enabling_by_kvm);
+}
+
 static void *ivshmem2_relay_thread(void *opaque)
 {
     Ivshmem2Irq *irq = opaque;
@@ -615,17 +732,14 @@ static void *ivshmem2_relay_thread(void *opaque)
         int n = epoll_wait(irq->epoll_fd, events, ARRAY_SIZE(events), -1);
 
         QEMU_LOCK_GUARD(&irq->lock);
-        if (irq->mode == IVSHMEM2_IRQ_RELAY && !irq->relay_stop) {
-            for (int i = 0; i < n; i++) {
-                ivshmem2_irq_take(irq, events[i].data.u32);
-            }
-        } else {
-            /* A storm of doorbells must not keep this thread busy. */
-            while (irq->mode != IVSHMEM2_IRQ_RELAY && !irq->relay_stop) {
-                qemu_cond_wait(&irq->relay_wake, &irq->lock);
-            }
-            stop = irq->relay_stop;
+        for (int i = 0; i < n && ivshmem2_relay_looks(irq) &&
+             !irq->relay_stop; i++) {
+            ivshmem2_irq_take(irq, events[i].data.u32);
         }
+        while (!ivshmem2_relay_looks(irq) && !irq->relay_stop) {
+            qemu_cond_wait(&irq->relay_wake, &irq->lock);
+        }
+        stop = irq->relay_stop;
     }
     return NULL;
 }
@@ -652,24 +766,54 @@ static void ivshmem2_irq_stop_relay(Ivshmem2Irq *irq)
 
 uint32_t ivshmem2_irq_get_control(Ivshmem2Irq *irq)
 {
+    QEMU_LOCK_GUARD(&irq->lock);
+    ivshmem2_irq_look(irq);
     return qatomic_read(&irq->control);
+}
+
+/* Also undoes an enabling write that only KVM has seen. */
+static void ivshmem2_irq_disable(Ivshmem2Irq *irq)
+{
+    WITH_QEMU_LOCK_GUARD(&irq->lock) {
+        ivshmem2_irq_look(irq);
+        qatomic_set(&irq->control, 0);
+    }
+    ivshmem2_irq_update(irq);
+}
+
+static void ivshmem2_irq_enable(Ivshmem2Irq *irq)
+{
+    /*
+     * KVM did not have the ioeventfd when the guest wrote, or does not take
+     * the write.  Until now, another processor may have enabled reception
+     * without QEMU, so that nothing may be dropped.
+     */
+    if (irq->enabling_by_kvm) {
+        event_notifier_set(&irq->enabling);
+        return;
+    }
+    WITH_QEMU_LOCK_GUARD(&irq->lock) {
+        qatomic_set(&irq->control, IVSHMEM2_INT_ENABLE);
+    }
+    if (irq->trapping && ++irq->trapped == IVSHMEM2_TRAPPED_WRITES) {
+        irq->trapping = false;
+    }
+    ivshmem2_irq_update(irq);
 }
 
 void ivshmem2_irq_set_control(Ivshmem2Irq *irq, uint32_t value)
 {
-    if (!(value & IVSHMEM2_INT_ENABLE)) {
+    if (value & IVSHMEM2_INT_ENABLE) {
+        ivshmem2_irq_enable(irq);
+    } else {
         ivshmem2_irq_flush(irq);
+        ivshmem2_irq_disable(irq);
     }
-    QEMU_LOCK_GUARD(&irq->lock);
-    qatomic_set(&irq->control, value & IVSHMEM2_INT_ENABLE);
-    ivshmem2_irq_update_locked(irq);
 }
 
 void ivshmem2_irq_reset(Ivshmem2Irq *irq)
 {
-    QEMU_LOCK_GUARD(&irq->lock);
-    qatomic_set(&irq->control, 0);
-    ivshmem2_irq_update_locked(irq);
+    ivshmem2_irq_disable(irq);
 }
 
 /*
@@ -701,17 +845,20 @@ static bool ivshmem2_irq_init_vectors(Ivshmem2Irq *irq,
 
 bool ivshmem2_irq_init(Ivshmem2Irq *irq, PCIDevice *pdev,
                        Ivshmem2Session *session, const uint8_t *priv_control,
-                       Error **errp)
+                       Ivshmem2IoEventFds *fds, Error **errp)
 {
     const Ivshmem2Welcome *w = ivshmem2_session_info(session);
 
     irq->pdev = pdev;
     irq->priv_control = priv_control;
+    irq->fds = fds;
     irq->id = w->id;
     irq->has_msix = w->features == IVSHMEM2_F_MSIX;
     irq->mode = IVSHMEM2_IRQ_OFF;
     irq->control = 0;
     irq->refused = false;
+    irq->trapping = false;
+    irq->drops = 0;
     irq->n_vectors = w->vectors;
     irq->vectors = g_new0(Ivshmem2Vector, w->vectors);
     irq->masked = bitmap_new(w->vectors);
@@ -720,10 +867,15 @@ bool ivshmem2_irq_init(Ivshmem2Irq *irq, PCIDevice *pdev,
     irq->send_writes = qemu_bh_new(ivshmem2_irq_send_writes, irq);
     qemu_mutex_init(&irq->lock);
     qemu_cond_init(&irq->relay_wake);
+    irq->storm_bh = qemu_bh_new_guarded(ivshmem2_irq_storm, irq,
+                                        &DEVICE(pdev)->mem_reentrancy_guard);
     if (!ivshmem2_irq_init_vectors(irq, session, errp)) {
         ivshmem2_irq_exit(irq);
         return false;
     }
+    irq->has_enabling = irq->use_ioeventfd && irq->use_irqfd &&
+                        kvm_msi_via_irqfd_enabled() &&
+                        event_notifier_init(&irq->enabling, false) == 0;
     irq->vm_state_entry =
         qemu_add_vm_change_state_handler(ivshmem2_irq_vm_state_changed, irq);
     return true;
@@ -735,8 +887,16 @@ void ivshmem2_irq_exit(Ivshmem2Irq *irq)
         return;
     }
     g_clear_pointer(&irq->vm_state_entry, qemu_del_vm_change_state_handler);
+    if (irq->enabling_by_kvm) {
+        ivshmem2_irq_del_enabling(irq);
+    }
     ivshmem2_irq_stop_relay(irq);
     ivshmem2_irq_set_polling(irq, false);
+    g_clear_pointer(&irq->storm_bh, qemu_bh_delete);
+    if (irq->has_enabling) {
+        event_notifier_cleanup(&irq->enabling);
+        irq->has_enabling = false;
+    }
     for (uint32_t i = 0; i < irq->n_vectors; i++) {
         ivshmem2_irq_detach(irq, i);
         ivshmem2_irq_release_route(&irq->vectors[i]);

@@ -13,6 +13,7 @@
 
 #include "hw/pci/msi.h"
 #include "hw/pci/pci_device.h"
+#include "ivshmem2-ioeventfd.h"
 #include "libivshmem2-core.h"
 #include "qemu/event_notifier.h"
 #include "qemu/stats64.h"
@@ -37,7 +38,8 @@ typedef enum Ivshmem2IrqMode {
     IVSHMEM2_IRQ_RELAY,
     /*
      * Reception is off, as it is after each interrupt in one-shot mode, and
-     * the vectors stay with the relay.
+     * the vectors stay with the relay.  Perhaps the guest has enabled it
+     * without QEMU: see @enabling.
      */
     IVSHMEM2_IRQ_RELAY_OFF,
 } Ivshmem2IrqMode;
@@ -72,6 +74,8 @@ typedef struct Ivshmem2Irq {
     bool has_msix;
     bool use_irqfd;             /* property */
     uint8_t irqfd_after;        /* property */
+    bool use_ioeventfd;         /* property */
+    Ivshmem2IoEventFds *fds;
     VMChangeStateEntry *vm_state_entry;
     int epoll_fd;               /* eventfds but those that KVM delivers */
     bool polling;               /* the main loop looks at epoll_fd */
@@ -89,7 +93,16 @@ typedef struct Ivshmem2Irq {
     unsigned long *pending;     /* vectors that arrived while masked */
     uint32_t n_odd;             /* unmasked vectors that are odd */
     bool relay_stop;
-    QemuCond relay_wake;        /* @mode or @relay_stop has changed */
+    QemuCond relay_wake;        /* what the relay waits for has changed */
+    EventNotifier enabling;     /* KVM has seen a write that enables */
+    Ivshmem2IoEventFd enabling_io;
+    bool has_enabling;
+    bool enabling_by_kvm;       /* the relay looks at @enabling */
+    unsigned drops;             /* by the relay, since the last delivery */
+
+    QEMUBH *storm_bh;
+    bool trapping;              /* QEMU has to see enabling writes */
+    unsigned trapped;           /* since then */
 
     bool relay_started;
     QemuThread relay;
@@ -102,10 +115,11 @@ typedef struct Ivshmem2Irq {
 /*
  * @session: its eventfds are borrowed until ivshmem2_irq_exit().
  * @priv_control: Privileged Control in the vendor capability.
+ * @fds: for Interrupt Control; need not be initialized yet.
  */
 bool ivshmem2_irq_init(Ivshmem2Irq *irq, PCIDevice *pdev,
                        Ivshmem2Session *session, const uint8_t *priv_control,
-                       Error **errp);
+                       Ivshmem2IoEventFds *fds, Error **errp);
 
 /*
  * MSI-X may be gone already.  Without effect unless ivshmem2_irq_init() was

@@ -33,15 +33,15 @@ typedef struct VfioPeer {
     int group;
     int device;
     uint64_t config_offset;     /* of configuration space in @device */
-    bool has_ports;             /* BAR 0 is I/O ports */
-    uint64_t ports_offset;      /* of these in @device */
-    uint32_t *regs;             /* else, BAR 0 */
+    uint32_t *regs;             /* BAR 0, */
     size_t regs_size;
+    bool has_ports;             /* or I/O ports, */
+    off_t ports;                /* which are here in @device */
+    uint64_t base_address;      /* of the memory, if it is no BAR */
     int request_fd;             /* readable: the kernel wants the device */
     bool removed;
     int *eventfds;
     uint32_t n_eventfds;
-    uint64_t base_address;      /* of memory; 0: it is in BAR 2 */
     Ivshmem2MemoryType wanted;  /* of memory */
 } VfioPeer;
 
@@ -51,46 +51,47 @@ static char *sysfs(VfioPeer *p, const char *attribute)
                             NULL);
 }
 
-/* Registers: aligned 32-bit accesses only; I/O ports take a system call */
+/* Registers: aligned 32-bit accesses only */
 
 static uint32_t reg_read(VfioPeer *p, unsigned reg)
 {
-    uint32_t value = UINT32_MAX;
+    uint32_t value = 0;
 
-    if (!p->has_ports) {
-        value = __atomic_load_n(&p->regs[reg / 4], __ATOMIC_SEQ_CST);
-    } else if (pread(p->device, &value, sizeof(value),
-                     p->ports_offset + reg) != sizeof(value)) {
-        value = UINT32_MAX;     /* what registers of an absent device read */
+    if (p->has_ports) {
+        /* the kernel reads a port for this, which does not fail */
+        return pread(p->device, &value, sizeof(value), p->ports + reg) ==
+               sizeof(value) ? GUINT32_FROM_LE(value) : 0;
     }
-    return GUINT32_FROM_LE(value);
+    return GUINT32_FROM_LE(__atomic_load_n(&p->regs[reg / 4],
+                                           __ATOMIC_SEQ_CST));
 }
 
-static void reg_write(VfioPeer *p, unsigned reg, uint32_t value)
+static bool reg_write(VfioPeer *p, unsigned reg, uint32_t value)
 {
-    value = GUINT32_TO_LE(value);
     /* what was written to memory before is visible before this write */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (!p->has_ports) {
-        __atomic_store_n(&p->regs[reg / 4], value, __ATOMIC_RELEASE);
-    } else if (pwrite(p->device, &value, sizeof(value),
-                      p->ports_offset + reg) < 0) {
-        /* the device is gone: no effect, as with registers in memory */
+    if (p->has_ports) {
+        value = GUINT32_TO_LE(value);
+        return pwrite(p->device, &value, sizeof(value), p->ports + reg) ==
+               sizeof(value);
     }
+    __atomic_store_n(&p->regs[reg / 4], GUINT32_TO_LE(value),
+                     __ATOMIC_RELEASE);
+    return true;
 }
 
 static bool vfio_set_state(Ivshmem2Peer *peer, uint32_t state, GError **error)
 {
-    reg_write((VfioPeer *)peer, IVSHMEM2_REG_STATE, state);
-    return true;
+    return reg_write((VfioPeer *)peer, IVSHMEM2_REG_STATE, state) ||
+           ivshmem2_fail_errno(error, "cannot write the state");
 }
 
 static bool vfio_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
                       GError **error)
 {
-    reg_write((VfioPeer *)peer, IVSHMEM2_REG_DOORBELL,
-              target << IVSHMEM2_DOORBELL_TARGET_SHIFT | vector);
-    return true;
+    return reg_write((VfioPeer *)peer, IVSHMEM2_REG_DOORBELL,
+                     target << IVSHMEM2_DOORBELL_TARGET_SHIFT | vector) ||
+           ivshmem2_fail_errno(error, "cannot ring the doorbell");
 }
 
 /* Interrupts */
@@ -228,16 +229,12 @@ static bool config_read(VfioPeer *p, unsigned offset, uint32_t *value,
 static bool read_capability(VfioPeer *p, unsigned at, GError **error)
 {
     Ivshmem2PeerInfo *info = &p->parent.info;
-    uint32_t value[IVSHMEM2_CAP_SIZE_BASE / 4] = { 0 };
-    unsigned size = IVSHMEM2_CAP_SIZE;
+    uint32_t value[IVSHMEM2_CAP_SIZE / 4], base[2] = { 0, 0 };
     uint8_t control = 0;
 
-    for (unsigned i = 0; i < size / 4; i++) {
+    for (unsigned i = 0; i < G_N_ELEMENTS(value); i++) {
         if (!config_read(p, at + i * 4, &value[i], error)) {
             return false;
-        }
-        if ((value[0] >> 16 & 0xff) >= IVSHMEM2_CAP_SIZE_BASE) {
-            size = IVSHMEM2_CAP_SIZE_BASE;
         }
     }
     if ((value[0] >> 16 & 0xff) < IVSHMEM2_CAP_SIZE) {
@@ -245,13 +242,18 @@ static bool read_capability(VfioPeer *p, unsigned at, GError **error)
                              "the vendor capability has %u bytes instead of "
                              "%u", value[0] >> 16 & 0xff, IVSHMEM2_CAP_SIZE);
     }
+    if ((value[0] >> 16 & 0xff) >= IVSHMEM2_CAP_SIZE_BASE &&
+        (!config_read(p, at + IVSHMEM2_CAP_BASE_ADDRESS, &base[0], error) ||
+         !config_read(p, at + IVSHMEM2_CAP_BASE_ADDRESS + 4, &base[1],
+                      error))) {
+        return false;
+    }
+    p->base_address = base[0] | (uint64_t)base[1] << 32;
     info->state_table_size = value[IVSHMEM2_CAP_STATE_TABLE_SIZE / 4];
     info->rw_size = value[IVSHMEM2_CAP_RW_SIZE / 4] |
                     (uint64_t)value[IVSHMEM2_CAP_RW_SIZE / 4 + 1] << 32;
     info->output_size = value[IVSHMEM2_CAP_OUTPUT_SIZE / 4] |
                     (uint64_t)value[IVSHMEM2_CAP_OUTPUT_SIZE / 4 + 1] << 32;
-    p->base_address = value[IVSHMEM2_CAP_BASE_ADDRESS / 4] |
-                    (uint64_t)value[IVSHMEM2_CAP_BASE_ADDRESS / 4 + 1] << 32;
     /* the previous driver may have left one-shot mode on */
     return config_access(p, true, at + IVSHMEM2_CAP_PRIV_CONTROL, &control,
                          sizeof(control), error);
@@ -281,7 +283,7 @@ static bool read_config(VfioPeer *p, GError **error)
                          "the device has no vendor capability");
 }
 
-static bool enable_access_and_master(VfioPeer *p, GError **error)
+static bool enable_bars_and_master(VfioPeer *p, GError **error)
 {
     uint16_t command;
 
@@ -342,7 +344,8 @@ static void *map_bar(VfioPeer *p, unsigned bar, uint64_t size, size_t *mapped,
     return map;
 }
 
-static bool find_registers(VfioPeer *p, GError **error)
+/* The registers are memory, or I/O ports, which the kernel accesses. */
+static bool find_regs(VfioPeer *p, GError **error)
 {
     struct vfio_region_info region;
     uint32_t bar;
@@ -361,13 +364,11 @@ static bool find_registers(VfioPeer *p, GError **error)
     }
     if (region.size < IVSHMEM2_REGS_SIZE_IO) {
         return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
-                             "BAR %u has %llu I/O ports instead of %u; the "
-                             "kernel's log may say why", IVSHMEM2_BAR_REGS,
-                             (unsigned long long)region.size,
-                             IVSHMEM2_REGS_SIZE_IO);
+                             "BAR %u has no I/O ports, the kernel's log may "
+                             "say why", IVSHMEM2_BAR_REGS);
     }
-    p->ports_offset = region.offset;
     p->has_ports = true;
+    p->ports = region.offset;
     return true;
 }
 
@@ -603,11 +604,11 @@ static bool open_peer(VfioPeer *p, GError **error)
         return false;
     }
     p->config_offset = config.offset;
-    if (!read_config(p, error) || !enable_access_and_master(p, error) ||
+    if (!read_config(p, error) || !enable_bars_and_master(p, error) ||
         !count_vectors(p, error) || !check_intx(p, error)) {
         return false;
     }
-    if (!find_registers(p, error)) {
+    if (!find_regs(p, error)) {
         return false;
     }
     /* the previous driver may have been killed */
