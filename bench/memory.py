@@ -66,6 +66,8 @@ class Copier:
         self.peer.run(self.peer.bus_master())
         self.ghz = self.calibrate()
         self.clear_mtrrs()
+        # the first accesses let KVM and the host set up their page tables
+        self.measure('write-back')
 
     def calibrate(self):
         """Ticks of the guest's clock in a nanosecond"""
