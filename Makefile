@@ -58,7 +58,7 @@ coverage: qemu guest ## run all tests, report the lines and branches they reach
 	@scripts/env --coverage qemu/coverage
 	@scripts/env --coverage tests/coverage $(if $(ONLY),'$(ONLY)')
 
-bench: qemu tools ## measure doorbells and interrupts, beside version 1
+bench: qemu tools guest ## measure interrupts, beside version 1, and memcpy
 	@scripts/packages bench
 	@scripts/env bench/run
 

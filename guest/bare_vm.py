@@ -21,7 +21,7 @@ SMP = {'tcg': TCG_SMP, 'kvm': '1'}
 
 # PCI
 COMMAND = 4
-COMMAND_MEMORY, COMMAND_MASTER, COMMAND_NO_INTX = 2, 4, 0x400
+COMMAND_IO, COMMAND_MEMORY, COMMAND_MASTER, COMMAND_NO_INTX = 1, 2, 4, 0x400
 BARS = 0x10
 CAPABILITIES = 0x34
 INTERRUPT_LINE = 0x3c
@@ -31,6 +31,10 @@ MSIX_ENABLE, MSIX_MASK = 0x8000, 0x4000
 # ivshmem2 (include/hw/misc/ivshmem2-regs.h)
 ID, MAX_PEERS, INT_CONTROL, DOORBELL, STATE = 0, 4, 8, 0xc, 0x10
 PRIV_CONTROL = 3
+CAP_LENGTH, CAP_BASE_ADDRESS, CAP_SIZE_BASE = 2, 0x18, 0x20
+
+# Memory without a BAR has to be here, where the guest maps it.
+HIGH_MEMORY = 8 << 30
 
 IOAPIC = 0xfec00000
 MSI_PHYSICAL = 0xfee00000       # the processor with APIC ID 0
@@ -142,6 +146,8 @@ class Peer:
         if self.guest.slot != self.slot:
             self.guest.run(f'device {self.slot:x}')
             self.guest.slot = self.slot
+            if self.base:
+                self.guest.run(f'place 2 {self.base:x}')
         self.guest.start(*steps, repeat=repeat)
 
     def finish(self, timeout=COMMAND_TIMEOUT):
@@ -186,6 +192,17 @@ class Peer:
             offset = following
         return found
 
+    @functools.cached_property
+    def base(self):
+        """The fixed address of the memory, or 0"""
+        cap = self.capabilities.get(CAP_VENDOR)
+        if (not cap or
+                self.value(read(CONFIG, cap + CAP_LENGTH, 1)) < CAP_SIZE_BASE):
+            return 0
+        low, high = self.run(read(CONFIG, cap + CAP_BASE_ADDRESS),
+                             read(CONFIG, cap + CAP_BASE_ADDRESS + 4))
+        return high << 32 | low
+
     # Steps
 
     @staticmethod
@@ -225,8 +242,9 @@ class Peer:
         return (f'await {self.idt(vector):x} 2 {offset:x} 4 {number(value)}')
 
     def bus_master(self, on=True):
-        return write(CONFIG, COMMAND,
-                     COMMAND_MEMORY | (COMMAND_MASTER if on else 0), 2)
+        """Also registers in I/O ports, and memory"""
+        return write(CONFIG, COMMAND, COMMAND_IO | COMMAND_MEMORY |
+                     (COMMAND_MASTER if on else 0), 2)
 
     def one_shot(self, on=True):
         return write(CONFIG, self.capabilities[CAP_VENDOR] + PRIV_CONTROL,
@@ -254,7 +272,7 @@ class Peer:
     def setup_intx(self):
         """The same with INTx; the I/O APIC's input is edge-triggered."""
         self.run(self.enable(False), self.one_shot(False),
-                 write(CONFIG, COMMAND, COMMAND_MEMORY, 2))
+                 write(CONFIG, COMMAND, COMMAND_IO | COMMAND_MEMORY, 2))
         pin = self.value(read(CONFIG, INTERRUPT_LINE, 1))
         self.run(write(MEMORY, IOAPIC, 0x11 + 2 * pin),
                  write(MEMORY, IOAPIC + 0x10, 0),

@@ -312,26 +312,27 @@ class Qmp:
 class Guest:
     """A Linux guest with a shell on its serial line."""
 
-    def __init__(self, lab, name, devices):
+    def __init__(self, lab, name, devices, memory, kernel):
         self.name = name
         self.qmp_path = lab.path / f'{name}.qmp'
         self.addresses = []
         self.marks = 0
         self.in_client = False
         # Standard output is the serial line.
-        self.process = lab.start(name, self.command(lab, devices),
+        self.process = lab.start(name, self.command(lab, devices, memory,
+                                                          kernel),
                                  err=lab.path / f'{name}.err')
         self.qmp = None
 
-    def command(self, lab, devices):
+    def command(self, lab, devices, memory, kernel):
         # VFIO requires interrupt remapping.
         return [lab.env.qemu, '-name', self.name,
                 '-nodefaults', '-no-user-config',
                 '-display', 'none', '-machine', 'q35', '-accel', 'tcg',
-                '-cpu', 'qemu64,-cx16', '-smp', TCG_SMP, '-m', '256',
+                '-cpu', 'qemu64,-cx16', '-smp', TCG_SMP, '-m', memory,
                 '-kernel', lab.env.guest / 'vmlinuz',
                 '-initrd', lab.initramfs,
-                '-append', f'{KERNEL_OPTIONS} driven',
+                '-append', f'{KERNEL_OPTIONS} {kernel} driven',
                 '-serial', 'stdio',
                 '-qmp', f'unix:{self.qmp_path},server=on,wait=off',
                 '-device', 'intel-iommu,intremap=on', *devices]
@@ -514,15 +515,18 @@ class Lab:
     def socket(self, server='server'):
         return self.path / f'{server}.sock'
 
-    def guest(self, name, *peers, options=()):
-        """Starts a guest with a device for each of @peers: (server, ID)."""
+    def guest(self, name, *peers, options=(), memory='256', kernel=''):
+        """Starts a guest with a device for each of @peers: (server, ID).
+
+        @options are QEMU's, @memory is its size as QEMU takes it, and @kernel
+        goes to the kernel's command line."""
         devices = [*options]
         for number, (server, peer_id) in enumerate(peers):
             devices += ['-chardev',
                         f'socket,id=link{number},path={self.socket(server)}',
                         '-device', f'ivshmem2,chardev=link{number},'
                         f'peer-id={peer_id}']
-        return Guest(self, name, devices)
+        return Guest(self, name, devices, memory, kernel)
 
     def load(self, name, *options, server='server'):
         return Load(self.start(name, [self.env.bench / 'ivshmem2-load',

@@ -69,6 +69,7 @@ static struct {
     char *id;
     char *name;
     char *state;
+    char *memory;
     gboolean json;
     gboolean version;
 } opt_link;
@@ -88,6 +89,9 @@ static const GOptionEntry link_options[] = {
       "With --socket: the ID to ask for (default: any)", "N" },
     { "name", 'n', 0, G_OPTION_ARG_STRING, &opt_link.name,
       "With --socket: a name for the server's log", "NAME" },
+    { "memory", 'm', 0, G_OPTION_ARG_STRING, &opt_link.memory,
+      "With --pci: write-back, write-combining or uncached (default: best)",
+      "TYPE" },
     { "state", 'S', 0, G_OPTION_ARG_STRING, &opt_link.state,
       "State to set on joining (default: 0, as on leaving)", "VALUE" },
     { "json", 'j', 0, G_OPTION_ARG_NONE, &opt_link.json,
@@ -292,9 +296,27 @@ static int make_signal_fd(void)
     return signalfd(-1, &set, SFD_CLOEXEC);
 }
 
-/* Check the options that say what to join, and parse the numbers in them. */
-static bool check_link(Ivshmem2SocketOptions *o, uint64_t *state,
-                       GError **error)
+static bool parse_memory(Ivshmem2MemoryType *memory, GError **error)
+{
+    const char *name;
+    int i = IVSHMEM2_MEMORY_BEST;
+
+    while (opt_link.memory && (name = ivshmem2_memory_type_name(i)) &&
+           strcmp(opt_link.memory, name)) {
+        i++;
+    }
+    *memory = i;
+    if (!ivshmem2_memory_type_name(i)) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "--memory '%s' is none of best, write-back, "
+                             "write-combining and uncached", opt_link.memory);
+    }
+    return true;
+}
+
+/* Check the options that say what to join, and parse their values. */
+static bool check_link(Ivshmem2SocketOptions *o, Ivshmem2MemoryType *memory,
+                       uint64_t *state, GError **error)
 {
     uint64_t id;
 
@@ -307,6 +329,14 @@ static bool check_link(Ivshmem2SocketOptions *o, uint64_t *state,
         return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
                              "--id and --name go with --socket; in a guest "
                              "the device has its ID already");
+    }
+    if (opt_link.socket && opt_link.memory) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "--memory goes with --pci; on the host, memory "
+                             "is always write-back");
+    }
+    if (!parse_memory(memory, error)) {
+        return false;
     }
     if (opt_link.id) {
         if (!ivshmem2_parse_number("--id", opt_link.id, 0,
@@ -323,9 +353,10 @@ static bool check_link(Ivshmem2SocketOptions *o, uint64_t *state,
 static Status join(Client *c, GError **error)
 {
     Ivshmem2SocketOptions o = IVSHMEM2_SOCKET_OPTIONS_INIT;
+    Ivshmem2MemoryType memory = IVSHMEM2_MEMORY_BEST;
     uint64_t state = 0;
 
-    if (!check_link(&o, &state, error)) {
+    if (!check_link(&o, &memory, &state, error)) {
         return STATUS_USAGE;
     }
     o.name = opt_link.name ? opt_link.name : "ivshmem2-client";
@@ -334,7 +365,8 @@ static Status join(Client *c, GError **error)
     c->where = c->on_host ? opt_link.socket : opt_link.pci;
     c->json = opt_link.json;
     c->peer = c->on_host ? ivshmem2_peer_open_socket(c->where, &o, error)
-                         : ivshmem2_peer_open_pci(c->where, error);
+                         : ivshmem2_peer_open_pci_mapped(c->where, memory,
+                                                         error);
     if (!c->peer) {
         return STATUS_ERROR;
     }
@@ -434,5 +466,6 @@ int main(int argc, char **argv)
     g_free(opt_link.id);
     g_free(opt_link.name);
     g_free(opt_link.state);
+    g_free(opt_link.memory);
     return status;
 }

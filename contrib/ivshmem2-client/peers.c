@@ -31,6 +31,7 @@ static const char *protocol_name(uint16_t protocol)
 Status cmd_info(Client *c, char **args, GError **error)
 {
     const Ivshmem2PeerInfo *i = c->info;
+    const char *note = ivshmem2_peer_memory_note(c->peer);
 
     if (c->json) {
         Json *json = json_new();
@@ -46,6 +47,9 @@ Status cmd_info(Client *c, char **args, GError **error)
         json_number(json, "state_table_size", i->state_table_size);
         json_number(json, "rw_size", i->rw_size);
         json_number(json, "output_size", i->output_size);
+        json_string(json, "memory_type",
+                    ivshmem2_memory_type_name(i->memory_type));
+        json_string(json, "memory_note", note);
         json_bool(json, "connected", ivshmem2_peer_connected(c->peer));
         json_print(json);
         return STATUS_OK;
@@ -68,6 +72,9 @@ Status cmd_info(Client *c, char **args, GError **error)
     printf("output sections: %u of %llu bytes\n",
            i->output_size ? i->max_peers : 0,
            (unsigned long long)i->output_size);
+    printf("memory type:     %s%s%s%s\n",
+           ivshmem2_memory_type_name(i->memory_type), *note ? " (" : "", note,
+           *note ? ")" : "");
     return STATUS_OK;
 }
 

@@ -12,6 +12,7 @@
  *
  *   say VALUE                          put it into the answer
  *   device SLOT                        use this function of PCI bus 0
+ *   place BAR ADDRESS                  its memory that is no BAR is here
  *   read SPACE OFFSET SIZE             put a value into the answer
  *   write SPACE OFFSET SIZE VALUE
  *   check SPACE OFFSET SIZE VALUE      an error if it is not this value
@@ -35,8 +36,15 @@
  *   stamp                              store the time since the last stamp
  *   times                              of the stored times: number, median,
  *                                      90 %, 99 %, maximum; then forget them
+ *   move SPACE OFFSET SPACE OFFSET COUNT
+ *                                      copy COUNT bytes to the second offset
+ *   cache ENTRY                        map the first 2 MiB of BAR 2 with this
+ *                                      entry of the PAT, 0 to 3
+ *   rdmsr NUMBER                       a register of the processor
+ *   wrmsr NUMBER VALUE
  *
- * SPACE is the number of a BAR or one of enum space. VECTOR is a vector of the
+ * SPACE is the number of a BAR, in memory or I/O ports, or one of enum space.
+ * fill and sum are for memory. VECTOR is a vector of the
  * processor. Loops run in ring 3; the guest halts while it waits.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -99,6 +107,7 @@ static TaskState tss;
 static uint64_t taken[256];
 static uint64_t serial_seen;
 static uint64_t bars[6];
+static bool bar_has_ports[6];
 static uint32_t config;                 /* address of the device's function */
 
 /* For the second processor, which writes */
@@ -161,6 +170,30 @@ static void out(uint16_t port, unsigned size, uint32_t value)
 
     asm volatile("ud2" : "+a" (number) : "d" (port), "c" (size), "D" (value)
                  : "memory", "cc");
+}
+
+static uint64_t read_msr(uint32_t number)
+{
+    uint64_t low = 3, high;
+
+    asm volatile("ud2" : "+a" (low), "=d" (high) : "c" (number)
+                 : "memory", "cc");
+    return high << 32 | (uint32_t)low;
+}
+
+static void write_msr(uint32_t number, uint64_t value)
+{
+    unsigned service = 4;
+
+    asm volatile("ud2" : "+a" (service) : "c" (number), "D" (value)
+                 : "rdx", "memory", "cc");
+}
+
+static void flush_page_tables(void)
+{
+    unsigned service = 5;
+
+    asm volatile("ud2" : "+a" (service) : : "memory", "cc");
 }
 
 /*
@@ -310,7 +343,12 @@ static uint32_t config_read(uint32_t address)
 
 static void *space_pointer(uint64_t space, uint64_t offset)
 {
-    return (void *)((space == SPACE_MEMORY ? 0 : bars[space]) + offset);
+    return (void *)((space < SPACE_CONFIG ? bars[space] : 0) + offset);
+}
+
+static bool space_has_ports(uint64_t space)
+{
+    return space == SPACE_IO || (space < SPACE_CONFIG && bar_has_ports[space]);
 }
 
 static bool space_valid(uint64_t space)
@@ -321,49 +359,56 @@ static bool space_valid(uint64_t space)
     return space <= SPACE_MEMORY || fail("no such space");
 }
 
+static bool space_is_memory(uint64_t space)
+{
+    if (!space_valid(space)) {
+        return false;
+    }
+    return (space != SPACE_CONFIG && !space_has_ports(space)) ||
+           fail("not memory");
+}
+
+/* The port of an offset; ports of SPACE_IO are offsets themselves */
+static uint16_t space_port(uint64_t space, uint64_t offset)
+{
+    return (space == SPACE_IO ? 0 : bars[space]) + offset;
+}
+
 static uint64_t space_read(uint64_t space, uint64_t offset, uint64_t size)
 {
     void *p;
 
-    switch (space) {
-    case SPACE_CONFIG:
+    if (space == SPACE_CONFIG) {
         out(0xcf8, 4, 0x80000000 | config | (offset & ~3ul));
         return in(0xcfc + (offset & 3), size);
-    case SPACE_IO:
-        return in(offset, size);
-    default:
-        p = space_pointer(space, offset);
-        return size == 1 ? LOAD((uint8_t *)p) :
-               size == 2 ? LOAD((uint16_t *)p) :
-               size == 4 ? LOAD((uint32_t *)p) : LOAD((uint64_t *)p);
     }
+    if (space_has_ports(space)) {
+        return in(space_port(space, offset), size);
+    }
+    p = space_pointer(space, offset);
+    return size == 1 ? LOAD((uint8_t *)p) :
+           size == 2 ? LOAD((uint16_t *)p) :
+           size == 4 ? LOAD((uint32_t *)p) : LOAD((uint64_t *)p);
 }
 
 static void space_write(uint64_t space, uint64_t offset, uint64_t size,
                         uint64_t value)
 {
-    void *p;
+    void *p = space_pointer(space, offset);
 
-    switch (space) {
-    case SPACE_CONFIG:
+    if (space == SPACE_CONFIG) {
         out(0xcf8, 4, 0x80000000 | config | (offset & ~3ul));
         out(0xcfc + (offset & 3), size, value);
-        break;
-    case SPACE_IO:
-        out(offset, size, value);
-        break;
-    default:
-        p = space_pointer(space, offset);
-        if (size == 1) {
-            STORE((uint8_t *)p, value);
-        } else if (size == 2) {
-            STORE((uint16_t *)p, value);
-        } else if (size == 4) {
-            STORE((uint32_t *)p, value);
-        } else {
-            STORE((uint64_t *)p, value);
-        }
-        break;
+    } else if (space_has_ports(space)) {
+        out(space_port(space, offset), size, value);
+    } else if (size == 1) {
+        STORE((uint8_t *)p, value);
+    } else if (size == 2) {
+        STORE((uint16_t *)p, value);
+    } else if (size == 4) {
+        STORE((uint32_t *)p, value);
+    } else {
+        STORE((uint64_t *)p, value);
     }
 }
 
@@ -382,15 +427,26 @@ static bool run_device(const uint64_t *args)
     for (int i = 0; i < 6; i++) {
         uint32_t bar = config_read(config + 0x10 + 4 * i);
 
-        bars[i] = bar & 1 ? 0 : bar & ~15u;
+        bar_has_ports[i] = bar & 1;
+        bars[i] = bar & (bar & 1 ? ~3u : ~15u);
         if ((bar & 7) == 4) {
             i++;
             bars[i] = 0;
+            bar_has_ports[i] = false;
             if (config_read(config + 0x10 + 4 * i)) {
                 return fail("a BAR above 4 GiB");
             }
         }
     }
+    return true;
+}
+
+static bool run_place(const uint64_t *args)
+{
+    if (args[0] >= SPACE_CONFIG || bars[args[0]]) {
+        return fail("there is a BAR");
+    }
+    bars[args[0]] = args[1];
     return true;
 }
 
@@ -503,12 +559,13 @@ static bool run_poll(const uint64_t *args)
 
 static bool run_fill(const uint64_t *args)
 {
-    uint64_t *p = space_pointer(args[0], args[1]);
     uint64_t count = args[2];
+    uint64_t *p;
 
-    if (!space_valid(args[0])) {
+    if (!space_is_memory(args[0])) {
         return false;
     }
+    p = space_pointer(args[0], args[1]);
     asm volatile("rep stosq" : "+D" (p), "+c" (count) : "a" (args[3])
                  : "memory");
     return true;
@@ -531,7 +588,7 @@ static bool run_sum(const uint64_t *args)
     const volatile uint64_t *p = space_pointer(args[0], args[1]);
     uint64_t sum = 0;
 
-    if (!space_valid(args[0])) {
+    if (!space_is_memory(args[0])) {
         return false;
     }
     for (uint64_t i = 0; i < args[2]; i++) {
@@ -669,9 +726,52 @@ static bool run_times(const uint64_t *unused)
     return true;
 }
 
+static bool run_move(const uint64_t *args)
+{
+    void *from = space_pointer(args[0], args[1]);
+    void *to = space_pointer(args[2], args[3]);
+    uint64_t count = args[4];
+
+    if (!space_valid(args[0]) || !space_valid(args[2])) {
+        return false;
+    }
+    /* the fence empties buffers that combine writes */
+    asm volatile("rep movsb; mfence" : "+D" (to), "+S" (from), "+c" (count)
+                 : : "memory");
+    return true;
+}
+
+static bool run_cache(const uint64_t *args)
+{
+    uint64_t *page = &page_directories[bars[2] >> 21];
+
+    if (!space_valid(2)) {
+        return false;
+    }
+    if (bars[2] >> 32) {
+        return fail("cache: BAR 2 is above 4 GiB");
+    }
+    *page = (*page & ~0x18ul) | (args[0] & 3) << 3;
+    flush_page_tables();
+    return true;
+}
+
+static bool run_rdmsr(const uint64_t *args)
+{
+    say_number(read_msr(args[0]));
+    return true;
+}
+
+static bool run_wrmsr(const uint64_t *args)
+{
+    write_msr(args[0], args[1]);
+    return true;
+}
+
 static const Command commands[] = {
     { "say", 1, run_say },
     { "device", 1, run_device },
+    { "place", 2, run_place },
     { "read", 3, run_read },
     { "write", 4, run_write },
     { "check", 4, run_check },
@@ -690,6 +790,10 @@ static const Command commands[] = {
     { "clock", 0, run_clock },
     { "stamp", 0, run_stamp },
     { "times", 0, run_times },
+    { "move", 5, run_move },
+    { "cache", 1, run_cache },
+    { "rdmsr", 1, run_rdmsr },
+    { "wrmsr", 2, run_wrmsr },
 };
 
 /*

@@ -162,6 +162,9 @@ exception:
  *   0  halt until there is an interrupt, unless *%rdi != %rsi or *%rdx != %rcx
  *   1  %eax = input of %ecx bytes from port %dx
  *   2  output of %ecx bytes of %edi to port %dx
+ *   3  %edx and %eax = the halves of MSR %ecx
+ *   4  MSR %ecx = %rdi; changes %rdx
+ *   5  forget page table entries and, with changed types, cached memory
  */
 syscall:
         addq $2, (%rsp)
@@ -188,15 +191,32 @@ syscall:
 4:      inl %dx, %eax
         iretq
 
-2:      movl %edi, %eax
+2:      cmpl $3, %eax
+        jae 8f
+        movl %edi, %eax
         cmpl $2, %ecx
-        je 3f
-        ja 4f
+        je 6f
+        ja 7f
         outb %al, %dx
         iretq
-3:      outw %ax, %dx
+6:      outw %ax, %dx
         iretq
-4:      outl %eax, %dx
+7:      outl %eax, %dx
+        iretq
+
+8:      je 3f
+        cmpl $4, %eax
+        ja 5f
+        movl %edi, %eax
+        movq %rdi, %rdx
+        shrq $32, %rdx
+        wrmsr
+        iretq
+3:      rdmsr
+        iretq
+5:      wbinvd
+        movq %cr3, %rax
+        movq %rax, %cr3
         iretq
 
         .data
@@ -216,7 +236,10 @@ idt_pointer:
         .word 256 * 16 - 1
         .quad idt
 
-/* The first 4 GiB, mapped one to one in pages of 2 MiB, for every ring */
+/*
+ * The first 4 GiB and one GiB from 8 GiB on, mapped one to one in pages of
+ * 2 MiB, for every ring
+ */
         .balign 4096
 pml4:
         .quad pdpt + 7
@@ -226,10 +249,18 @@ pdpt:
         .quad page_directories + 0x1007
         .quad page_directories + 0x2007
         .quad page_directories + 0x3007
-        .fill 508, 8, 0
+        .fill 4, 8, 0
+        .quad page_directories + 0x4007
+        .fill 503, 8, 0
+        .globl page_directories
 page_directories:
         .set page, 0
         .rept 2048
+        .quad (page << 21) + 0x87
+        .set page, page + 1
+        .endr
+        .set page, 4096
+        .rept 512
         .quad (page << 21) + 0x87
         .set page, page + 1
         .endr

@@ -20,6 +20,7 @@
 
 /* defined in start.S */
 extern uint64_t gdt[];
+extern uint64_t page_directories[];
 extern char stubs[];
 extern char trampoline[];
 extern char kernel_stack[];

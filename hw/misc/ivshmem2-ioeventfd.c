@@ -10,14 +10,31 @@
 #include "qemu/osdep.h"
 #include "qemu/error-report.h"
 #include "exec/address-spaces.h"
+#include "hw/pci/pci_bus.h"
 #include "ivshmem2-ioeventfd.h"
 #include "ivshmem2-kvm.h"
+#include "system/arch_init.h"
 #include "system/kvm.h"
+
+AddressSpace *ivshmem2_ports_space(PCIDevice *pdev)
+{
+    MemoryRegion *mr = pci_device_root_bus(pdev)->address_space_io;
+
+    for (; mr; mr = mr->container) {
+        if (mr == get_system_io() && qemu_arch_available(QEMU_ARCH_I386)) {
+            return &address_space_io;
+        }
+        if (mr == get_system_memory() || mr->mapped_via_alias) {
+            return &address_space_memory;
+        }
+    }
+    return NULL;
+}
 
 static bool ivshmem2_ioeventfd_attach(Ivshmem2IoEventFds *fds,
                                       Ivshmem2IoEventFd *io)
 {
-    io->attached = ivshmem2_kvm_set_ioeventfd(io->fd,
+    io->attached = ivshmem2_kvm_set_ioeventfd(io->fd, fds->ports,
                                               fds->address + io->offset,
                                               io->value, true);
     return io->attached;
@@ -27,8 +44,9 @@ static void ivshmem2_ioeventfd_detach(Ivshmem2IoEventFds *fds,
                                       Ivshmem2IoEventFd *io)
 {
     if (io->attached) {
-        ivshmem2_kvm_set_ioeventfd(io->fd, fds->address + io->offset,
-                                   io->value, false);
+        ivshmem2_kvm_set_ioeventfd(io->fd, fds->ports,
+                                   fds->address + io->offset, io->value,
+                                   false);
         io->attached = false;
     }
 }
@@ -89,10 +107,12 @@ static void ivshmem2_ioeventfds_commit(MemoryListener *listener)
     }
 }
 
-void ivshmem2_ioeventfds_init(Ivshmem2IoEventFds *fds, MemoryRegion *regs)
+void ivshmem2_ioeventfds_init(Ivshmem2IoEventFds *fds, MemoryRegion *regs,
+                              AddressSpace *as)
 {
     *fds = (Ivshmem2IoEventFds) {
         .regs = regs,
+        .ports = as == &address_space_io,
         .listener = {
             .name = "ivshmem2",
             .region_add = ivshmem2_ioeventfds_region_add,
@@ -101,7 +121,7 @@ void ivshmem2_ioeventfds_init(Ivshmem2IoEventFds *fds, MemoryRegion *regs)
         },
     };
     if (kvm_enabled()) {
-        memory_listener_register(&fds->listener, &address_space_memory);
+        memory_listener_register(&fds->listener, as);
     }
 }
 

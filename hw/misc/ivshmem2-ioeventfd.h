@@ -12,6 +12,7 @@
 #define HW_MISC_IVSHMEM2_IOEVENTFD_H
 
 #include "exec/memory.h"
+#include "hw/pci/pci_device.h"
 #include "qemu/queue.h"
 
 typedef struct Ivshmem2IoEventFd {
@@ -25,6 +26,7 @@ typedef struct Ivshmem2IoEventFd {
 /* To be used with the big QEMU lock. */
 typedef struct Ivshmem2IoEventFds {
     MemoryRegion *regs;
+    bool ports;                 /* they are I/O ports */
     MemoryListener listener;
     bool visible;               /* the registers, to the guest */
     hwaddr address;             /* where they are then */
@@ -32,8 +34,15 @@ typedef struct Ivshmem2IoEventFds {
     QLIST_HEAD(, Ivshmem2IoEventFd) all;
 } Ivshmem2IoEventFds;
 
-/* @regs: the registers' region.  Does nothing without KVM. */
-void ivshmem2_ioeventfds_init(Ivshmem2IoEventFds *fds, MemoryRegion *regs);
+/*
+ * Where the I/O ports of @pdev's PCI bus are: other processors than x86 see
+ * them in memory.  Returns NULL if they are nowhere.
+ */
+AddressSpace *ivshmem2_ports_space(PCIDevice *pdev);
+
+/* @regs: the registers' region, somewhere in @as.  Does nothing without KVM. */
+void ivshmem2_ioeventfds_init(Ivshmem2IoEventFds *fds, MemoryRegion *regs,
+                              AddressSpace *as);
 
 /*
  * All ioeventfds have to be deleted before.  Also without

@@ -7,8 +7,8 @@
 #include "qemu/osdep.h"
 #include "ivshmem2-kvm.h"
 
-bool ivshmem2_kvm_set_ioeventfd(int fd, hwaddr address, uint32_t value,
-                                bool assign)
+bool ivshmem2_kvm_set_ioeventfd(int fd, bool port, hwaddr address,
+                                uint32_t value, bool assign)
 {
     return false;
 }

@@ -13,8 +13,8 @@
 #include "system/arch_init.h"
 #include "system/kvm.h"
 
-bool ivshmem2_kvm_set_ioeventfd(int fd, hwaddr address, uint32_t value,
-                                bool assign)
+bool ivshmem2_kvm_set_ioeventfd(int fd, bool port, hwaddr address,
+                                uint32_t value, bool assign)
 {
     struct kvm_ioeventfd io = {
         .datamatch = cpu_to_le32(value),
@@ -22,6 +22,7 @@ bool ivshmem2_kvm_set_ioeventfd(int fd, hwaddr address, uint32_t value,
         .len = 4,
         .fd = fd,
         .flags = KVM_IOEVENTFD_FLAG_DATAMATCH |
+                 (port ? KVM_IOEVENTFD_FLAG_PIO : 0) |
                  (assign ? 0 : KVM_IOEVENTFD_FLAG_DEASSIGN),
     };
 
@@ -61,8 +62,9 @@ bool ivshmem2_kvm_accepts_memory(hwaddr last)
     static hwaddr accepted = 4 * GiB - 1;
     size_t size = qemu_real_host_page_size();
 
-    /* The windows of other machines' host bridges are within the limit. */
-    if (!kvm_enabled() || !qemu_arch_available(QEMU_ARCH_I386) ||
+    /* Others refuse this for other reasons. */
+    if (!kvm_enabled() ||
+        !qemu_arch_available(QEMU_ARCH_I386 | QEMU_ARCH_ARM) ||
         last <= accepted) {
         return true;
     }

@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include "qapi/error.h"
 #include "qapi/visitor-impl.h"
+#include "exec/address-spaces.h"
 #include "exec/translation-block.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
@@ -41,6 +42,7 @@
 #include "ivshmem2-doorbell.h"
 #include "ivshmem2-irq.h"
 #include "ivshmem2-kvm.h"
+#include "ivshmem2-sections.h"
 #include "trace.h"
 
 #define TYPE_IVSHMEM2 "ivshmem2"
@@ -49,11 +51,16 @@ OBJECT_DECLARE_SIMPLE_TYPE(Ivshmem2State, IVSHMEM2)
 /* The first capability: 4-byte aligned, so that it can be read as dwords */
 #define IVSHMEM2_CAP_OFFSET     0x40
 /* Advanced Features: a guest resets this function alone */
-#define IVSHMEM2_AF_OFFSET      (IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_SIZE)
+#define IVSHMEM2_AF_OFFSET      (IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_SIZE_BASE)
 
 /* How long a device waits for its server, unless the user says it */
 #define IVSHMEM2_COLD_PLUG_MS   5000
 #define IVSHMEM2_HOT_PLUG_MS    125     /* the guest stands still */
+
+typedef enum Ivshmem2Registers {
+    IVSHMEM2_REGISTERS_MMIO,
+    IVSHMEM2_REGISTERS_IO,
+} Ivshmem2Registers;
 
 struct Ivshmem2State {
     PCIDevice parent_obj;
@@ -63,18 +70,16 @@ struct Ivshmem2State {
     uint32_t handshake_timeout_ms;
     OnOffAuto msix;
     uint8_t max_ioeventfds;
+    Ivshmem2Registers registers;
+    bool has_base_address;
+    uint64_t base_address;
 
     Ivshmem2Conn conn;          /* its chr is a property, too */
     Ivshmem2Welcome info;       /* constant once realized */
 
     /* the shared memory, as mapped and as seen by the guest */
     uint8_t *memory;
-    MemoryRegion memory_bar;
-    MemoryRegion state_table;
-    MemoryRegion rw;
-    MemoryRegion outputs_before;
-    MemoryRegion output;
-    MemoryRegion outputs_after;
+    Ivshmem2Sections sections;
 
     /* registers */
     MemoryRegion regs;
@@ -244,37 +249,6 @@ static const MemoryRegionOps ivshmem2_regs_ops = {
     },
 };
 
-/* L6: past the last section */
-static uint64_t ivshmem2_nothing_read(void *opaque, hwaddr addr, unsigned size)
-{
-    qemu_log_mask(LOG_GUEST_ERROR, "ivshmem2: %u-byte read at offset 0x%"
-                  HWADDR_PRIx ", past the last section\n", size, addr);
-    return 0;
-}
-
-static void ivshmem2_nothing_write(void *opaque, hwaddr addr, uint64_t value,
-                                   unsigned size)
-{
-    qemu_log_mask(LOG_GUEST_ERROR, "ivshmem2: %u-byte write at offset 0x%"
-                  HWADDR_PRIx ", past the last section\n", size, addr);
-}
-
-static const MemoryRegionOps ivshmem2_nothing_ops = {
-    .read = ivshmem2_nothing_read,
-    .write = ivshmem2_nothing_write,
-    .endianness = DEVICE_LITTLE_ENDIAN,
-    .valid = {
-        .min_access_size = 1,
-        .max_access_size = 8,
-        .unaligned = true,
-    },
-    .impl = {
-        .min_access_size = 1,
-        .max_access_size = 8,
-        .unaligned = true,
-    },
-};
-
 /*
  * Joining the link
  */
@@ -359,7 +333,7 @@ static bool ivshmem2_memory_fits(Ivshmem2State *s)
     pcibus_t address = pci_get_bar_addr(PCI_DEVICE(s), IVSHMEM2_BAR_MEMORY);
 
     return address == PCI_BAR_UNMAPPED || ivshmem2_kvm_accepts_memory(
-        address + memory_region_size(&s->memory_bar) - 1);
+        address + memory_region_size(&s->sections.all) - 1);
 }
 
 static void ivshmem2_write_config(PCIDevice *pdev, uint32_t address,
@@ -368,13 +342,15 @@ static void ivshmem2_write_config(PCIDevice *pdev, uint32_t address,
     Ivshmem2State *s = IVSHMEM2(pdev);
 
     ivshmem2_irq_flush(&s->irq);
-    if (range_covers_byte(address, len, PCI_COMMAND) ||
-        ranges_overlap(address, len, PCI_BASE_ADDRESS_0 +
-                       4 * IVSHMEM2_BAR_MEMORY, 8)) {
+    if (!s->has_base_address &&
+        (range_covers_byte(address, len, PCI_COMMAND) ||
+         ranges_overlap(address, len, PCI_BASE_ADDRESS_0 +
+                        4 * IVSHMEM2_BAR_MEMORY, 8))) {
         /* Where there cannot be memory, there is nothing. */
         memory_region_transaction_begin();
         pci_default_write_config(pdev, address, value, len);
-        memory_region_set_enabled(&s->memory_bar, ivshmem2_memory_fits(s));
+        memory_region_set_enabled(&s->sections.all,
+                                  ivshmem2_memory_fits(s));
         memory_region_transaction_commit();
     } else {
         pci_default_write_config(pdev, address, value, len);
@@ -476,26 +452,31 @@ static bool ivshmem2_init_capabilities(Ivshmem2State *s, Error **errp)
     PCIDevice *pdev = PCI_DEVICE(s);
     uint8_t *cap = pdev->config + IVSHMEM2_CAP_OFFSET;
     uint8_t *af = pdev->config + IVSHMEM2_AF_OFFSET;
+    uint8_t size = s->has_base_address ? IVSHMEM2_CAP_SIZE_BASE
+                                       : IVSHMEM2_CAP_SIZE;
 
     /* PCI core would keep guest writes at offsets without a register. */
     memset(pdev->wmask + PCI_CONFIG_HEADER_SIZE, 0,
            pci_config_size(pdev) - PCI_CONFIG_HEADER_SIZE);
     if (pci_add_capability(pdev, PCI_CAP_ID_AF, IVSHMEM2_AF_OFFSET,
                            PCI_CAP_AF_SIZEOF, errp) < 0 ||
-        pci_add_capability(pdev, PCI_CAP_ID_VNDR, IVSHMEM2_CAP_OFFSET,
-                           IVSHMEM2_CAP_SIZE, errp) < 0) {
+        pci_add_capability(pdev, PCI_CAP_ID_VNDR, IVSHMEM2_CAP_OFFSET, size,
+                           errp) < 0) {
         return false;
     }
     af[PCI_AF_LENGTH] = PCI_CAP_AF_SIZEOF;
     af[PCI_AF_CAP] = PCI_AF_CAP_TP | PCI_AF_CAP_FLR;
 
-    cap[IVSHMEM2_CAP_LENGTH] = IVSHMEM2_CAP_SIZE;
+    cap[IVSHMEM2_CAP_LENGTH] = size;
     pdev->wmask[IVSHMEM2_CAP_OFFSET + IVSHMEM2_CAP_PRIV_CONTROL] =
         IVSHMEM2_PRIV_ONE_SHOT;
     pci_set_long(cap + IVSHMEM2_CAP_STATE_TABLE_SIZE,
                  s->info.state_table_size);
     pci_set_quad(cap + IVSHMEM2_CAP_RW_SIZE, s->info.rw_size);
     pci_set_quad(cap + IVSHMEM2_CAP_OUTPUT_SIZE, s->info.output_size);
+    if (s->has_base_address) {
+        pci_set_quad(cap + IVSHMEM2_CAP_BASE_ADDRESS, s->base_address);
+    }
 
     if (s->info.features != IVSHMEM2_F_MSIX) {
         pci_config_set_interrupt_pin(pdev->config, 1);
@@ -512,69 +493,40 @@ static void ivshmem2_init_config(Ivshmem2State *s)
                          s->info.protocol >> 8);
     pci_config_set_prog_interface(pdev->config, s->info.protocol & 0xff);
     pci_set_word(pdev->wmask + PCI_COMMAND, PCI_COMMAND_MEMORY |
-                 PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE);
+                 PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE |
+                 (s->registers == IVSHMEM2_REGISTERS_IO ? PCI_COMMAND_IO : 0));
 }
 
-static void ivshmem2_init_section(Ivshmem2State *s, MemoryRegion *mr,
-                                  const char *name, uint64_t offset,
-                                  uint64_t size, bool writable)
+/* R1: a page of its own, so that it can be handed to user space */
+static void ivshmem2_init_regs(Ivshmem2State *s)
 {
-    if (size) {
-        memory_region_init_ram_ptr(mr, OBJECT(s), name, size,
-                                   s->memory + offset);
-        memory_region_set_readonly(mr, !writable);
-        /* Not of this VM: reading it for a dump of the guest allocates it. */
-        memory_region_set_nonvolatile(mr, true);
-        memory_region_add_subregion(&s->memory_bar, offset, mr);
-    }
-}
+    bool io = s->registers == IVSHMEM2_REGISTERS_IO;
 
-static void ivshmem2_init_bars(Ivshmem2State *s)
-{
-    PCIDevice *pdev = PCI_DEVICE(s);
-    const Ivshmem2Welcome *w = &s->info;
-    uint64_t outputs = ivshmem2_output_offset(w, 0);
-    uint64_t own = ivshmem2_output_offset(w, w->id);
-    uint64_t after = own + w->output_size;
-    uint64_t end = ivshmem2_total_size(w);
-
-    /* R1: a page of its own, so that it can be handed to user space */
     memory_region_init_io(&s->regs, OBJECT(s), &ivshmem2_regs_ops, s,
-                          "ivshmem2-regs", w->page_size);
-    pci_register_bar(pdev, IVSHMEM2_BAR_REGS, PCI_BASE_ADDRESS_SPACE_MEMORY,
-                     &s->regs);
+                          "ivshmem2-regs",
+                          io ? IVSHMEM2_REGS_SIZE_IO : s->info.page_size);
+    pci_register_bar(PCI_DEVICE(s), IVSHMEM2_BAR_REGS,
+                     io ? PCI_BASE_ADDRESS_SPACE_IO
+                        : PCI_BASE_ADDRESS_SPACE_MEMORY, &s->regs);
+}
 
-    memory_region_init_io(&s->memory_bar, OBJECT(s), &ivshmem2_nothing_ops, s,
-                          "ivshmem2-memory", pow2ceil(end));
-    ivshmem2_init_section(s, &s->state_table, "ivshmem2-state-table",
-                          0, w->state_table_size, false);
-    ivshmem2_init_section(s, &s->rw, "ivshmem2-rw",
-                          ivshmem2_rw_offset(w), w->rw_size, true);
-    ivshmem2_init_section(s, &s->outputs_before, "ivshmem2-outputs-before",
-                          outputs, own - outputs, false);
-    ivshmem2_init_section(s, &s->output, "ivshmem2-output",
-                          own, w->output_size, true);
-    ivshmem2_init_section(s, &s->outputs_after, "ivshmem2-outputs-after",
-                          after, end - after, false);
-    pci_register_bar(pdev, IVSHMEM2_BAR_MEMORY,
+static bool ivshmem2_init_memory(Ivshmem2State *s, Error **errp)
+{
+    uint64_t size = ivshmem2_total_size(&s->info);
+
+    if (s->has_base_address) {
+        ivshmem2_sections_init(&s->sections, OBJECT(s), &s->info, s->memory,
+                               size);
+        return ivshmem2_sections_place(&s->sections, s->base_address,
+                                       s->info.page_size, errp);
+    }
+    ivshmem2_sections_init(&s->sections, OBJECT(s), &s->info, s->memory,
+                           pow2ceil(size));
+    pci_register_bar(PCI_DEVICE(s), IVSHMEM2_BAR_MEMORY,
                      PCI_BASE_ADDRESS_SPACE_MEMORY |
                      PCI_BASE_ADDRESS_MEM_PREFETCH |
-                     PCI_BASE_ADDRESS_MEM_TYPE_64, &s->memory_bar);
-}
-
-/* Before QEMU 10.2, subregions keep their owner alive: this device. */
-static void ivshmem2_remove_sections(Ivshmem2State *s)
-{
-    MemoryRegion *sections[] = {
-        &s->state_table, &s->rw, &s->outputs_before, &s->output,
-        &s->outputs_after,
-    };
-
-    for (unsigned i = 0; i < ARRAY_SIZE(sections); i++) {
-        if (sections[i]->container) {
-            memory_region_del_subregion(&s->memory_bar, sections[i]);
-        }
-    }
+                     PCI_BASE_ADDRESS_MEM_TYPE_64, &s->sections.all);
+    return true;
 }
 
 /*
@@ -623,7 +575,7 @@ static void ivshmem2_unrealize(Ivshmem2State *s)
         notifier_remove(&s->shutdown);
         s->vm_change = NULL;
     }
-    ivshmem2_remove_sections(s);
+    ivshmem2_sections_exit(&s->sections);
     ivshmem2_doorbells_exit(&s->doorbells);
     ivshmem2_irq_exit(&s->irq);
     ivshmem2_ioeventfds_exit(&s->ioeventfds);
@@ -650,7 +602,14 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
 {
     ERRP_GUARD();
     Ivshmem2State *s = IVSHMEM2(pdev);
+    AddressSpace *as = s->registers == IVSHMEM2_REGISTERS_IO
+        ? ivshmem2_ports_space(pdev) : &address_space_memory;
 
+    if (!as) {
+        error_setg(errp, "registers=io, but the PCI bus of this machine has "
+                   "no I/O space; use registers=mmio");
+        return;
+    }
     error_setg(&s->migration_blocker, "ivshmem2 devices cannot be migrated: "
                "unplug the device, migrate, and plug it in again");
     if (migrate_add_blocker(&s->migration_blocker, errp) < 0) {
@@ -660,14 +619,15 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
         !ivshmem2_irq_init(&s->irq, pdev, s->conn.session,
                            pdev->config + IVSHMEM2_CAP_OFFSET +
                            IVSHMEM2_CAP_PRIV_CONTROL, &s->ioeventfds, errp) ||
-        !ivshmem2_init_capabilities(s, errp)) {
+        !ivshmem2_init_capabilities(s, errp) ||
+        !ivshmem2_init_memory(s, errp)) {
         ivshmem2_unrealize(s);
         return;
     }
     ivshmem2_check_tcg();
     ivshmem2_init_config(s);
-    ivshmem2_init_bars(s);
-    ivshmem2_ioeventfds_init(&s->ioeventfds, &s->regs);
+    ivshmem2_init_regs(s);
+    ivshmem2_ioeventfds_init(&s->ioeventfds, &s->regs, as);
     ivshmem2_doorbells_init(&s->doorbells, &s->ioeventfds, s->info.id,
                             s->irq.use_ioeventfd ? s->max_ioeventfds : 0);
     s->vm_change = qemu_add_vm_change_state_handler(ivshmem2_vm_changed, s);
@@ -765,6 +725,51 @@ static void ivshmem2_set_peer_id(Object *obj, Visitor *v, const char *name,
     s->wanted_id = id;
 }
 
+static const char *const ivshmem2_registers_names[] = {
+    [IVSHMEM2_REGISTERS_MMIO] = "mmio",
+    [IVSHMEM2_REGISTERS_IO] = "io",
+};
+
+static const QEnumLookup ivshmem2_registers_lookup = {
+    .array = ivshmem2_registers_names,
+    .size = ARRAY_SIZE(ivshmem2_registers_names),
+};
+
+static int ivshmem2_get_registers(Object *obj, Error **errp)
+{
+    return IVSHMEM2(obj)->registers;
+}
+
+static void ivshmem2_set_registers(Object *obj, int value, Error **errp)
+{
+    if (DEVICE(obj)->realized) {
+        error_setg(errp, "the form of the registers cannot change");
+        return;
+    }
+    IVSHMEM2(obj)->registers = value;
+}
+
+static void ivshmem2_get_base_address(Object *obj, Visitor *v,
+                                      const char *name, void *opaque,
+                                      Error **errp)
+{
+    /* 0 if there is none: that is where RAM or firmware is */
+    visit_type_size(v, name, &IVSHMEM2(obj)->base_address, errp);
+}
+
+static void ivshmem2_set_base_address(Object *obj, Visitor *v,
+                                      const char *name, void *opaque,
+                                      Error **errp)
+{
+    Ivshmem2State *s = IVSHMEM2(obj);
+
+    if (DEVICE(s)->realized) {
+        error_setg(errp, "the address of the shared memory cannot change");
+        return;
+    }
+    s->has_base_address = visit_type_size(v, name, &s->base_address, errp);
+}
+
 static bool ivshmem2_get_connected(Object *obj, Error **errp)
 {
     Ivshmem2State *s = IVSHMEM2(obj);
@@ -852,6 +857,18 @@ static void ivshmem2_class_init(ObjectClass *klass, void *data)
                               NULL, NULL);
     object_class_property_set_description(klass, "peer-id",
                                           "ID on the link, or 'any'");
+    object_class_property_add_enum(klass, "registers", "mmio|io",
+                                   &ivshmem2_registers_lookup,
+                                   ivshmem2_get_registers,
+                                   ivshmem2_set_registers);
+    object_class_property_set_description(klass, "registers",
+                                          "BAR 0 is memory or I/O ports");
+    object_class_property_add(klass, "base-address", "size",
+                              ivshmem2_get_base_address,
+                              ivshmem2_set_base_address, NULL, NULL);
+    object_class_property_set_description(klass, "base-address",
+                                          "of the shared memory, instead of "
+                                          "BAR 2");
     object_class_property_add_bool(klass, "connected",
                                    ivshmem2_get_connected, NULL);
 }

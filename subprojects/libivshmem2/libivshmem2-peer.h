@@ -37,6 +37,7 @@ struct Ivshmem2Peer {
     Ivshmem2PeerInfo info;
     void *memory;               /* all sections in order; peer.c unmaps it */
     size_t memory_size;
+    char *memory_note;          /* see ivshmem2_peer_memory_note() */
     int *eventfds;              /* of info.enabled_vectors, borrowed */
     int service_fd;             /* borrowed; -1: none */
     int epoll_fd;               /* eventfds and service_fd */
@@ -53,6 +54,23 @@ Ivshmem2Peer *ivshmem2_peer_new(size_t size, const Ivshmem2PeerOps *ops);
  * ivshmem2_peer_wait().
  */
 bool ivshmem2_peer_complete(Ivshmem2Peer *peer, GError **error);
+
+/*
+ * Map @size bytes of the memory of the device that has this @folder in sysfs,
+ * in the ways that are better than VFIO, best first.  *@type is the wanted
+ * type and becomes the one that the memory has.  *@note, to be freed, says
+ * which ways failed and why.  Returns NULL if all did.
+ */
+void *ivshmem2_map_device(const char *folder, size_t size,
+                          Ivshmem2MemoryType *type, char **note);
+
+/*
+ * The same for memory at a fixed physical @address.  Where it cannot be told,
+ * the type is UNCACHED, which asks most of the program.  Returns NULL with
+ * @error set if it cannot be mapped, or not as the wanted type.
+ */
+void *ivshmem2_map_fixed(uint64_t address, size_t size,
+                         Ivshmem2MemoryType *type, char **note, GError **error);
 
 /* Watch service_fd for these epoll events; 0: stop watching it. */
 void ivshmem2_peer_watch_service(Ivshmem2Peer *peer, uint32_t events);

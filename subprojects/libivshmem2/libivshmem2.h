@@ -10,9 +10,10 @@
  * used by different threads at the same time.  Any thread may call these
  * functions at any time until the peer is closed, because they return
  * constants or only read shared memory: ivshmem2_peer_info(),
- * ivshmem2_peer_rw(), ivshmem2_peer_output(), ivshmem2_peer_state_table(),
- * ivshmem2_peer_state(), ivshmem2_peer_read(), ivshmem2_peer_fd().  After
- * fork(), only one of the two processes may go on to use the peer.
+ * ivshmem2_peer_memory_note(), ivshmem2_peer_rw(), ivshmem2_peer_output(),
+ * ivshmem2_peer_state_table(), ivshmem2_peer_state(), ivshmem2_peer_read(),
+ * ivshmem2_peer_fd().  After fork(), only one of the two processes may go on
+ * to use the peer.
  *
  * Errors: functions that can fail take a GError ** as their last argument,
  * which may be NULL.  The domain is IVSHMEM2_ERROR, the code is an
@@ -146,6 +147,49 @@ Ivshmem2Peer *ivshmem2_peer_open_socket(const char *path,
 Ivshmem2Peer *ivshmem2_peer_open_pci(const char *address, GError **error);
 
 /*
+ * How a program sees shared memory.  It is the type that the guest's kernel
+ * gave; the host's processor decides what becomes of it (see "Memory types" in
+ * the user guide).
+ */
+typedef enum Ivshmem2MemoryType {
+    /* To be asked for only: the first of the others that can be had */
+    IVSHMEM2_MEMORY_BEST            = 0,
+    /* Like all other memory.  On the host, it always is. */
+    IVSHMEM2_MEMORY_WRITE_BACK      = 1,
+    /*
+     * Fast to write, slow to read, and not in order: put a full fence
+     * (__atomic_thread_fence(__ATOMIC_SEQ_CST)) between data and the word that
+     * says that it is complete, on both sides.  ivshmem2_peer_ring() and
+     * ivshmem2_peer_set_state() have one.  Atomic operations that read and
+     * write (add, exchange) do not work on all processors.
+     */
+    IVSHMEM2_MEMORY_WRITE_COMBINING = 2,
+    /*
+     * In order, slow.  Such atomic operations do not work on all processors;
+     * on Arm, neither do accesses that are not aligned, nor memcpy().
+     */
+    IVSHMEM2_MEMORY_UNCACHED        = 3,
+} Ivshmem2MemoryType;
+
+/* "write-back" and so on; NULL if @type is none of them.  Any thread. */
+const char *ivshmem2_memory_type_name(Ivshmem2MemoryType type);
+
+/*
+ * The same as ivshmem2_peer_open_pci(), which asks for the best type, but with
+ * memory of this @type or not at all.
+ *
+ * WRITE_BACK maps it by /dev/mem, which needs CAP_SYS_RAWIO, a kernel that is
+ * not locked down, and its list of memory types (debugfs), WRITE_COMBINING by
+ * resource2_wc in sysfs, UNCACHED by VFIO.
+ *
+ * Further errors: IO (the message says why the kernel does not give this
+ * type), ARGUMENT (@type is none).
+ */
+Ivshmem2Peer *ivshmem2_peer_open_pci_mapped(const char *address,
+                                            Ivshmem2MemoryType type,
+                                            GError **error);
+
+/*
  * Leave the link: set the state to 0 ("State Register"), tell the server, and
  * release the peer and all its memory and descriptors.  Takes a second at
  * most where the server does not answer.  @peer may be NULL.
@@ -173,6 +217,7 @@ typedef struct Ivshmem2PeerInfo {
     uint32_t state_table_size;  /* bytes */
     uint64_t rw_size;           /* bytes; 0: no R/W section */
     uint64_t output_size;       /* bytes of each output section; 0: none */
+    Ivshmem2MemoryType memory_type;     /* as this program sees it */
 } Ivshmem2PeerInfo;
 
 /* The properties of @peer and of its link.  Never NULL.  Any thread. */
@@ -194,6 +239,13 @@ bool ivshmem2_peer_connected(const Ivshmem2Peer *peer);
  * ivshmem2_peer_read() on the host does not.  On the host, core dumps of the
  * process leave the memory out; madvise() with MADV_DODUMP puts it in again.
  */
+
+/*
+ * Why Ivshmem2PeerInfo.memory_type is no better, in words for the user, or ""
+ * if it is the best one, or the one that was asked for.  Lives as long as
+ * @peer.  Any thread.
+ */
+const char *ivshmem2_peer_memory_note(const Ivshmem2Peer *peer);
 
 /*
  * The R/W section, of Ivshmem2PeerInfo.rw_size bytes, or NULL if the link has

@@ -335,6 +335,7 @@ static void set_info(SocketPeer *p)
         .state_table_size = w->state_table_size,
         .rw_size = w->rw_size,
         .output_size = w->output_size,
+        .memory_type = IVSHMEM2_MEMORY_WRITE_BACK,
     };
 }
 

@@ -33,42 +33,65 @@ typedef struct VfioPeer {
     int group;
     int device;
     uint64_t config_offset;     /* of configuration space in @device */
-    uint32_t *regs;             /* BAR 0 */
+    uint32_t *regs;             /* BAR 0, */
     size_t regs_size;
+    bool has_ports;             /* or I/O ports, */
+    off_t ports;                /* which are here in @device */
+    uint64_t base_address;      /* of the memory, if it is no BAR */
     int request_fd;             /* readable: the kernel wants the device */
     bool removed;
     int *eventfds;
     uint32_t n_eventfds;
+    Ivshmem2MemoryType wanted;  /* of memory */
 } VfioPeer;
+
+static char *sysfs(VfioPeer *p, const char *attribute)
+{
+    return g_build_filename("/sys/bus/pci/devices", p->address, attribute,
+                            NULL);
+}
 
 /* Registers: aligned 32-bit accesses only */
 
 static uint32_t reg_read(VfioPeer *p, unsigned reg)
 {
+    uint32_t value = 0;
+
+    if (p->has_ports) {
+        /* the kernel reads a port for this, which does not fail */
+        return pread(p->device, &value, sizeof(value), p->ports + reg) ==
+               sizeof(value) ? GUINT32_FROM_LE(value) : 0;
+    }
     return GUINT32_FROM_LE(__atomic_load_n(&p->regs[reg / 4],
                                            __ATOMIC_SEQ_CST));
 }
 
-static void reg_write(VfioPeer *p, unsigned reg, uint32_t value)
+static bool reg_write(VfioPeer *p, unsigned reg, uint32_t value)
 {
     /* what was written to memory before is visible before this write */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (p->has_ports) {
+        value = GUINT32_TO_LE(value);
+        return pwrite(p->device, &value, sizeof(value), p->ports + reg) ==
+               sizeof(value);
+    }
     __atomic_store_n(&p->regs[reg / 4], GUINT32_TO_LE(value),
                      __ATOMIC_RELEASE);
+    return true;
 }
 
 static bool vfio_set_state(Ivshmem2Peer *peer, uint32_t state, GError **error)
 {
-    reg_write((VfioPeer *)peer, IVSHMEM2_REG_STATE, state);
-    return true;
+    return reg_write((VfioPeer *)peer, IVSHMEM2_REG_STATE, state) ||
+           ivshmem2_fail_errno(error, "cannot write the state");
 }
 
 static bool vfio_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
                       GError **error)
 {
-    reg_write((VfioPeer *)peer, IVSHMEM2_REG_DOORBELL,
-              target << IVSHMEM2_DOORBELL_TARGET_SHIFT | vector);
-    return true;
+    return reg_write((VfioPeer *)peer, IVSHMEM2_REG_DOORBELL,
+                     target << IVSHMEM2_DOORBELL_TARGET_SHIFT | vector) ||
+           ivshmem2_fail_errno(error, "cannot ring the doorbell");
 }
 
 /* Interrupts */
@@ -206,7 +229,7 @@ static bool config_read(VfioPeer *p, unsigned offset, uint32_t *value,
 static bool read_capability(VfioPeer *p, unsigned at, GError **error)
 {
     Ivshmem2PeerInfo *info = &p->parent.info;
-    uint32_t value[IVSHMEM2_CAP_SIZE / 4];
+    uint32_t value[IVSHMEM2_CAP_SIZE / 4], base[2] = { 0, 0 };
     uint8_t control = 0;
 
     for (unsigned i = 0; i < G_N_ELEMENTS(value); i++) {
@@ -219,6 +242,13 @@ static bool read_capability(VfioPeer *p, unsigned at, GError **error)
                              "the vendor capability has %u bytes instead of "
                              "%u", value[0] >> 16 & 0xff, IVSHMEM2_CAP_SIZE);
     }
+    if ((value[0] >> 16 & 0xff) >= IVSHMEM2_CAP_SIZE_BASE &&
+        (!config_read(p, at + IVSHMEM2_CAP_BASE_ADDRESS, &base[0], error) ||
+         !config_read(p, at + IVSHMEM2_CAP_BASE_ADDRESS + 4, &base[1],
+                      error))) {
+        return false;
+    }
+    p->base_address = base[0] | (uint64_t)base[1] << 32;
     info->state_table_size = value[IVSHMEM2_CAP_STATE_TABLE_SIZE / 4];
     info->rw_size = value[IVSHMEM2_CAP_RW_SIZE / 4] |
                     (uint64_t)value[IVSHMEM2_CAP_RW_SIZE / 4 + 1] << 32;
@@ -253,7 +283,7 @@ static bool read_config(VfioPeer *p, GError **error)
                          "the device has no vendor capability");
 }
 
-static bool enable_memory_and_master(VfioPeer *p, GError **error)
+static bool enable_bars_and_master(VfioPeer *p, GError **error)
 {
     uint16_t command;
 
@@ -261,7 +291,8 @@ static bool enable_memory_and_master(VfioPeer *p, GError **error)
                        error)) {
         return false;
     }
-    command |= GUINT16_TO_LE(PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    command |= GUINT16_TO_LE(PCI_COMMAND_IO | PCI_COMMAND_MEMORY |
+                             PCI_COMMAND_MASTER);
     return config_access(p, true, PCI_COMMAND, &command, sizeof(command),
                          error);
 }
@@ -311,6 +342,34 @@ static void *map_bar(VfioPeer *p, unsigned bar, uint64_t size, size_t *mapped,
         return NULL;
     }
     return map;
+}
+
+/* The registers are memory, or I/O ports, which the kernel accesses. */
+static bool find_regs(VfioPeer *p, GError **error)
+{
+    struct vfio_region_info region;
+    uint32_t bar;
+
+    if (!config_read(p, PCI_BASE_ADDRESS_0 + 4 * IVSHMEM2_BAR_REGS, &bar,
+                     error)) {
+        return false;
+    }
+    if (!(bar & PCI_BASE_ADDRESS_SPACE_IO)) {
+        p->regs = map_bar(p, IVSHMEM2_BAR_REGS, 0, &p->regs_size, error);
+        return p->regs;
+    }
+    if (!region_info(p, VFIO_PCI_BAR0_REGION_INDEX + IVSHMEM2_BAR_REGS,
+                     &region, error)) {
+        return false;
+    }
+    if (region.size < IVSHMEM2_REGS_SIZE_IO) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
+                             "BAR %u has no I/O ports, the kernel's log may "
+                             "say why", IVSHMEM2_BAR_REGS);
+    }
+    p->has_ports = true;
+    p->ports = region.offset;
+    return true;
 }
 
 /* The size of all sections, or 0 if it is impossible */
@@ -371,13 +430,44 @@ static bool check_intx(VfioPeer *p, GError **error)
     return true;
 }
 
-/* Finding and opening the device */
-
-static char *sysfs(VfioPeer *p, const char *attribute)
+/*
+ * Mapping BAR 2 by VFIO claims it, and gives it a type: after that, the kernel
+ * refuses other ways or gives them the same type.  So VFIO comes last.
+ */
+static bool map_memory(VfioPeer *p, GError **error)
 {
-    return g_strdup_printf("/sys/bus/pci/devices/%s/%s", p->address,
-                           attribute);
+    Ivshmem2Peer *peer = &p->parent;
+    g_autofree char *folder = sysfs(p, NULL);
+    uint64_t size = sections_size(&peer->info);
+
+    if (!ivshmem2_check_mappable(size, 0, SIZE_MAX, error)) {
+        return false;
+    }
+    peer->memory_size = size;
+    peer->info.memory_type = p->wanted;
+    if (p->base_address) {
+        peer->memory = ivshmem2_map_fixed(p->base_address, size,
+                                          &peer->info.memory_type,
+                                          &peer->memory_note, error);
+        return peer->memory;
+    }
+    peer->memory = ivshmem2_map_device(folder, size, &peer->info.memory_type,
+                                       &peer->memory_note);
+    if (peer->memory) {
+        return true;
+    }
+    if (p->wanted != IVSHMEM2_MEMORY_BEST &&
+        p->wanted != IVSHMEM2_MEMORY_UNCACHED) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_IO, "memory is %s",
+                             peer->memory_note);
+    }
+    peer->info.memory_type = IVSHMEM2_MEMORY_UNCACHED;
+    peer->memory = map_bar(p, IVSHMEM2_BAR_MEMORY, size, &peer->memory_size,
+                           error);
+    return peer->memory;
 }
+
+/* Opening the device */
 
 static unsigned sysfs_number(VfioPeer *p, const char *attribute)
 {
@@ -514,12 +604,11 @@ static bool open_peer(VfioPeer *p, GError **error)
         return false;
     }
     p->config_offset = config.offset;
-    if (!read_config(p, error) || !enable_memory_and_master(p, error) ||
+    if (!read_config(p, error) || !enable_bars_and_master(p, error) ||
         !count_vectors(p, error) || !check_intx(p, error)) {
         return false;
     }
-    p->regs = map_bar(p, IVSHMEM2_BAR_REGS, 0, &p->regs_size, error);
-    if (!p->regs) {
+    if (!find_regs(p, error)) {
         return false;
     }
     /* the previous driver may have been killed */
@@ -534,9 +623,7 @@ static bool open_peer(VfioPeer *p, GError **error)
                              peer->info.id, peer->info.max_peers,
                              peer->info.state_table_size);
     }
-    peer->memory = map_bar(p, IVSHMEM2_BAR_MEMORY, sections_size(&peer->info),
-                           &peer->memory_size, error);
-    if (!peer->memory || !enable_interrupts(p, error) ||
+    if (!map_memory(p, error) || !enable_interrupts(p, error) ||
         !ivshmem2_peer_complete(peer, error)) {
         return false;
     }
@@ -548,9 +635,11 @@ static void vfio_close(Ivshmem2Peer *peer)
 {
     VfioPeer *p = (VfioPeer *)peer;
 
-    if (p->regs) {
+    if (p->regs || p->has_ports) {
         reg_write(p, IVSHMEM2_REG_INT_CONTROL, 0);
         vfio_set_state(peer, 0, NULL);
+    }
+    if (p->regs) {
         munmap(p->regs, p->regs_size);
     }
     /* closing the device disables its interrupts */
@@ -596,12 +685,19 @@ static char *parse_address(const char *address)
     return g_strdup_printf("%04x:%02x:%02x.%x", domain, bus, slot, function);
 }
 
-Ivshmem2Peer *ivshmem2_peer_open_pci(const char *address, GError **error)
+Ivshmem2Peer *ivshmem2_peer_open_pci_mapped(const char *address,
+                                            Ivshmem2MemoryType type,
+                                            GError **error)
 {
     g_autofree char *full = parse_address(address);
     g_autofree char *path = NULL;
     VfioPeer *p;
 
+    if (!ivshmem2_memory_type_name(type)) {
+        ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                      "there is no memory type %d", type);
+        return NULL;
+    }
     path = full ? g_strdup_printf("/sys/bus/pci/devices/%s", full) : NULL;
     if (!full || !g_file_test(path, G_FILE_TEST_EXISTS)) {
         ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
@@ -617,10 +713,16 @@ Ivshmem2Peer *ivshmem2_peer_open_pci(const char *address, GError **error)
     p->group = -1;
     p->device = -1;
     p->request_fd = -1;
+    p->wanted = type;
     if (!open_peer(p, error)) {
         g_prefix_error(error, "%s: ", p->address);
         ivshmem2_peer_close(&p->parent);
         return NULL;
     }
     return &p->parent;
+}
+
+Ivshmem2Peer *ivshmem2_peer_open_pci(const char *address, GError **error)
+{
+    return ivshmem2_peer_open_pci_mapped(address, IVSHMEM2_MEMORY_BEST, error);
 }

@@ -70,6 +70,7 @@ void ivshmem2_peer_close(Ivshmem2Peer *peer)
         if (peer->memory) {
             munmap(peer->memory, peer->memory_size);
         }
+        g_free(peer->memory_note);
         g_free(peer);
     }
 }
@@ -82,6 +83,11 @@ const Ivshmem2PeerInfo *ivshmem2_peer_info(const Ivshmem2Peer *peer)
 bool ivshmem2_peer_connected(const Ivshmem2Peer *peer)
 {
     return peer->ops->connected(peer);
+}
+
+const char *ivshmem2_peer_memory_note(const Ivshmem2Peer *peer)
+{
+    return peer->memory_note ? peer->memory_note : "";
 }
 
 void *ivshmem2_peer_rw(const Ivshmem2Peer *peer)

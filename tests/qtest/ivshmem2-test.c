@@ -1152,12 +1152,29 @@ static void test_only_migratable(void *obj, void *opaque,
                          "ivshmem2 devices cannot be migrated");
 }
 
+/* The optional forms, O1 and O2 */
+static const struct {
+    const char *name;
+    TestLinkSetup setup;
+} forms[] = {
+    { "io", {
+        .server = "--max-peers 3 --vectors 3 --rw-size 8K --output-size 4K",
+        .qemu = "-global ivshmem2.peer-id=1 -global ivshmem2.registers=io",
+    } },
+    { "fixed", {
+        .server = "--max-peers 3 --vectors 3 --rw-size 8K --output-size 4K",
+        .qemu = "-global ivshmem2.peer-id=1"
+                " -global ivshmem2.base-address=64G",
+    } },
+};
+
 static void register_ivshmem2_test(void)
 {
     static const struct {
         const char *name;
         QOSTestFunc function;
         const TestLinkSetup *setup;
+        bool all_forms;
     } tests[] = {
         { "config/ids", test_ids },
         { "config/command", test_command },
@@ -1166,12 +1183,12 @@ static void register_ivshmem2_test(void)
         { "config/msix", test_msix },
         { "config/intx", test_intx, &setup_intx },
         { "config/2048-vectors", test_2048_vectors, &setup_2048_vectors },
-        { "config/capabilities", test_capabilities },
+        { "config/capabilities", test_capabilities, NULL, true },
         { "config/protocol/0001", test_protocol_0001, &setup_protocol_0001 },
         { "config/protocol/7f3e", test_protocol_7f3e, &setup_protocol_7f3e },
         { "vendor/layout", test_vendor_layout },
-        { "vendor/read-only", test_vendor_read_only },
-        { "vendor/one-shot-bit", test_one_shot_bit },
+        { "vendor/read-only", test_vendor_read_only, NULL, true },
+        { "vendor/one-shot-bit", test_one_shot_bit, NULL, true },
         { "sizes/both", test_sizes_both },
         { "sizes/no-rw", test_sizes_no_rw, &setup_no_rw },
         { "sizes/no-outputs", test_sizes_no_outputs, &setup_no_outputs },
@@ -1179,23 +1196,23 @@ static void register_ivshmem2_test(void)
         { "sizes/huge", test_sizes_huge, &setup_huge },
         { "sizes/64k-pages", test_sizes_64k_pages, &setup_64k_pages },
         { "sizes/rounded", test_sizes_rounded, &setup_rounded },
-        { "registers/values", test_registers },
+        { "registers/values", test_registers, NULL, true },
         { "registers/widths", test_register_widths },
         { "registers/holes", test_register_holes },
-        { "memory/read-only", test_memory_read_only },
+        { "memory/read-only", test_memory_read_only, NULL, true },
         { "memory/past-end", test_memory_past_end },
-        { "memory/state-table", test_state_table },
-        { "interrupts/ring", test_ring },
-        { "interrupts/reception", test_reception },
-        { "interrupts/bus-master", test_bus_master },
-        { "interrupts/mask-vector", test_mask_vector },
-        { "interrupts/mask-function", test_mask_function },
-        { "interrupts/move-vector", test_move_vector },
-        { "interrupts/one-shot", test_one_shot },
+        { "memory/state-table", test_state_table, NULL, true },
+        { "interrupts/ring", test_ring, NULL, true },
+        { "interrupts/reception", test_reception, NULL, true },
+        { "interrupts/bus-master", test_bus_master, NULL, true },
+        { "interrupts/mask-vector", test_mask_vector, NULL, true },
+        { "interrupts/mask-function", test_mask_function, NULL, true },
+        { "interrupts/move-vector", test_move_vector, NULL, true },
+        { "interrupts/one-shot", test_one_shot, NULL, true },
         { "reset/system", test_reset_system },
         { "reset/function", test_reset_function },
         { "outside/guest-errors", test_guest_errors },
-        { "outside/properties", test_properties },
+        { "outside/properties", test_properties, NULL, true },
         { "outside/peer-id", test_peer_id },
         { "outside/migration", test_migration },
     };
@@ -1203,6 +1220,13 @@ static void register_ivshmem2_test(void)
     for (int i = 0; i < ARRAY_SIZE(tests); i++) {
         test_link_add(tests[i].name, "ivshmem2", tests[i].function,
                       tests[i].setup ?: &setup_small);
+        for (int j = 0; tests[i].all_forms && j < ARRAY_SIZE(forms); j++) {
+            g_autofree char *name = g_strdup_printf("%s/%s", forms[j].name,
+                                                    tests[i].name);
+
+            test_link_add(name, "ivshmem2", tests[i].function,
+                          &forms[j].setup);
+        }
     }
     test_link_add("ivshmem2/outside/only-migratable", "pci-bus",
                   test_only_migratable, &setup_only_migratable);

@@ -2,7 +2,8 @@
  * Preloaded into QEMU, makes KVM refuse resources
  *
  * With REFUSE=WHAT:N in the environment, N of them can be had at a time; WHAT
- * is irqfd, ioeventfd or route.
+ * is irqfd, ioeventfd or route.  With REFUSE=far:N, there cannot be memory at
+ * addresses of more than N bits.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -48,7 +49,7 @@ static int refused(long *n, int gives_back)
 
 int ioctl(int fd, unsigned long request, ...)
 {
-    static long irqfds, ioeventfds, routes;
+    static long irqfds, ioeventfds, routes, bits;
     static int (*next)(int, unsigned long, void *);
     va_list ap;
     void *arg;
@@ -61,6 +62,7 @@ int ioctl(int fd, unsigned long request, ...)
         irqfds = left("irqfd");
         ioeventfds = left("ioeventfd");
         routes = left("route");
+        bits = left("far");
     }
     if (request == KVM_IRQFD) {
         struct kvm_irqfd *irqfd = arg;
@@ -72,6 +74,13 @@ int ioctl(int fd, unsigned long request, ...)
         struct kvm_ioeventfd *io = arg;
 
         if (refused(&ioeventfds, io->flags & KVM_IOEVENTFD_FLAG_DEASSIGN)) {
+            return -1;
+        }
+    } else if (request == KVM_SET_USER_MEMORY_REGION && bits > 0) {
+        struct kvm_userspace_memory_region *region = arg;
+
+        if (region->guest_phys_addr >> bits) {
+            errno = EINVAL;
             return -1;
         }
     } else if (request == KVM_CHECK_EXTENSION &&

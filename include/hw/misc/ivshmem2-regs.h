@@ -26,8 +26,12 @@
 #define IVSHMEM2_CAP_RW_SIZE            0x08
 #define IVSHMEM2_CAP_OUTPUT_SIZE        0x10
 #define IVSHMEM2_CAP_SIZE               0x18
+/* Without BAR 2 */
+#define IVSHMEM2_CAP_BASE_ADDRESS       0x18
+#define IVSHMEM2_CAP_SIZE_BASE          0x20
 
-/* "Register Region", 32-bit registers in BAR 0 */
+/* "Register Region", 32-bit registers in BAR 0: memory or I/O ports */
+#define IVSHMEM2_REGS_SIZE_IO           0x20
 #define IVSHMEM2_REG_ID                 0x00
 #define IVSHMEM2_REG_MAX_PEERS          0x04
 #define IVSHMEM2_REG_INT_CONTROL        0x08

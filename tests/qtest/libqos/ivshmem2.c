@@ -18,12 +18,17 @@
 
 uint32_t qivshmem2_readl(QIvshmem2 *d, uint32_t reg)
 {
-    return qtest_readl(d->qts, d->regs + reg);
+    return d->ports ? qtest_inl(d->qts, d->regs + reg)
+                    : qtest_readl(d->qts, d->regs + reg);
 }
 
 void qivshmem2_writel(QIvshmem2 *d, uint32_t reg, uint32_t value)
 {
-    qtest_writel(d->qts, d->regs + reg, value);
+    if (d->ports) {
+        qtest_outl(d->qts, d->regs + reg, value);
+    } else {
+        qtest_writel(d->qts, d->regs + reg, value);
+    }
 }
 
 uint32_t qivshmem2_id(QIvshmem2 *d)
@@ -169,6 +174,19 @@ static uint64_t map_bar(QIvshmem2 *d, int bar, uint64_t addr, uint64_t *size)
     return addr;
 }
 
+static uint64_t map_ports(QIvshmem2 *d, uint64_t port)
+{
+    if (!port) {
+        d->dev.bus->pio_alloc_ptr = QEMU_ALIGN_UP(d->dev.bus->pio_alloc_ptr,
+                                                  IVSHMEM2_REGS_SIZE_IO);
+        port = d->dev.bus->pio_alloc_ptr;
+        d->dev.bus->pio_alloc_ptr += IVSHMEM2_REGS_SIZE_IO;
+    }
+    qpci_config_writel(&d->dev, PCI_BASE_ADDRESS_0, port);
+    qivshmem2_set_command(d, PCI_COMMAND_IO, true);
+    return port;
+}
+
 static void start_msix(QIvshmem2 *d)
 {
     for (unsigned i = 0; i < d->vectors; i++) {
@@ -189,12 +207,20 @@ void qivshmem2_start(QIvshmem2 *d)
 {
     uint64_t size;
 
-    d->regs = map_bar(d, IVSHMEM2_BAR_REGS, d->regs, &size);
-    d->memory = map_bar(d, IVSHMEM2_BAR_MEMORY, d->memory, &d->memory_size);
+    d->regs = d->ports ? map_ports(d, d->regs)
+                       : map_bar(d, IVSHMEM2_BAR_REGS, d->regs, &size);
+    if (!d->fixed) {
+        d->memory = map_bar(d, IVSHMEM2_BAR_MEMORY, d->memory,
+                            &d->memory_size);
+    }
     if (d->msix_cap) {
         d->msix = map_bar(d, IVSHMEM2_BAR_MSIX, d->msix, &size);
     }
     qivshmem2_set_command(d, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, true);
+    if (d->fixed) {
+        d->memory_size = d->state_table_size + d->rw_size + d->output_size *
+                         qivshmem2_readl(d, IVSHMEM2_REG_MAX_PEERS);
+    }
     if (d->msix_cap) {
         start_msix(d);
     }
@@ -218,6 +244,13 @@ void qivshmem2_init(QIvshmem2 *d, QPCIBus *bus, int devfn,
         qpci_config_readl(&d->dev, d->cap + IVSHMEM2_CAP_STATE_TABLE_SIZE);
     d->rw_size = config_readq(d, d->cap + IVSHMEM2_CAP_RW_SIZE);
     d->output_size = config_readq(d, d->cap + IVSHMEM2_CAP_OUTPUT_SIZE);
+    d->ports = qpci_config_readl(&d->dev, PCI_BASE_ADDRESS_0) &
+               PCI_BASE_ADDRESS_SPACE_IO;
+    d->fixed = qpci_config_readb(&d->dev, d->cap + IVSHMEM2_CAP_LENGTH) >=
+               IVSHMEM2_CAP_SIZE_BASE;
+    if (d->fixed) {
+        d->memory = config_readq(d, d->cap + IVSHMEM2_CAP_BASE_ADDRESS);
+    }
     d->msix_cap = qpci_find_capability(&d->dev, PCI_CAP_ID_MSIX, 0);
     if (d->msix_cap) {
         d->vectors = qpci_msix_table_size(&d->dev);

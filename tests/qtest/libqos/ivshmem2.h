@@ -25,7 +25,10 @@ typedef struct QIvshmem2 {
     uint8_t msix_cap;           /* 0: none */
     unsigned vectors;
 
-    /* addresses of the BARs */
+    bool ports;                 /* the registers are I/O ports */
+    bool fixed;                 /* the memory is no BAR */
+
+    /* addresses of the BARs, or where they are instead */
     uint64_t regs;
     uint64_t msix;
     uint64_t memory;
