@@ -10,9 +10,11 @@ SPDX-License-Identifier: GPL-2.0-or-later
 
 import fnmatch
 import functools
+import os
 import sys
 import time
 import traceback
+from pathlib import Path
 
 from bare_vm import (
     BARS, CAP_MSIX, CONFIG, INT_CONTROL, IO, MSIX_ENABLE, MSIX_MASK, BareGuest,
@@ -216,6 +218,16 @@ def one_shot_ping_pong(a, b):
     nothing_left(b)
 
 
+def files(guest):
+    return len(os.listdir(f'/proc/{guest.process.popen.pid}/fd'))
+
+
+def mappings(guest):
+    """How many mappings of servers' memory QEMU has"""
+    maps = Path(f'/proc/{guest.process.popen.pid}/maps').read_text()
+    return maps.count('memfd:ivshmem2')
+
+
 def mmio_exits(guest):
     results = guest.qmp.command('query-stats', target='vcpu', providers=[
         {'provider': 'kvm', 'names': ['mmio_exits']}])
@@ -336,21 +348,70 @@ def why_not(accel, lab):
         guest.process.stop()
 
 
-def tests(accel, pattern):
-    """Yields (name, function of a Setup), in the order to run them."""
-    found = []
-    for path in PATHS[accel]:
-        kind = f'{accel}-{path}' if path else accel
-        for function in PAIR_TESTS:
-            found.append((kind, function.__name__,
-                          lambda setup, f=function, p=path: f(*setup.pair(p))))
-    for function, accels in LAB_TESTS:
-        if accel in accels:
-            found.append((accel, function.__name__, function))
-    for kind, name, function in found:
-        name = f"/ivshmem2/bare/{kind}/{name.replace('_', '-')}"
-        if fnmatch.fnmatchcase(name, pattern):
-            yield name, function
+class Program:
+    """The tests that a program has registered, and with what they run"""
+
+    def __init__(self, prefix='bare', paths=None, setup=Setup, wants=None):
+        self.prefix = prefix        # of the tests' names
+        self.paths = paths or PATHS
+        self.setup = setup
+        self.wants = wants          # (kind, function) -> bool, pair tests
+
+    def tests(self, accel, pattern):
+        """Yields (name, function of a Setup), in the order to run them."""
+        found = []
+        for path in self.paths[accel]:
+            kind = f'{accel}-{path}' if path else accel
+            for function in PAIR_TESTS:
+                if not self.wants or self.wants(kind, function):
+                    found.append((kind, function.__name__,
+                                  lambda setup, f=function, p=path:
+                                  f(*setup.pair(p))))
+        for function, accels in LAB_TESTS:
+            if accel in accels:
+                found.append((accel, function.__name__, function))
+        for kind, name, function in found:
+            name = f"/ivshmem2/{self.prefix}/{kind}/{name.replace('_', '-')}"
+            if fnmatch.fnmatchcase(name, pattern):
+                yield name, function
+
+    def run(self, accel, todo, number, smp):
+        """Run @todo, numbered from @number on. Returns whether all passed."""
+        passed = True
+        with Lab() as lab:
+            skip = why_not(accel, lab)
+            setup = self.setup(lab, accel, smp)
+            for number, (name, function) in enumerate(todo, number):
+                if skip:
+                    report(number, f'{name} # SKIP {skip}')
+                    continue
+                try:
+                    function(setup)
+                    report(number, name)
+                except Skip as reason:
+                    report(number, f'{name} # SKIP {reason}')
+                except (Failure, OSError, LookupError, ValueError):
+                    passed = False
+                    report(number, name, traceback.format_exc())
+                    setup.sync()
+            if not passed:
+                for process in lab.processes:
+                    print('# ' + f'[{process.name}]\n{process.tail()}'.replace(
+                        '\n', '\n# '), flush=True)
+        return passed
+
+    def run_all(self, smp):
+        enter_environment()
+        pattern = sys.argv[1] if len(sys.argv) > 1 else '*'
+        todo = {accel: list(self.tests(accel, pattern))
+                for accel in self.paths}
+        print(f'1..{sum(map(len, todo.values()))}', flush=True)
+        passed, number = True, 1
+        for accel, some in todo.items():
+            passed = (not some or self.run(accel, some, number, smp)) and \
+                passed
+            number += len(some)
+        return 0 if passed else 1
 
 
 def report(number, name, problem=None):
@@ -359,48 +420,10 @@ def report(number, name, problem=None):
         print(f'# {line}', flush=True)
 
 
-def run(accel, todo, number, smp):
-    """Run @todo, numbered from @number on. Returns whether all passed."""
-    passed = True
-    with Lab() as lab:
-        skip = why_not(accel, lab)
-        setup = Setup(lab, accel, smp)
-        for number, (name, function) in enumerate(todo, number):
-            if skip:
-                report(number, f'{name} # SKIP {skip}')
-                continue
-            try:
-                function(setup)
-                report(number, name)
-            except Skip as reason:
-                report(number, f'{name} # SKIP {reason}')
-            except (Failure, OSError, KeyError, IndexError, ValueError):
-                passed = False
-                report(number, name, traceback.format_exc())
-                setup.sync()
-        if not passed:
-            for process in lab.processes:
-                print('# ' + f'[{process.name}]\n{process.tail()}'.replace(
-                    '\n', '\n# '), flush=True)
-    return passed
-
-
-def run_all(smp):
-    enter_environment()
-    pattern = sys.argv[1] if len(sys.argv) > 1 else '*'
-    todo = {accel: list(tests(accel, pattern)) for accel in PATHS}
-    print(f'1..{sum(map(len, todo.values()))}', flush=True)
-    passed, number = True, 1
-    for accel, some in todo.items():
-        passed = (not some or run(accel, some, number, smp)) and passed
-        number += len(some)
-    return 0 if passed else 1
-
-
-def main(smp=None):
+def main(smp=None, program=None):
     """Runs the tests that the program has registered; the first argument is a
     pattern for their names. @smp: see BareGuest."""
     try:
-        sys.exit(run_all(smp))
+        sys.exit((program or Program()).run_all(smp))
     except Failure as problem_at_start:
         sys.exit(f'Bail out! {problem_at_start}')
