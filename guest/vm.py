@@ -320,7 +320,7 @@ class Guest:
         self.in_client = False
         # Standard output is the serial line.
         self.process = lab.start(name, self.command(lab, devices, memory,
-                                                          kernel),
+                                                    kernel),
                                  err=lab.path / f'{name}.err')
         self.qmp = None
 

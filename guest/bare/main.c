@@ -28,8 +28,8 @@
  *                                      write COUNT 32-bit words, all to this
  *                                      offset: VALUE, VALUE + STEP and so on
  *   copy SPACE OFFSET SPACE OFFSET     copy a 32-bit word to the second offset
- *   spin SPACE OFFSET VALUE            the second processor begins to write this
- *                                      32-bit word over and over
+ *   spin SPACE OFFSET VALUE            the second processor begins to write
+ *                                      this 32-bit word over and over
  *   spun COUNT                         wait until it has written COUNT more
  *   rest                               it ends; the number that it has written
  *   clock                              the time stamp counter
@@ -54,6 +54,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "start.h"
+#include "trampoline.h"
 
 /* For memory that an interrupt handler, a device or another machine changes */
 #define LOAD(p)         __atomic_load_n(p, __ATOMIC_ACQUIRE)

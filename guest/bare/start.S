@@ -9,7 +9,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#include "start.h"
+#include "trampoline.h"
 
 #define SELECTOR_CODE       0x08
 #define SELECTOR_DATA       0x10

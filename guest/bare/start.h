@@ -8,15 +8,7 @@
 #ifndef START_H
 #define START_H
 
-#ifndef __ASSEMBLER__
 #include <stdint.h>
-#endif
-
-/* Where other processors start: a page below 1 MiB */
-#define TRAMPOLINE      0x8000
-#define TRAMPOLINE_SIZE 96
-
-#ifndef __ASSEMBLER__
 
 /* defined in start.S */
 extern uint64_t gdt[];
@@ -32,7 +24,5 @@ void setup_tables(void);
 void fatal(uint64_t vector, const uint64_t *stack);
 int main(void);
 void second_main(void);
-
-#endif /* !__ASSEMBLER__ */
 
 #endif /* START_H */
