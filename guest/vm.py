@@ -450,6 +450,12 @@ class Guest:
         return self.process.popen.wait(COMMAND_TIMEOUT)
 
 
+def listens(path):
+    """Does a server listen there? A socket that is bound may not yet."""
+    return any(line.endswith(f' {path}') and ' 00010000 ' in line
+               for line in Path('/proc/net/unix').read_text().splitlines())
+
+
 class Lab:
     """A context manager: a directory, and processes that use it."""
 
@@ -502,7 +508,7 @@ class Lab:
         process = self.start(name, [self.env.server, '--socket', path,
                                     *options], log=self.path / f'{name}.log')
         deadline = time.monotonic() + COMMAND_TIMEOUT
-        while not path.is_socket():
+        while not listens(path):
             if process.popen.poll() is not None:
                 raise Failure(f'{shlex.join(process.command)} ended with '
                               f'status {process.popen.wait()}:\n'

@@ -95,7 +95,7 @@ void server_start_with(Server *s, const char *prefix, const char *options)
     g_auto(GStrv) argv = server_argv(prefix, s->socket, options);
 
     s->pid = spawn(argv, NULL, NULL);
-    wait_for_file(s->socket);
+    wait_for_server(s->socket);
 }
 
 void server_start(Server *s, const char *options)
@@ -183,6 +183,31 @@ void wait_a_little(int *tries)
 {
     g_assert_cmpint((*tries)--, >, 0);
     g_usleep(10000);
+}
+
+/* A socket that is bound may not listen yet: the kernel's list tells. */
+static bool is_listening(const char *path)
+{
+    g_autofree char *text = NULL;
+    g_auto(GStrv) lines = NULL;
+
+    g_assert_true(g_file_get_contents("/proc/net/unix", &text, NULL, NULL));
+    lines = g_strsplit(text, "\n", -1);
+    for (char **line = lines; *line; line++) {
+        if (g_str_has_suffix(*line, path) && strstr(*line, " 00010000 ")) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void wait_for_server(const char *path)
+{
+    int tries = SOON_MS / 10;
+
+    while (!is_listening(path)) {
+        wait_a_little(&tries);
+    }
 }
 
 void wait_for_file(const char *path)

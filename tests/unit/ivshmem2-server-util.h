@@ -99,6 +99,7 @@ void assert_says_text(const char *text, const char *want);
 /* Wait 10 ms, at most until *@tries is 0, which starts at SOON_MS / 10. */
 void wait_a_little(int *tries);
 void wait_for_file(const char *path);
+void wait_for_server(const char *path);
 
 /* Descriptors that the server has open */
 unsigned server_count_fds(Server *s);
