@@ -44,7 +44,7 @@ typedef enum Op {
     N_OPS,
 } Op;
 
-/* Who connected */
+/* The process and the user behind a connection */
 typedef struct Identity {
     unsigned process;
     unsigned generation;        /* how many had its pid before */

@@ -39,18 +39,6 @@ static const TestLinkSetup setup_fixed = {
 
 static const TestLinkSetup setup_pc = { .server = SERVER };
 
-static uint32_t bar_mask(QPCIDevice *dev, int bar)
-{
-    uint8_t reg = PCI_BASE_ADDRESS_0 + bar * 4;
-    uint32_t old = qpci_config_readl(dev, reg);
-    uint32_t mask;
-
-    qpci_config_writel(dev, reg, 0xffffffff);
-    mask = qpci_config_readl(dev, reg);
-    qpci_config_writel(dev, reg, old);
-    return mask;
-}
-
 static bool has_memory(QTestState *qts, uint64_t address)
 {
     bool has;
@@ -78,10 +66,10 @@ static void test_io_config(void *obj, void *link, QGuestAllocator *alloc)
     uint16_t writable = PCI_COMMAND_IO | PCI_COMMAND_MEMORY |
                         PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE;
 
-    g_assert_cmphex(bar_mask(&d->dev, 0), ==, 0xffffffe1);
-    g_assert_cmphex(bar_mask(&d->dev, 1) & 0xf, ==, 0);
-    g_assert_cmphex(bar_mask(&d->dev, 2), ==, 0xffff800c);
-    g_assert_cmphex(bar_mask(&d->dev, 3), ==, 0xffffffff);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 0), ==, 0xffffffe1);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 1) & 0xf, ==, 0);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 2), ==, 0xffff800c);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 3), ==, 0xffffffff);
     g_assert_cmphex(qpci_config_readb(&d->dev, d->cap + IVSHMEM2_CAP_LENGTH),
                     ==, IVSHMEM2_CAP_SIZE);
     for (int bit = 0; bit < 16; bit++) {
@@ -192,9 +180,9 @@ static void test_io_reset(void *obj, void *link, QGuestAllocator *alloc)
 static void check_fixed_config(QIvshmem2 *d)
 {
     for (int bar = 2; bar < 6; bar++) {
-        g_assert_cmphex(bar_mask(&d->dev, bar), ==, 0);
+        g_assert_cmphex(qivshmem2_bar_mask(d, bar), ==, 0);
     }
-    g_assert_cmphex(bar_mask(&d->dev, 0), ==, 0xfffff000);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 0), ==, 0xfffff000);
     g_assert_cmphex(qpci_config_readb(&d->dev, d->cap + IVSHMEM2_CAP_LENGTH),
                     ==, 0x20);
     for (int i = 0; i < 8; i++) {

@@ -110,32 +110,20 @@ static void test_status(void *obj, void *link, QGuestAllocator *alloc)
     g_assert_cmphex(qpci_config_readw(&d->dev, PCI_STATUS), ==, 0x0010);
 }
 
-static uint32_t bar_mask(QPCIDevice *dev, int bar)
-{
-    uint8_t reg = PCI_BASE_ADDRESS_0 + bar * 4;
-    uint32_t old = qpci_config_readl(dev, reg);
-    uint32_t mask;
-
-    qpci_config_writel(dev, reg, 0xffffffff);
-    mask = qpci_config_readl(dev, reg);
-    qpci_config_writel(dev, reg, old);
-    return mask;
-}
-
 /* C5, R1, L6, G13 */
 static void test_bars(void *obj, void *link, QGuestAllocator *alloc)
 {
     QIvshmem2 *d = obj;
 
     /* one page of 32-bit memory, not prefetchable */
-    g_assert_cmphex(bar_mask(&d->dev, 0), ==, 0xfffff000);
-    g_assert_cmphex(bar_mask(&d->dev, 1) & 0xf, ==, 0);
-    g_assert_cmphex(bar_mask(&d->dev, 1), !=, 0);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 0), ==, 0xfffff000);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 1) & 0xf, ==, 0);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 1), !=, 0);
     /* 64-bit, prefetchable, the next power of two */
-    g_assert_cmphex(bar_mask(&d->dev, 2), ==, 0xffff800c);
-    g_assert_cmphex(bar_mask(&d->dev, 3), ==, 0xffffffff);
-    g_assert_cmphex(bar_mask(&d->dev, 4), ==, 0);
-    g_assert_cmphex(bar_mask(&d->dev, 5), ==, 0);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 2), ==, 0xffff800c);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 3), ==, 0xffffffff);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 4), ==, 0);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 5), ==, 0);
     g_assert_cmpuint(TEST_TOTAL, <, 32 * KiB);
 }
 
@@ -164,7 +152,7 @@ static void test_intx(void *obj, void *link, QGuestAllocator *alloc)
     g_assert_cmphex(pin, >=, 1);
     g_assert_cmphex(pin, <=, 4);
     g_assert_cmphex(d->msix_cap, ==, 0);
-    g_assert_cmphex(bar_mask(&d->dev, 1), ==, 0);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 1), ==, 0);
     g_assert_cmphex(qpci_config_readw(&d->dev, PCI_STATUS), ==, 0x0010);
 }
 
@@ -406,7 +394,7 @@ static void test_sizes_64k_pages(void *obj, void *link,
     check_sizes(d, 64 * KiB, 64 * KiB, 128 * KiB);
     check_writable(d, d->memory + 64 * KiB, 64 * KiB);
     check_writable(d, d->memory + (2 + 1 * 2) * 64 * KiB, 128 * KiB);
-    g_assert_cmphex(bar_mask(&d->dev, 0), ==, 0xffff0000);
+    g_assert_cmphex(qivshmem2_bar_mask(d, 0), ==, 0xffff0000);
     g_assert_cmphex(qivshmem2_readl(d, 4 * KiB), ==, 0);
     g_assert_cmphex(qivshmem2_readl(d, 64 * KiB - 4), ==, 0);
 }

@@ -215,3 +215,18 @@ void await_words(int fd, const char *words)
         g_string_append_len(text, buf, len);
     }
 }
+
+int client_tests_run(int argc, char **argv, const ClientTest *tests, size_t n)
+{
+    g_test_init(&argc, &argv, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    if (!g_getenv("IVSHMEM2_SERVER") || !g_getenv("IVSHMEM2_CLIENT")) {
+        g_printerr("IVSHMEM2_SERVER and IVSHMEM2_CLIENT are to be the "
+                   "programs to test\n");
+        return 1;
+    }
+    for (size_t i = 0; i < n; i++) {
+        g_test_add_func(tests[i].path, tests[i].run);
+    }
+    return g_test_run();
+}

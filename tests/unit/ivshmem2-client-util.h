@@ -72,4 +72,13 @@ Run run_client(const char *input, const char *args);
 void assert_run(Server *l, const char *args, int status, const char *out,
                 const char *err);
 
+typedef struct ClientTest {
+    const char *path;
+    GTestFunc run;
+} ClientTest;
+
+/* Returns the exit status of a program with these tests. */
+int client_tests_run(int argc, char **argv, const ClientTest *tests,
+                     size_t n);
+
 #endif /* IVSHMEM2_CLIENT_UTIL_H */

@@ -494,10 +494,7 @@ static void test_cli_bad_arguments(void)
     link_end(&l);
 }
 
-static const struct {
-    const char *path;
-    GTestFunc run;
-} tests[] = {
+static const ClientTest tests[] = {
     { "/ivshmem2/cli/usage", test_cli_usage },
     { "/ivshmem2/cli/commands", test_cli_commands },
     { "/ivshmem2/cli/permissions", test_cli_permissions },
@@ -513,15 +510,5 @@ static const struct {
 
 int main(int argc, char **argv)
 {
-    g_test_init(&argc, &argv, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    if (!g_getenv("IVSHMEM2_SERVER") || !g_getenv("IVSHMEM2_CLIENT")) {
-        g_printerr("IVSHMEM2_SERVER and IVSHMEM2_CLIENT are to be the "
-                   "programs to test\n");
-        return 1;
-    }
-    for (size_t i = 0; i < G_N_ELEMENTS(tests); i++) {
-        g_test_add_func(tests[i].path, tests[i].run);
-    }
-    return g_test_run();
+    return client_tests_run(argc, argv, tests, G_N_ELEMENTS(tests));
 }

@@ -16,6 +16,18 @@
 #define MESSAGE(vector) (0x5a000000 | (vector))
 #define WAIT_SECONDS    60
 
+uint32_t qivshmem2_bar_mask(QIvshmem2 *d, int bar)
+{
+    uint8_t reg = PCI_BASE_ADDRESS_0 + bar * 4;
+    uint32_t old = qpci_config_readl(&d->dev, reg);
+    uint32_t mask;
+
+    qpci_config_writel(&d->dev, reg, 0xffffffff);
+    mask = qpci_config_readl(&d->dev, reg);
+    qpci_config_writel(&d->dev, reg, old);
+    return mask;
+}
+
 uint32_t qivshmem2_readl(QIvshmem2 *d, uint32_t reg)
 {
     return d->ports ? qtest_inl(d->qts, d->regs + reg)

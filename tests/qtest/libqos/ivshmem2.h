@@ -59,6 +59,9 @@ void qivshmem2_set_msix_flag(QIvshmem2 *d, uint16_t flag, bool on);
 void qivshmem2_mask(QIvshmem2 *d, unsigned vector, bool masked);
 void qivshmem2_set_one_shot(QIvshmem2 *d, bool on);
 
+/* What a BAR reads after ~0 was written */
+uint32_t qivshmem2_bar_mask(QIvshmem2 *d, int bar);
+
 uint32_t qivshmem2_readl(QIvshmem2 *d, uint32_t reg);
 void qivshmem2_writel(QIvshmem2 *d, uint32_t reg, uint32_t value);
 uint32_t qivshmem2_id(QIvshmem2 *d);
