@@ -383,7 +383,8 @@ class Guest:
 
     def wait_ready(self):
         """Waits until it has booted."""
-        _, match = self.process.expect(r'^guest is ready:(.*)$', BOOT_TIMEOUT)
+        # UEFI leaves a line that is not complete.
+        _, match = self.process.expect(r'guest is ready:(.*)$', BOOT_TIMEOUT)
         self.addresses = match[1].split()
         self.in_client = False
         if not self.qmp:
