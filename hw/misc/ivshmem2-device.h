@@ -59,6 +59,12 @@ struct Ivshmem2State {
     VMChangeStateEntry *vm_change;
 };
 
+/* Write the state into the State Table at the start of @memory. */
+void ivshmem2_publish_state(Ivshmem2State *s, uint8_t *memory);
+
+/* For Ivshmem2ConnOps */
+bool ivshmem2_rejoin(void *s, Ivshmem2Session *next, Error **errp);
+
 /* Its properties, and where in a new device they are */
 void ivshmem2_class_init_properties(ObjectClass *klass);
 void ivshmem2_instance_init(Object *obj);

@@ -123,7 +123,37 @@ static bool ivshmem2_get_connected(Object *obj, Error **errp)
 {
     Ivshmem2State *s = IVSHMEM2(obj);
 
-    return s->conn.session && ivshmem2_session_ready(s->conn.session);
+    return ivshmem2_conn_is_ready(&s->conn);
+}
+
+static char *ivshmem2_get_connection_reason(Object *obj, Error **errp)
+{
+    return g_strdup(IVSHMEM2(obj)->conn.report.reason ?: "");
+}
+
+static const char *const ivshmem2_new_session_names[] = {
+    [IVSHMEM2_NEW_SESSION_DETACH] = "detach",
+    [IVSHMEM2_NEW_SESSION_REJOIN] = "rejoin",
+};
+
+static const QEnumLookup ivshmem2_new_session_lookup = {
+    .array = ivshmem2_new_session_names,
+    .size = ARRAY_SIZE(ivshmem2_new_session_names),
+};
+
+static int ivshmem2_get_new_session(Object *obj, Error **errp)
+{
+    return IVSHMEM2(obj)->conn.new_session;
+}
+
+static void ivshmem2_set_new_session(Object *obj, int value, Error **errp)
+{
+    if (DEVICE(obj)->realized) {
+        error_setg(errp, "new-session cannot change after the device has "
+                   "joined");
+        return;
+    }
+    IVSHMEM2(obj)->conn.new_session = value;
 }
 
 static void ivshmem2_get_counter(Object *obj, Visitor *v, const char *name,
@@ -197,4 +227,15 @@ void ivshmem2_class_init_properties(ObjectClass *klass)
                                           "BAR 2");
     object_class_property_add_bool(klass, "connected",
                                    ivshmem2_get_connected, NULL);
+    object_class_property_add_str(klass, "connection-reason",
+                                  ivshmem2_get_connection_reason, NULL);
+    object_class_property_set_description(klass, "connection-reason",
+                                          "why the device is not connected");
+    object_class_property_add_enum(klass, "new-session", "detach|rejoin",
+                                   &ivshmem2_new_session_lookup,
+                                   ivshmem2_get_new_session,
+                                   ivshmem2_set_new_session);
+    object_class_property_set_description(klass, "new-session",
+                                          "what to do if the server has "
+                                          "another session");
 }

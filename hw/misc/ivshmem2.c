@@ -50,9 +50,9 @@
  * Registers ("Register Region")
  */
 
-static void ivshmem2_publish_state(Ivshmem2State *s)
+void ivshmem2_publish_state(Ivshmem2State *s, uint8_t *memory)
 {
-    uint32_t *table = (uint32_t *)s->memory;
+    uint32_t *table = (uint32_t *)memory;
 
     qatomic_store_release(&table[s->info.id], cpu_to_le32(s->state));
 }
@@ -64,7 +64,7 @@ static void ivshmem2_set_state(Ivshmem2State *s, uint32_t state)
         return;
     }
     s->state = state;
-    ivshmem2_publish_state(s);
+    ivshmem2_publish_state(s, s->memory);
     ivshmem2_session_state_changed(s->conn.session, s->state);
     ivshmem2_conn_pump(&s->conn);
 }
@@ -203,17 +203,26 @@ static const MemoryRegionOps ivshmem2_regs_ops = {
  * Joining the link
  */
 
-/* The session was resumed after a lost connection. */
+/*
+ * The session was resumed after a lost connection.  A server that believed the
+ * peer gone has zeroed its entry, and told the others; one that was only away
+ * has not, and there is nothing to tell.
+ */
 static void ivshmem2_resumed(void *opaque)
 {
     Ivshmem2State *s = opaque;
+    uint32_t *table = (uint32_t *)s->memory;
 
-    /* The server zeroes the entry of a peer that it believes gone. */
-    ivshmem2_publish_state(s);
-    if (s->state) {
+    if (qatomic_read(&table[s->info.id]) != cpu_to_le32(s->state)) {
+        ivshmem2_publish_state(s, s->memory);
         ivshmem2_session_state_changed(s->conn.session, s->state);
     }
 }
+
+static const Ivshmem2ConnOps ivshmem2_conn_ops = {
+    .resumed = ivshmem2_resumed,
+    .rejoin = ivshmem2_rejoin,
+};
 
 static void ivshmem2_init_hello(Ivshmem2State *s, Ivshmem2Hello *hello)
 {
@@ -238,19 +247,21 @@ static bool ivshmem2_join(Ivshmem2State *s, Error **errp)
 {
     g_autoptr(GError) err = NULL;
     bool hotplug = DEVICE(s)->hotplugged;
-    uint32_t timeout_ms = s->handshake_timeout_ms ?:
-        hotplug ? IVSHMEM2_HOT_PLUG_MS : IVSHMEM2_COLD_PLUG_MS;
-    Ivshmem2Hello hello;
+    Ivshmem2ConnJoin join = {
+        .timeout_ms = s->handshake_timeout_ms ?:
+            hotplug ? IVSHMEM2_HOT_PLUG_MS : IVSHMEM2_COLD_PLUG_MS,
+        /* then the guest does not wait */
+        .later_ms = s->handshake_timeout_ms ?: IVSHMEM2_COLD_PLUG_MS,
+        .await_server = !hotplug || s->handshake_timeout_ms,
+    };
 
     if (s->msix == ON_OFF_AUTO_ON && !msi_nonbroken) {
         error_setg(errp, "msix=on, but this machine has no MSI-X");
         return false;
     }
-    ivshmem2_init_hello(s, &hello);
-    if (!ivshmem2_conn_join(&s->conn, &hello, timeout_ms,
-                            !hotplug || s->handshake_timeout_ms,
-                            &DEVICE(s)->mem_reentrancy_guard,
-                            ivshmem2_resumed, s, errp)) {
+    ivshmem2_init_hello(s, &join.hello);
+    if (!ivshmem2_conn_join(&s->conn, &join, DEVICE(s), &ivshmem2_conn_ops,
+                            errp)) {
         return false;
     }
     s->memory = ivshmem2_session_map(s->conn.session, &err);
