@@ -203,6 +203,9 @@ static const Property ivshmem2_properties[] = {
                        handshake_timeout_ms, 0),
     DEFINE_PROP_UINT32("x-slowest-reconnect-ms", Ivshmem2State,
                        conn.slowest_reconnect_ms, 60000),
+    /* Once an hour, what a server refuses for another reason is news. */
+    DEFINE_PROP_UINT32("x-report-again-ms", Ivshmem2State,
+                       conn.report.again_ms, 60 * 60 * 1000),
 };
 
 void ivshmem2_class_init_properties(ObjectClass *klass)

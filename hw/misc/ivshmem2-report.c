@@ -15,15 +15,13 @@
  * first seconds
  */
 #define MAX_LOSSES      2
-#define LATER_MS        (60 * 60 * 1000)
 
 void ivshmem2_report_init(Ivshmem2Report *r, DeviceState *dev, uint32_t id)
 {
-    *r = (Ivshmem2Report) {
-        .dev = dev,
-        .id = id,
-        .status = IVSHMEM2_CONNECTION_STATUS_CONNECTED,
-    };
+    r->dev = dev;
+    r->id = id;
+    r->status = IVSHMEM2_CONNECTION_STATUS_CONNECTED;
+    r->losses = 0;
 }
 
 void ivshmem2_report_exit(Ivshmem2Report *r)
@@ -59,7 +57,7 @@ void ivshmem2_report_loss(Ivshmem2Report *r, bool refused, const char *reason)
     } else if (!refused && ivshmem2_report_is_connected(r)) {
         ivshmem2_report_status(r, IVSHMEM2_CONNECTION_STATUS_DISCONNECTED);
     }
-    if ((r->losses >= MAX_LOSSES && now - r->last_ms < LATER_MS) ||
+    if ((r->losses >= MAX_LOSSES && now - r->last_ms < r->again_ms) ||
         !g_strcmp0(r->said, reason)) {
         return;
     }

@@ -13,9 +13,10 @@
 /*
  * A QMP event for each change of the status.  Lines of QEMU's output without a
  * flood from a server that comes and goes, or refuses: two about losses until
- * a connection is settled, then one in an hour; the last line is true.
+ * a connection is settled, then one in @again_ms; the last line is true.
  */
 typedef struct Ivshmem2Report {
+    uint32_t again_ms;          /* a line is due again; a property */
     DeviceState *dev;
     uint32_t id;                /* of this peer */
     Ivshmem2ConnectionStatus status;
