@@ -65,13 +65,15 @@ typedef struct Ivshmem2Conn {
     void *opaque;
 } Ivshmem2Conn;
 
-/* How to join */
+/*
+ * How to join.  With @await_server, a chardev with reconnect-ms waits for an
+ * absent server, too, until @timeout_ms is over.
+ */
 typedef struct Ivshmem2ConnJoin {
     Ivshmem2Hello hello;
     uint32_t timeout_ms;        /* for connecting and for the handshake */
     uint32_t later_ms;          /* for each handshake after the first one */
-    bool await_server;          /* a chardev with reconnect-ms waits for an
-                                   absent server, too, until then */
+    bool await_server;
 } Ivshmem2ConnJoin;
 
 /*
