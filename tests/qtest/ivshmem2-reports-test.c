@@ -263,6 +263,47 @@ static void test_restarted(void *obj, void *opaque, QGuestAllocator *alloc)
     g_unlink(log);
 }
 
+/* QEMU's user or root folder changes after it has joined. */
+static void test_way_back(void *obj, void *opaque, QGuestAllocator *alloc)
+{
+    static const struct {
+        const char *option;
+        const char *words;
+    } changes[] = {
+        { "user=nobody", "start QEMU as that user" },
+        { "chroot=/proc/self/fdinfo", "cannot reach" },
+        { NULL, NULL },
+    };
+    TestLink *link = opaque;
+    Vm vm[ARRAY_SIZE(changes)];
+
+    if (geteuid()) {
+        g_test_skip("only root can change them");
+        return;
+    }
+    test_link_start_server(link, "--max-peers 3");
+    for (int i = 0; i < ARRAY_SIZE(changes); i++) {
+        g_autofree char *more = g_strdup_printf("%s%s", changes[i].option ?
+                                                " -run-with " : "",
+                                                changes[i].option ?: "");
+
+        vm[i].log = g_strdup_printf("%s/qemu%d.log", link->dir, i);
+        vm[i].qts = qtest_initf("-machine pc -chardev socket,id=d,path=%s,"
+                                "reconnect-ms=10 -device ivshmem2,id=d,"
+                                "chardev=d%s 2> %s", link->socket, more,
+                                vm[i].log);
+    }
+    g_usleep(SETTLED_US);
+    for (int i = 0; i < ARRAY_SIZE(changes); i++) {
+        bool said;
+
+        g_assert_cmpuint(count_lines(vm[i].log, changes[i].words ?: "", &said),
+                         ==, !!changes[i].words);
+        g_assert_cmpint(said, ==, !!changes[i].words);
+        vm_end(&vm[i]);
+    }
+}
+
 static void register_ivshmem2_reports_test(void)
 {
     test_link_add("ivshmem2/reports/lines", "pci-bus", test_lines, NULL);
@@ -270,6 +311,7 @@ static void register_ivshmem2_reports_test(void)
                   NULL);
     test_link_add("ivshmem2/reports/again", "pci-bus", test_again, NULL);
     test_link_add("ivshmem2/reports/attempts", "pci-bus", test_attempts, NULL);
+    test_link_add("ivshmem2/reports/way-back", "pci-bus", test_way_back, NULL);
     test_link_add("ivshmem2/reports/restarted", "pci-bus", test_restarted,
                   NULL);
 }
