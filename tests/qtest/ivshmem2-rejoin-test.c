@@ -399,6 +399,23 @@ static void test_limits(void *obj, void *link, QGuestAllocator *alloc)
     test_link_wait_fds(bus->qts, fds);
 }
 
+/* What cannot work is an error. */
+static void test_no_reconnect(void *obj, void *opaque, QGuestAllocator *alloc)
+{
+    TestLink *link = opaque;
+    QPCIBus *bus = obj;
+
+    test_link_start_server(link, SHAPE);
+    test_link_plug_fails(bus->qts, "a", link->socket, 0,
+                         qdict_from_jsonf_nofail("{ 'addr': '05.0',"
+                                                 "'new-session': 'rejoin' }"),
+                         "does not connect again");
+    test_link_plug_fails(bus->qts, "a", link->socket, 10,
+                         qdict_from_jsonf_nofail("{ 'addr': '05.0',"
+                                                 "'new-session': 'again' }"),
+                         "new-session");
+}
+
 static void register_ivshmem2_rejoin_test(void)
 {
     static const struct {
@@ -412,6 +429,7 @@ static void register_ivshmem2_rejoin_test(void)
         { "ivshmem2/rejoin/taken", test_taken },
         { "ivshmem2/rejoin/detach", test_detach },
         { "ivshmem2/rejoin/limits", test_limits },
+        { "ivshmem2/rejoin/no-reconnect", test_no_reconnect },
     };
 
     for (int i = 0; i < ARRAY_SIZE(tests); i++) {
