@@ -293,15 +293,21 @@ static int make_handshake(Lie *lies, uint32_t max_peers)
     return n;
 }
 
-/* It is not honest yet, and has heard HELLO. */
-static bool forget(Liar *l, int fd, const Ivshmem2Msg *msg)
+/*
+ * The device has said HELLO.  A liar may have told it of a session that an
+ * honest server does not know.
+ */
+static bool forget(Liar *l, int fd, const Ivshmem2Msg *msg, bool good)
 {
+    static const uint8_t none[IVSHMEM2_UUID_SIZE];
+    const uint8_t *session = msg->hello.session;
+    bool known = !memcmp(session, TEST_PACKET_SESSION, sizeof(none));
     TestPacket p = { .msg.hdr.type = IVSHMEM2_MSG_REFUSED,
                      .msg.refusal.code = IVSHMEM2_REFUSAL_SESSION };
     Lie lie;
 
-    if (!l->forgets || !l->done || !msg->hello.session[0] ||
-        one_in(l->rand, 2)) {
+    if (!l->forgets || !memcmp(session, none, sizeof(none)) ||
+        (known && (good || one_in(l->rand, 2)))) {
         return false;
     }
     test_packet_finish(&p);
@@ -328,7 +334,7 @@ static void serve_until_end(Liar *l, int fd, int own, uint32_t max_peers,
         }
     }
     if ((good_handshake || !one_in(rand, 16)) &&
-        (!hear(l, fd, &msg, -1) || (!good && forget(l, fd, &msg)))) {
+        (!hear(l, fd, &msg, -1) || forget(l, fd, &msg, good))) {
         return;
     }
     for (int i = 0; i < n; i++) {
