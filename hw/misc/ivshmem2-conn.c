@@ -438,6 +438,14 @@ static bool ivshmem2_conn_check_chardev(Ivshmem2Conn *conn, Error **errp)
         error_append_hint(errp, "Leave out 'server=on'.\n");
         return false;
     }
+    if (conn->new_session == IVSHMEM2_NEW_SESSION_REJOIN &&
+        !sock->reconnect_time_ms) {
+        error_setg(errp, "new-session=rejoin, but chardev '%s' does not "
+                   "connect again", chr->label);
+        error_append_hint(errp, "Use -chardev socket,id=%s,path=PATH,"
+                          "reconnect-ms=100.\n", chr->label);
+        return false;
+    }
     return true;
 }
 

@@ -313,6 +313,7 @@ static bool handle_welcome(Ivshmem2Session *s, Ivshmem2Decoder *d,
 {
     const Ivshmem2Welcome *w = &d->msg.welcome;
 
+    d->msg.welcome.reserved = 0;
     if (w->version < s->hello.version_min ||
         w->version > s->hello.version_max) {
         return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,

@@ -200,6 +200,29 @@ static void test_events(void *obj, void *link, QGuestAllocator *alloc)
     test_link_unplug(bus->qts, "a", SLOT);
 }
 
+/* What has arrived, but not been delivered because the machine is stopped */
+static void test_stopped(void *obj, void *link, QGuestAllocator *alloc)
+{
+    QPCIBus *bus = obj;
+    Pair p;
+
+    start(&p, bus, link, alloc, SHAPE, "rejoin");
+    qobject_unref(qtest_qmp(bus->qts, "{ 'execute': 'stop' }"));
+    qivshmem2_ring(&p.b, 0, 1);
+    test_link_kill_server(link, SIGKILL);
+    test_link_wait_until(!connected(bus->qts, "a") &&
+                         !connected(bus->qts, "b"));
+    test_link_start_server(link, SHAPE);
+    wait_connected(&p);
+    qivshmem2_ring(&p.b, 0, 2);
+    test_link_check_quiet(&p.a);
+    qobject_unref(qtest_qmp(bus->qts, "{ 'execute': 'cont' }"));
+    for (unsigned i = 0; i < p.a.vectors; i++) {
+        qivshmem2_wait(&p.a, i);
+    }
+    end(&p);
+}
+
 /* A state of 0 is no news to the others. */
 static void test_unused(void *obj, void *link, QGuestAllocator *alloc)
 {
@@ -271,11 +294,12 @@ static void test_taken(void *obj, void *opaque, QGuestAllocator *alloc)
     TestLink *link = opaque;
     TestLink *other = test_link_new(SHAPE);
     QPCIBus *bus = obj;
-    QIvshmem2 a, b;
+    QIvshmem2 a, b, c;
 
     test_link_start_server(link, SHAPE);
     plug(&a, bus, alloc, "a", SLOT + 1, link->socket, "rejoin");
     qivshmem2_set_state(&a, 7);
+    plug(&c, bus, alloc, "c", SLOT + 3, other->socket, "detach");
     /* it has the same ID on another link */
     g_assert_null(test_link_plug(bus->qts, "b", other->socket, 0,
                                  qdict_from_jsonf_nofail(
@@ -289,15 +313,20 @@ static void test_taken(void *obj, void *opaque, QGuestAllocator *alloc)
     qivshmem2_wait(&a, 1);
     g_assert_cmphex(qivshmem2_entry(&a, 1), ==, 7);
     test_link_expect_no_event(bus->qts);
+    g_assert_false(qivshmem2_arrived(&c, 0));
     test_link_unplug(bus->qts, "b", 7);
-    test_link_expect_event(bus->qts, "a", "rejoined", NULL);
+    test_link_wait_until(connected(bus->qts, "a"));
     g_assert_cmphex(qivshmem2_entry(&a, 1), ==, 7);
+    /* the others are told */
+    qivshmem2_wait(&c, 0);
+    g_assert_cmphex(qivshmem2_entry(&c, 1), ==, 7);
 
     plug(&b, bus, alloc, "b", SLOT, link->socket, "detach");
     qivshmem2_wait(&a, 0);
     check_linked(&a, &b);
     test_link_unplug(bus->qts, "a", SLOT + 1);
     test_link_unplug(bus->qts, "b", SLOT);
+    test_link_unplug(bus->qts, "c", SLOT + 3);
     test_link_free(other);
 }
 
@@ -399,6 +428,23 @@ static void test_limits(void *obj, void *link, QGuestAllocator *alloc)
     test_link_wait_fds(bus->qts, fds);
 }
 
+/* What cannot work is an error. */
+static void test_no_reconnect(void *obj, void *opaque, QGuestAllocator *alloc)
+{
+    TestLink *link = opaque;
+    QPCIBus *bus = obj;
+
+    test_link_start_server(link, SHAPE);
+    test_link_plug_fails(bus->qts, "a", link->socket, 0,
+                         qdict_from_jsonf_nofail("{ 'addr': '05.0',"
+                                                 "'new-session': 'rejoin' }"),
+                         "does not connect again");
+    test_link_plug_fails(bus->qts, "a", link->socket, 10,
+                         qdict_from_jsonf_nofail("{ 'addr': '05.0',"
+                                                 "'new-session': 'again' }"),
+                         "new-session");
+}
+
 static void register_ivshmem2_rejoin_test(void)
 {
     static const struct {
@@ -407,11 +453,13 @@ static void register_ivshmem2_rejoin_test(void)
     } tests[] = {
         { "ivshmem2/rejoin/rejoin", test_rejoin },
         { "ivshmem2/rejoin/events", test_events },
+        { "ivshmem2/rejoin/stopped", test_stopped },
         { "ivshmem2/rejoin/unused", test_unused },
         { "ivshmem2/rejoin/shape", test_shape },
         { "ivshmem2/rejoin/taken", test_taken },
         { "ivshmem2/rejoin/detach", test_detach },
         { "ivshmem2/rejoin/limits", test_limits },
+        { "ivshmem2/rejoin/no-reconnect", test_no_reconnect },
     };
 
     for (int i = 0; i < ARRAY_SIZE(tests); i++) {
