@@ -563,6 +563,7 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
 {
     ERRP_GUARD();
     Ivshmem2State *s = IVSHMEM2(pdev);
+    g_autofree char *path = object_get_canonical_path(OBJECT(pdev));
     AddressSpace *as = s->registers == IVSHMEM2_REGISTERS_IO
         ? ivshmem2_ports_space(pdev) : &address_space_memory;
 
@@ -571,8 +572,9 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
                    "no I/O space; use registers=mmio");
         return;
     }
-    error_setg(&s->migration_blocker, "ivshmem2 devices cannot be migrated: "
-               "unplug the device, migrate, and plug it in again");
+    error_setg(&s->migration_blocker, "ivshmem2 device '%s' cannot be migrated "
+               "or saved: unplug it, migrate, and plug it in with the same "
+               "peer-id", pdev->qdev.id ?: path);
     if (migrate_add_blocker(&s->migration_blocker, errp) < 0) {
         return;
     }
