@@ -53,8 +53,8 @@ static void wake(void *connection)
 }
 
 static const Ivshmem2ServerOps ops = {
-    .hold = hold_slot,
-    .unhold = unhold_slot,
+    .slots.hold = hold_slot,
+    .slots.unhold = unhold_slot,
     .wake = wake,
 };
 

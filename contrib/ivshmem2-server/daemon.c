@@ -768,10 +768,10 @@ static bool is_hold_alive(void *hold)
 /* The daemon */
 
 static const Ivshmem2ServerOps server_ops = {
-    .hold = hold_slot,
-    .unhold = unhold_slot,
-    .is_alive = is_alive,
-    .is_hold_alive = is_hold_alive,
+    .slots.hold = hold_slot,
+    .slots.unhold = unhold_slot,
+    .slots.is_alive = is_alive,
+    .slots.is_hold_alive = is_hold_alive,
     .wake = wake,
 };
 

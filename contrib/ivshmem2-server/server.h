@@ -1,6 +1,6 @@
 /*
- * The server's side of the protocol without the I/O: the slots, the messages
- * that a client is sent, and the effects of the messages that it sends
+ * The server's side of the protocol without the I/O: the messages that a client
+ * is sent, and the effects of the messages that it sends
  *
  * Peers are called clients here, as in the protocol: a client may not be a
  * peer yet.
@@ -11,10 +11,7 @@
 #ifndef IVSHMEM2_SERVER_H
 #define IVSHMEM2_SERVER_H
 
-#include <sys/types.h>
-#include "access.h"
-#include "budget.h"
-#include "link.h"
+#include "slots.h"
 
 typedef struct Ivshmem2Server Ivshmem2Server;
 typedef struct Ivshmem2Client Ivshmem2Client;
@@ -24,22 +21,7 @@ typedef struct Ivshmem2Client Ivshmem2Client;
  * ivshmem2_client_new().
  */
 typedef struct Ivshmem2ServerOps {
-    /*
-     * The client left slot @id without a goodbye.  It may still use the
-     * eventfds, so nobody else gets the slot before its process is gone: watch
-     * that process, and call ivshmem2_server_release() then.  Returns what to
-     * pass to unhold(), or NULL if the process is gone already.
-     */
-    void *(*hold)(void *connection, uint32_t id);
-    /* The process need not be watched any more; frees @hold. */
-    void (*unhold)(void *hold);
-    /*
-     * Does the process live that had the client's pid when it connected, or
-     * the one that is watched?  Another one that has this pid now does not
-     * count.
-     */
-    bool (*is_alive)(void *connection);
-    bool (*is_hold_alive)(void *hold);
+    Ivshmem2SlotOps slots;
     /* Another client caused that there is something to send to this one. */
     void (*wake)(void *connection);
 } Ivshmem2ServerOps;

@@ -173,10 +173,10 @@ static void wake(void *connection)
 }
 
 static const Ivshmem2ServerOps ops = {
-    .hold = hold_slot,
-    .unhold = unhold_slot,
-    .is_alive = is_alive,
-    .is_hold_alive = is_hold_alive,
+    .slots.hold = hold_slot,
+    .slots.unhold = unhold_slot,
+    .slots.is_alive = is_alive,
+    .slots.is_hold_alive = is_hold_alive,
     .wake = wake,
 };
 
