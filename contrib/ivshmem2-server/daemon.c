@@ -777,7 +777,7 @@ static const Ivshmem2ServerOps server_ops = {
 
 Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
                                     int listen_fd, unsigned handshake_timeout,
-                                    GError **error)
+                                    unsigned grace, GError **error)
 {
     Ivshmem2Daemon *d = g_new0(Ivshmem2Daemon, 1);
 

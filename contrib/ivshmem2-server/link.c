@@ -20,85 +20,13 @@
 #include "libivshmem2-core.h"
 #include "libivshmem2-util.h"
 #include "link.h"
-
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 0x0008U
-#endif
-#ifndef MFD_HUGE_SHIFT
-#define MFD_HUGE_SHIFT 26
-#endif
-
-#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+#include "memfd.h"
 
 /* Memory */
 
-static int create_memfd(const char *name, unsigned flags)
+static uint64_t huge_page_size(const Ivshmem2Link *link)
 {
-    /*
-     * Systems can forbid memory files without MFD_NOEXEC_SEAL, which Linux
-     * before 6.3 does not know.
-     */
-    int fd = memfd_create(name, flags | MFD_CLOEXEC | MFD_NOEXEC_SEAL);
-
-    if (fd < 0 && errno == EINVAL) {
-        fd = memfd_create(name, flags | MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    }
-    return fd;
-}
-
-static bool no_huge_pages(uint64_t size, uint64_t page, GError **error)
-{
-    g_autofree char *path = g_strdup_printf(
-        "/sys/kernel/mm/hugepages/hugepages-%" PRIu64 "kB/free_hugepages",
-        page / 1024);
-    g_autofree char *free_pages = NULL;
-
-    g_file_get_contents(path, &free_pages, NULL, NULL);
-    return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
-                         "%" PRIu64 " more huge pages of %" PRIu64 " KiB are "
-                         "needed, the system has %s free (see "
-                         "vm.nr_hugepages)", size / page, page / 1024,
-                         free_pages ? g_strstrip(free_pages) : "none");
-}
-
-static bool size_memfd(const Ivshmem2Link *link, int fd, uint64_t size,
-                       mode_t mode, bool huge, const char *what,
-                       GError **error)
-{
-    if (ftruncate(fd, size) < 0) {
-        return ivshmem2_fail_errno(error, "cannot make a %s of %" PRIu64
-                                   " bytes", what, size);
-    }
-    /* If it had no pages yet, the first access could end in a SIGBUS. */
-    if (huge && fallocate(fd, 0, 0, size) < 0) {
-        return no_huge_pages(size, link->config.huge_page_size, error);
-    }
-    /*
-     * A peer can reopen a descriptor by /proc/self/fd, also for writing if the
-     * mode permits.
-     */
-    if (fchmod(fd, mode) < 0 || fcntl(fd, F_ADD_SEALS, SEALS) < 0) {
-        return ivshmem2_fail_errno(error, "cannot seal the %s", what);
-    }
-    return true;
-}
-
-static int make_memfd(const Ivshmem2Link *link, uint64_t size, mode_t mode,
-                      bool huge, const char *what, GError **error)
-{
-    unsigned flags = huge ? MFD_HUGETLB |
-        (unsigned)__builtin_ctzll(link->config.huge_page_size)
-        << MFD_HUGE_SHIFT : 0;
-    int fd = create_memfd("ivshmem2", flags);
-
-    if (fd < 0) {
-        ivshmem2_fail_errno(error, "cannot create the %s", what);
-        return -1;
-    }
-    if (!size_memfd(link, fd, size, mode, huge, what, error)) {
-        ivshmem2_close(&fd);
-    }
-    return fd;
+    return link->config.huge_pages ? link->config.huge_page_size : 0;
 }
 
 static bool make_outputs(Ivshmem2Link *link, GError **error)
@@ -109,19 +37,16 @@ static bool make_outputs(Ivshmem2Link *link, GError **error)
     link->output_read_fds = g_new(int, max);
     while (link->n_outputs < max) {
         uint32_t i = link->n_outputs;
-        g_autofree char *path = NULL;
-        int fd = make_memfd(link, link->welcome.output_size, S_IRUSR,
-                            link->config.huge_pages, "output section", error);
+        int fd = ivshmem2_memfd_new(link->welcome.output_size, S_IRUSR,
+                                    huge_page_size(link), "output section",
+                                    error);
         int read_fd;
 
         if (fd < 0) {
             return false;
         }
-        path = g_strdup_printf("/proc/self/fd/%d", fd);
-        read_fd = open(path, O_RDONLY | O_CLOEXEC);
+        read_fd = ivshmem2_memfd_reopen(fd, "output section", error);
         if (read_fd < 0) {
-            ivshmem2_fail_errno(error,
-                                "cannot open an output section read-only");
             ivshmem2_close(&fd);
             return false;
         }
@@ -136,9 +61,9 @@ static bool make_memory(Ivshmem2Link *link, GError **error)
 {
     const Ivshmem2Welcome *w = &link->welcome;
 
-    link->memory_fds[0] = make_memfd(link, w->state_table_size,
-                                     S_IRUSR | S_IWUSR, false, "State Table",
-                                     error);
+    link->memory_fds[0] = ivshmem2_memfd_new(w->state_table_size,
+                                             S_IRUSR | S_IWUSR, 0,
+                                             "State Table", error);
     if (link->memory_fds[0] < 0) {
         return false;
     }
@@ -150,9 +75,9 @@ static bool make_memory(Ivshmem2Link *link, GError **error)
         return ivshmem2_fail_errno(error, "cannot map the State Table");
     }
     if (w->rw_size) {
-        link->memory_fds[1] = make_memfd(link, w->rw_size, S_IRUSR | S_IWUSR,
-                                         link->config.huge_pages,
-                                         "R/W section", error);
+        link->memory_fds[1] = ivshmem2_memfd_new(w->rw_size, S_IRUSR | S_IWUSR,
+                                                 huge_page_size(link),
+                                                 "R/W section", error);
         if (link->memory_fds[1] < 0) {
             return false;
         }
@@ -161,31 +86,6 @@ static bool make_memory(Ivshmem2Link *link, GError **error)
 }
 
 /* Configuration */
-
-/* The size of huge pages that the configuration asks for */
-static bool find_huge_page_size(Ivshmem2LinkConfig *config, GError **error)
-{
-    unsigned flags = MFD_HUGETLB;
-    struct stat st;
-    int fd;
-
-    if (config->huge_page_size) {
-        flags |= (unsigned)__builtin_ctzll(config->huge_page_size)
-                 << MFD_HUGE_SHIFT;
-    }
-    fd = create_memfd("ivshmem2", flags);
-    if (fd < 0) {
-        return ivshmem2_fail_errno(error, "the system has no huge pages of "
-                                   "%s (see /sys/kernel/mm/hugepages)",
-                                   config->huge_page_size ?
-                                   "this size" : "the default size");
-    }
-    if (fstat(fd, &st) == 0) {
-        config->huge_page_size = st.st_blksize;
-    }
-    ivshmem2_close(&fd);
-    return true;
-}
 
 /*
  * Up to a multiple of @page.  Down where rounding up might overflow: that is
@@ -215,7 +115,7 @@ static bool configure(Ivshmem2Link *link, GError **error)
     }
     unit = config->page_size;
     if (config->huge_pages) {
-        if (!find_huge_page_size(config, error)) {
+        if (!ivshmem2_memfd_huge_page_size(&config->huge_page_size, error)) {
             return false;
         }
         unit = MAX(unit, config->huge_page_size);
@@ -257,14 +157,42 @@ static bool make_session(Ivshmem2Link *link, GError **error)
 
 /* Life */
 
+static bool make_record(Ivshmem2Link *link, GError **error)
+{
+    Ivshmem2RecordShape shape = {
+        .welcome = link->welcome,
+        .huge_page_size = huge_page_size(link),
+        .protocol = link->config.protocol,
+        .backend_id = link->config.backend_id,
+    };
+
+    link->record = ivshmem2_record_new(&shape, error);
+    return link->record;
+}
+
+/* What the record says of the memory files */
+static void record_files(Ivshmem2Link *link)
+{
+    for (uint32_t i = 0; i < G_N_ELEMENTS(link->memory_fds); i++) {
+        ivshmem2_file_id(link->memory_fds[i],
+                         ivshmem2_record_file(link->record, i));
+    }
+    for (uint32_t i = 0; i < link->n_outputs; i++) {
+        ivshmem2_file_id(link->output_fds[i],
+                         ivshmem2_record_file(link->record,
+                                              IVSHMEM2_FILE_OUTPUTS + i));
+    }
+}
+
 static bool make_all(Ivshmem2Link *link, GError **error)
 {
     const Ivshmem2Welcome *w = &link->welcome;
 
     if (!configure(link, error) || !make_session(link, error) ||
-        !make_memory(link, error)) {
+        !make_record(link, error) || !make_memory(link, error)) {
         return false;
     }
+    record_files(link);
     link->eventfds = g_new0(int *, w->max_peers);
     for (uint32_t id = 0; link->config.pushes && id < w->max_peers; id++) {
         if (!ivshmem2_link_make_eventfds(link, id, error)) {
@@ -325,6 +253,7 @@ void ivshmem2_link_free(Ivshmem2Link *link)
         }
     }
     g_free(link->eventfds);
+    ivshmem2_record_free(link->record);
     g_free(link);
 }
 

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "hw/misc/ivshmem2.h"
+#include "record.h"
 
 typedef struct Ivshmem2LinkConfig {
     uint32_t max_peers;
@@ -41,6 +42,8 @@ typedef struct Ivshmem2Link {
     int *output_fds;            /* open for reading and writing */
     int *output_read_fds;       /* open for reading only */
     int **eventfds;             /* of each ID: NULL, or one for each vector */
+    Ivshmem2Record *record;
+    bool adopted;               /* from a server before this one */
 } Ivshmem2Link;
 
 /* Can there be such a link? */

@@ -77,7 +77,7 @@ static bool serve(const Ivshmem2Options *o, Ivshmem2Listener *listener,
     }
     budget = ivshmem2_budget_new(&o->budget);
     daemon = ivshmem2_daemon_new(link, budget, listener->fd,
-                                 o->handshake_timeout, error);
+                                 o->handshake_timeout, o->grace, error);
     if (daemon) {
         g_info("ready for %u peers with %u vectors%s%s%s",
                link->welcome.max_peers, link->welcome.vectors,

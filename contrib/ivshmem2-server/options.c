@@ -16,6 +16,8 @@
 #define DEFAULT_VECTORS             2
 #define DEFAULT_HANDSHAKE_TIMEOUT   10
 #define MAX_HANDSHAKE_TIMEOUT       3600
+#define DEFAULT_GRACE               30
+#define MAX_GRACE                   3600
 #define DEFAULT_SOCKET_MODE         0660
 #define DEFAULT_LOG_LEVEL           "info"
 
@@ -36,6 +38,7 @@ static struct {
     char *huge_page_size;
     char *push_limit;
     char *handshake_timeout;
+    char *grace;
     char *access;
     char *ids_per_user;
     gboolean bind_ids;
@@ -90,6 +93,9 @@ static const GOptionEntry entries[] = {
     { "handshake-timeout", 0, 0, G_OPTION_ARG_STRING,
       &opt.handshake_timeout,
       "Time that a peer has to join (default 10)", "SECONDS" },
+    { "grace", 0, 0, G_OPTION_ARG_STRING, &opt.grace,
+      "Time that peers have to come back after the server was restarted "
+      "(default 30)", "SECONDS" },
     { "log-level", 'l', 0, G_OPTION_ARG_STRING, &opt.log_level,
       "error, warning, info or debug: log from here on (default info)",
       "LEVEL" },
@@ -305,6 +311,7 @@ static bool parse_values(Ivshmem2Options *o, GError **error)
                    &o->budget.push_limit, error) ||
         !parse_u32("--handshake-timeout", opt.handshake_timeout, 1,
                    MAX_HANDSHAKE_TIMEOUT, &o->handshake_timeout, error) ||
+        !parse_u32("--grace", opt.grace, 0, MAX_GRACE, &o->grace, error) ||
         !parse_u32("--ids-per-user", opt.ids_per_user, 1, IVSHMEM2_MAX_PEERS,
                    &o->budget.ids_per_user, error) ||
         !parse_socket(o, error)) {
@@ -363,6 +370,7 @@ bool ivshmem2_options_parse(Ivshmem2Options *o, int argc, char **argv,
             .bind_ids = opt.bind_ids,
         },
         .handshake_timeout = DEFAULT_HANDSHAKE_TIMEOUT,
+        .grace = DEFAULT_GRACE,
     };
     return o->version || parse_values(o, error);
 }
