@@ -42,14 +42,15 @@ struct Ivshmem2Server {
 };
 
 Ivshmem2Server *ivshmem2_server_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
-                                    const Ivshmem2ServerOps *ops)
+                                    const Ivshmem2ServerOps *ops,
+                                    void *opaque)
 {
     Ivshmem2Server *s = g_new0(Ivshmem2Server, 1);
 
     s->link = link;
     s->budget = budget;
     s->ops = ops;
-    s->slots = ivshmem2_slots_new(link, budget, &ops->slots);
+    s->slots = ivshmem2_slots_new(link, budget, &ops->slots, opaque);
     return s;
 }
 
@@ -67,6 +68,11 @@ void ivshmem2_server_free(Ivshmem2Server *s)
 void ivshmem2_server_release(Ivshmem2Server *s, uint32_t id)
 {
     ivshmem2_slots_release(s->slots, id);
+}
+
+void ivshmem2_server_end_grace(Ivshmem2Server *s, uint32_t id)
+{
+    ivshmem2_slots_end_grace(s->slots, id);
 }
 
 bool ivshmem2_server_broadcast(Ivshmem2Server *s, unsigned budget)
@@ -157,11 +163,11 @@ pid_t ivshmem2_client_pid(const Ivshmem2Client *c)
 }
 
 bool ivshmem2_client_waits(const Ivshmem2Client *c, const Ivshmem2Hello *hello,
-                           bool (*closing)(void *connection))
+                           bool connections, bool processes)
 {
     return c->phase == PHASE_HELLO &&
            ivshmem2_slots_must_wait(c->server->slots, &c->self, hello,
-                                    closing);
+                                    connections, processes);
 }
 
 /* Messages from a client */
@@ -295,7 +301,7 @@ static void handle_ring(Ivshmem2Client *c, const Ivshmem2Target *target)
     Ivshmem2Server *s = c->server;
 
     if (is_target(s, target) &&
-        ivshmem2_slots_is_occupied(s->slots, target->id)) {
+        ivshmem2_slots_is_present(s->slots, target->id)) {
         ivshmem2_link_signal(s->link, target->id, target->vector);
     }
     c->next_id = target->id;

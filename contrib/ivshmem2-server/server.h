@@ -26,9 +26,10 @@ typedef struct Ivshmem2ServerOps {
     void (*wake)(void *connection);
 } Ivshmem2ServerOps;
 
-/* @link and @budget are borrowed. */
+/* As ivshmem2_slots_new() */
 Ivshmem2Server *ivshmem2_server_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
-                                    const Ivshmem2ServerOps *ops);
+                                    const Ivshmem2ServerOps *ops,
+                                    void *opaque);
 
 /*
  * From here on, slots stay as they are when their clients are freed: the peers
@@ -39,8 +40,9 @@ void ivshmem2_server_shutdown(Ivshmem2Server *s);
 /* All clients must have been freed. */
 void ivshmem2_server_free(Ivshmem2Server *s);
 
-/* The process that slot @id was held for is gone.  Calls ops->unhold(). */
+/* As ivshmem2_slots_release() and ivshmem2_slots_end_grace() */
 void ivshmem2_server_release(Ivshmem2Server *s, uint32_t id);
+void ivshmem2_server_end_grace(Ivshmem2Server *s, uint32_t id);
 
 /*
  * Go on interrupting peers because of changed states, @budget of them at
@@ -64,12 +66,9 @@ void ivshmem2_client_restrict_consume(Ivshmem2Client *c, GArray *ids);
  */
 void ivshmem2_client_receive(Ivshmem2Client *c, const Ivshmem2Msg *msg);
 
-/*
- * Is the slot that @hello asks for, or with a free choice one of all if none is
- * free, that of a client with a connection which is @closing?
- */
+/* Does @hello have to wait for a slot?  See ivshmem2_slots_must_wait(). */
 bool ivshmem2_client_waits(const Ivshmem2Client *c, const Ivshmem2Hello *hello,
-                           bool (*closing)(void *connection));
+                           bool connections, bool processes);
 
 /* Is there something to send? */
 bool ivshmem2_client_has_next(const Ivshmem2Client *c);

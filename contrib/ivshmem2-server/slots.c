@@ -1,6 +1,17 @@
 /*
  * The slots of a link
  *
+ * A server can be killed between any two stores, so the record is written in
+ * this order:
+ *
+ * - Before a state is cleared or forgotten, the record says that a broadcast
+ *   is unfinished.  So if the server does not come to interrupt the others, its
+ *   successor does.
+ * - A slot is occupied only when everything else about its occupant is written,
+ *   and free as soon as nobody can use it.
+ * - A process that has a slot already cannot be taken for another one: its
+ *   start time is unknown while its pid changes.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
@@ -14,20 +25,18 @@
 /* "" or ", VM " and a UUID */
 #define VM_TEXT_SIZE 48
 
-/* A slot that its last occupant, which still lives, left without a goodbye */
-typedef struct Hold {
-    void *watch;                /* for ops->unhold() */
-    pid_t pid;
-    char name[IVSHMEM2_NAME_SIZE];
-} Hold;
+/* Looks at processes on behalf of one client that asks for any slot */
+#define MOST_LOOKS 16
 
-/* Neither occupant nor hold: the slot is free. */
+/*
+ * Occupied: occupant, or hold if the one of an earlier server may come back.
+ * Held: hold.
+ */
 typedef struct Slot {
+    Ivshmem2SlotRecord *record;
     Ivshmem2Occupant *occupant;
-    Hold *hold;
-    uint32_t last_state;        /* that the other peers were told about */
-    uid_t uid;                  /* of the user that it counts for, if any */
-    uid_t last_uid;             /* of the last occupant */
+    void *hold;                 /* for ops->unhold() */
+    bool lost;                  /* peers have other eventfds than the server */
 } Slot;
 
 /*
@@ -48,43 +57,33 @@ struct Ivshmem2Slots {
     uint32_t n;
     Slot *slots;
     Ivshmem2Bits free_ids;
-    Ivshmem2Bits held_ids;
-    Ivshmem2Bits occupied_ids;
+    Ivshmem2Bits held_ids;      /* also those with a period of grace */
+    Ivshmem2Bits taken_ids;     /* occupied or held */
     Broadcast broadcast;
     bool closing;
 };
 
 G_DEFINE_QUARK(ivshmem2_refusal_quark, ivshmem2_refusal)
 
-Ivshmem2Slots *ivshmem2_slots_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
-                                  const Ivshmem2SlotOps *ops)
-{
-    Ivshmem2Slots *s = g_new0(Ivshmem2Slots, 1);
-
-    s->link = link;
-    s->budget = budget;
-    s->ops = ops;
-    s->n = link->welcome.max_peers;
-    s->slots = g_new0(Slot, s->n);
-    ivshmem2_bits_init(&s->free_ids, s->n);
-    ivshmem2_bits_init(&s->held_ids, s->n);
-    ivshmem2_bits_init(&s->occupied_ids, s->n);
-    for (uint32_t id = 0; id < s->n; id++) {
-        ivshmem2_bits_add(&s->free_ids, id);
-        s->slots[id].uid = NO_UID;
-        s->slots[id].last_uid = NO_UID;
-    }
-    return s;
-}
-
 void ivshmem2_slots_shutdown(Ivshmem2Slots *s)
 {
     s->closing = true;
 }
 
-bool ivshmem2_slots_is_occupied(const Ivshmem2Slots *s, uint32_t id)
+bool ivshmem2_slots_is_present(const Ivshmem2Slots *s, uint32_t id)
 {
-    return s->slots[id].occupant;
+    return s->slots[id].record->use == IVSHMEM2_SLOT_OCCUPIED;
+}
+
+static bool in_grace(const Slot *slot)
+{
+    return slot->hold && slot->record->use == IVSHMEM2_SLOT_OCCUPIED;
+}
+
+/* Can it be told from other processes? */
+static bool is_known(const Ivshmem2SlotRecord *r)
+{
+    return r->pid && r->start_time;
 }
 
 /* State changes */
@@ -93,31 +92,33 @@ static void start_broadcast(Ivshmem2Slots *s, uint32_t source)
 {
     Broadcast *b = &s->broadcast;
 
+    ivshmem2_record_set_broadcast(s->link->record, true);
     b->source = b->left && b->source != source ? IVSHMEM2_ID_ANY : source;
     b->left = s->n;
 }
 
 void ivshmem2_slots_state_changed(Ivshmem2Slots *s, uint32_t id)
 {
-    s->slots[id].last_state = ivshmem2_link_state(s->link, id);
     start_broadcast(s, id);
+    s->slots[id].record->last_state = ivshmem2_link_state(s->link, id);
 }
 
 void ivshmem2_slots_state_announced(Ivshmem2Slots *s, uint32_t id,
                                     uint32_t state)
 {
     /* The entry may have changed again, and nobody been told. */
-    s->slots[id].last_state = state;
+    s->slots[id].record->last_state = state;
 }
 
 bool ivshmem2_slots_broadcast(Ivshmem2Slots *s, unsigned budget)
 {
     Broadcast *b = &s->broadcast;
+    bool begun = b->left;
     int fds[16];
     size_t n = 0;
 
     while (b->left && budget) {
-        size_t id = ivshmem2_bits_next(&s->occupied_ids, b->next);
+        size_t id = ivshmem2_bits_next(&s->taken_ids, b->next);
         bool found = id != IVSHMEM2_BITS_NONE;
         uint32_t step = (found ? id + 1 : s->n) - b->next;
 
@@ -136,20 +137,29 @@ bool ivshmem2_slots_broadcast(Ivshmem2Slots *s, unsigned budget)
             n = 0;
         }
     }
-    ivshmem2_eventfds_signal(fds, n);
+    if (n) {
+        ivshmem2_eventfds_signal(fds, n);
+    }
+    if (begun && !b->left) {
+        ivshmem2_record_set_broadcast(s->link->record, false);
+    }
     return b->left;
 }
 
 /* A peer that is gone has state 0, and the others are told. */
 static void clear_state(Ivshmem2Slots *s, uint32_t id)
 {
-    Slot *slot = &s->slots[id];
-    uint32_t state = ivshmem2_link_clear_state(s->link, id);
+    Ivshmem2SlotRecord *r = s->slots[id].record;
+    Broadcast before = s->broadcast;
+    uint32_t state;
 
-    if (state || slot->last_state) {
-        start_broadcast(s, id);
+    start_broadcast(s, id);
+    state = ivshmem2_link_clear_state(s->link, id);
+    if (!state && !r->last_state) {
+        s->broadcast = before;
+        ivshmem2_record_set_broadcast(s->link->record, before.left);
     }
-    slot->last_state = 0;
+    r->last_state = 0;
 }
 
 /* Giving slots back */
@@ -157,32 +167,48 @@ static void clear_state(Ivshmem2Slots *s, uint32_t id)
 /* From now on, it counts for the user with @uid. */
 static void set_user(Ivshmem2Slots *s, Slot *slot, uid_t uid)
 {
-    if (slot->uid == uid) {
+    Ivshmem2SlotRecord *r = slot->record;
+
+    if (r->uid == uid) {
         return;
     }
-    if (slot->uid != NO_UID) {
-        ivshmem2_budget_discharge(s->budget, IVSHMEM2_SLOT, slot->uid);
+    if (r->uid != NO_UID) {
+        ivshmem2_budget_discharge(s->budget, IVSHMEM2_SLOT, r->uid);
     }
     if (uid != NO_UID) {
         ivshmem2_budget_charge(s->budget, IVSHMEM2_SLOT, uid);
     }
-    slot->uid = uid;
+    r->uid = uid;
+}
+
+/* @slot is held from now on. */
+static void set_hold(Ivshmem2Slots *s, Slot *slot, void *hold)
+{
+    slot->hold = hold;
+    ivshmem2_bits_add(&s->held_ids, slot - s->slots);
+    ivshmem2_bits_add(&s->taken_ids, slot - s->slots);
 }
 
 static void end_hold(Ivshmem2Slots *s, Slot *slot)
 {
     ivshmem2_bits_remove(&s->held_ids, slot - s->slots);
-    s->ops->unhold(slot->hold->watch);
-    g_clear_pointer(&slot->hold, g_free);
+    ivshmem2_bits_remove(&s->taken_ids, slot - s->slots);
+    s->ops->unhold(slot->hold);
+    slot->hold = NULL;
 }
 
 static void free_slot(Ivshmem2Slots *s, uint32_t id)
 {
+    Slot *slot = &s->slots[id];
+
     /* The last occupant could write its entry as long as it lived. */
     clear_state(s, id);
-    ivshmem2_bits_add(&s->free_ids, id);
+    ivshmem2_record_set_use(slot->record, IVSHMEM2_SLOT_FREE);
+    if (!slot->lost) {
+        ivshmem2_bits_add(&s->free_ids, id);
+    }
     if (!ivshmem2_budget_binds_ids(s->budget)) {
-        set_user(s, &s->slots[id], NO_UID);
+        set_user(s, slot, NO_UID);
     }
 }
 
@@ -190,64 +216,140 @@ void ivshmem2_slots_release(Ivshmem2Slots *s, uint32_t id)
 {
     Slot *slot = &s->slots[id];
 
-    g_info("ID %u is free, '%s' (pid %d) is gone", id, slot->hold->name,
-           slot->hold->pid);
+    g_info("ID %u is free, '%s' (pid %d) is gone", id, slot->record->name,
+           slot->record->pid);
     end_hold(s, slot);
     free_slot(s, id);
 }
 
-void ivshmem2_slots_free(Ivshmem2Slots *s)
+void ivshmem2_slots_end_grace(Ivshmem2Slots *s, uint32_t id)
 {
-    for (uint32_t id = 0; id < s->n; id++) {
-        if (s->slots[id].hold) {
-            end_hold(s, &s->slots[id]);
-        }
-        set_user(s, &s->slots[id], NO_UID);
-    }
-    ivshmem2_bits_clear(&s->free_ids);
-    ivshmem2_bits_clear(&s->held_ids);
-    ivshmem2_bits_clear(&s->occupied_ids);
-    g_free(s->slots);
-    g_free(s);
-}
+    Ivshmem2SlotRecord *r = s->slots[id].record;
 
-/* @o left without a goodbye: keep its slot as long as its process lives. */
-static void start_hold(Ivshmem2Slots *s, const Ivshmem2Occupant *o,
-                       uint32_t id)
-{
-    void *watch = s->ops->hold(o->connection, id);
-    Hold *hold;
-
-    if (watch) {
-        hold = g_new(Hold, 1);
-        hold->watch = watch;
-        hold->pid = o->pid;
-        memcpy(hold->name, o->name, sizeof(hold->name));
-        s->slots[id].hold = hold;
-        ivshmem2_bits_add(&s->held_ids, id);
-    }
+    g_info("'%s' (pid %d) did not come back as ID %u in time", r->name, r->pid,
+           id);
+    clear_state(s, id);
+    ivshmem2_record_set_use(r, IVSHMEM2_SLOT_HELD);
 }
 
 void ivshmem2_slots_leave(Ivshmem2Slots *s, Ivshmem2Occupant *o, bool detached)
 {
     uint32_t id = o->id;
     Slot *slot = &s->slots[id];
+    void *hold = NULL;
 
     o->id = IVSHMEM2_ID_ANY;
     slot->occupant = NULL;
-    ivshmem2_bits_remove(&s->occupied_ids, id);
+    ivshmem2_bits_remove(&s->taken_ids, id);
     if (s->closing) {
         return;
     }
     clear_state(s, id);
     if (!detached) {
-        start_hold(s, o, id);
+        hold = s->ops->hold(o->connection, id);
     }
     g_info("'%s' (pid %d) left ID %u%s", o->name, o->pid, id,
-           slot->hold ? ", which is held while that process lives" : "");
-    if (!slot->hold) {
+           hold ? ", which is held while that process lives" : "");
+    if (hold) {
+        ivshmem2_record_set_use(slot->record, IVSHMEM2_SLOT_HELD);
+        set_hold(s, slot, hold);
+    } else {
         free_slot(s, id);
     }
+}
+
+/* Life */
+
+/* The user of a slot that nobody has counts only if IDs are bound. */
+static void adopt_user(Ivshmem2Slots *s, Slot *slot)
+{
+    Ivshmem2SlotRecord *r = slot->record;
+
+    if (r->use == IVSHMEM2_SLOT_FREE) {
+        r->uid = ivshmem2_budget_binds_ids(s->budget) ? r->last_uid : NO_UID;
+    }
+    if (r->uid != NO_UID) {
+        ivshmem2_budget_charge(s->budget, IVSHMEM2_SLOT, r->uid);
+    }
+}
+
+/* As the record says.  Returns whether it is in use. */
+static bool adopt_slot(Ivshmem2Slots *s, uint32_t id, void *opaque)
+{
+    Slot *slot = &s->slots[id];
+    Ivshmem2SlotRecord *r = slot->record;
+    void *hold = NULL;
+
+    adopt_user(s, slot);
+    /* Those that its former occupants and the others have are other ones. */
+    slot->lost = r->last_uid != NO_UID && !s->link->eventfds[id];
+    if (r->use != IVSHMEM2_SLOT_FREE && !slot->lost) {
+        hold = s->ops->adopt(opaque, id, r->pid, r->start_time,
+                             r->use == IVSHMEM2_SLOT_OCCUPIED);
+    }
+    if (hold) {
+        set_hold(s, slot, hold);
+    } else {
+        free_slot(s, id);
+    }
+    return hold;
+}
+
+static void adopt(Ivshmem2Slots *s, void *opaque)
+{
+    uint32_t n = 0;
+
+    if (ivshmem2_record_broadcast(s->link->record)) {
+        start_broadcast(s, IVSHMEM2_ID_ANY);
+    }
+    for (uint32_t id = 0; id < s->n; id++) {
+        n += adopt_slot(s, id, opaque);
+    }
+    g_info("took over from an earlier server, %u IDs are in use", n);
+}
+
+Ivshmem2Slots *ivshmem2_slots_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
+                                  const Ivshmem2SlotOps *ops, void *opaque)
+{
+    Ivshmem2Slots *s = g_new0(Ivshmem2Slots, 1);
+
+    s->link = link;
+    s->budget = budget;
+    s->ops = ops;
+    s->n = link->welcome.max_peers;
+    s->slots = g_new0(Slot, s->n);
+    ivshmem2_bits_init(&s->free_ids, s->n);
+    ivshmem2_bits_init(&s->held_ids, s->n);
+    ivshmem2_bits_init(&s->taken_ids, s->n);
+    for (uint32_t id = 0; id < s->n; id++) {
+        s->slots[id].record = ivshmem2_record_slot(link->record, id);
+        if (!link->adopted) {
+            ivshmem2_bits_add(&s->free_ids, id);
+        }
+    }
+    if (link->adopted) {
+        adopt(s, opaque);
+    }
+    return s;
+}
+
+void ivshmem2_slots_free(Ivshmem2Slots *s)
+{
+    for (uint32_t id = 0; id < s->n; id++) {
+        uid_t uid = s->slots[id].record->uid;
+
+        if (s->slots[id].hold) {
+            end_hold(s, &s->slots[id]);
+        }
+        if (uid != NO_UID) {
+            ivshmem2_budget_discharge(s->budget, IVSHMEM2_SLOT, uid);
+        }
+    }
+    ivshmem2_bits_clear(&s->free_ids);
+    ivshmem2_bits_clear(&s->held_ids);
+    ivshmem2_bits_clear(&s->taken_ids);
+    g_free(s->slots);
+    g_free(s);
 }
 
 /* Choosing a slot */
@@ -266,21 +368,59 @@ static bool refuse(GError **refusal, enum Ivshmem2RefusalCode code,
     return false;
 }
 
-/* Is @o of the process that occupies @slot, or that it is held for? */
+/*
+ * Is @o of the process that occupies @slot, or that it is held for?  In the
+ * period of grace, a process that cannot be seen is the one of the same user
+ * that knows the session.
+ */
 static bool is_owner(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
-                     const Slot *slot)
+                     const Slot *slot, bool resume)
 {
-    const Ivshmem2Occupant *old = slot->occupant;
-    pid_t pid = old ? old->pid : slot->hold->pid;
+    const Ivshmem2SlotRecord *r = slot->record;
 
+    if (r->uid != o->uid) {
+        return false;
+    }
+    if (in_grace(slot) && !is_known(r)) {
+        return resume;
+    }
     /*
      * Once a process is gone, its pid is given to others.  Two that live and
      * have the same pid are one.
      */
-    return pid && pid == o->pid && slot->uid == o->uid &&
-           s->ops->is_alive(o->connection) &&
-           (old ? s->ops->is_alive(old->connection)
-                : s->ops->is_hold_alive(slot->hold->watch));
+    return r->pid && r->pid == o->pid && s->ops->is_alive(o->connection) &&
+           (slot->occupant ? s->ops->is_alive(slot->occupant->connection)
+                           : s->ops->is_hold_alive(slot->hold));
+}
+
+static bool refuse_taken(const Ivshmem2Slots *s, const Ivshmem2Claim *claim,
+                         GError **refusal)
+{
+    const Slot *slot = &s->slots[claim->id];
+    const Ivshmem2SlotRecord *r = slot->record;
+    enum Ivshmem2RefusalCode code = claim->resume ? IVSHMEM2_REFUSAL_SESSION
+                                                  : IVSHMEM2_REFUSAL_ID_TAKEN;
+
+    if (slot->occupant) {
+        return refuse(refusal, code, "ID %u is taken by '%s' (pid %d)",
+                      claim->id, r->name, r->pid);
+    }
+    if (in_grace(slot) && is_known(r)) {
+        return refuse(refusal, code, "ID %u is held for '%s' (pid %d) until it "
+                      "comes back, %u s at most, and as long as that process "
+                      "lives", claim->id, r->name, r->pid,
+                      s->ops->grace_left(slot->hold));
+    }
+    if (in_grace(slot)) {
+        return refuse(refusal, code, "ID %u is held for '%s' until it comes "
+                      "back, %u s at most", claim->id, r->name,
+                      s->ops->grace_left(slot->hold));
+    }
+    return r->pid
+        ? refuse(refusal, code, "ID %u is held for '%s' (pid %d) as long as "
+                 "that process lives", claim->id, r->name, r->pid)
+        : refuse(refusal, code, "ID %u is held for a moment, because '%s' "
+                 "left without a goodbye", claim->id, r->name);
 }
 
 /*
@@ -291,32 +431,27 @@ static bool check_owner(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
                         Ivshmem2Claim *claim, GError **refusal)
 {
     const Slot *slot = &s->slots[claim->id];
-    const Ivshmem2Occupant *old = slot->occupant;
-    const Hold *hold = slot->hold;
-    enum Ivshmem2RefusalCode code = claim->resume ? IVSHMEM2_REFUSAL_SESSION
-                                                  : IVSHMEM2_REFUSAL_ID_TAKEN;
 
-    if (old && claim->resume && is_owner(s, o, slot)) {
-        claim->old = slot->occupant;
-    } else if (old) {
-        return refuse(refusal, code, "ID %u is taken by '%s' (pid %d)",
-                      claim->id, old->name, old->pid);
-    } else if (hold && !is_owner(s, o, slot)) {
-        return hold->pid
-            ? refuse(refusal, code, "ID %u is held for '%s' (pid %d) as long "
-                     "as that process lives", claim->id, hold->name,
-                     hold->pid)
-            : refuse(refusal, code, "ID %u is held for a moment, because '%s' "
-                     "left without a goodbye", claim->id, hold->name);
+    if (slot->lost) {
+        return refuse(refusal, claim->resume ? IVSHMEM2_REFUSAL_SESSION
+                      : IVSHMEM2_REFUSAL_LIMIT, "ID %u cannot be used any "
+                      "more: its eventfds ended with an earlier server",
+                      claim->id);
     }
-    return true;
+    if (slot->occupant && claim->resume && is_owner(s, o, slot, true)) {
+        claim->old = slot->occupant;
+        return true;
+    }
+    return !(slot->occupant ||
+             (slot->hold && !is_owner(s, o, slot, claim->resume))) ||
+           refuse_taken(s, claim, refusal);
 }
 
 /* Did no other user have it?  Its processes may have kept descriptors. */
 static bool is_clean(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
                      const Slot *slot)
 {
-    return slot->last_uid == NO_UID || slot->last_uid == o->uid;
+    return slot->record->last_uid == NO_UID || slot->record->last_uid == o->uid;
 }
 
 static bool check_user(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
@@ -333,9 +468,9 @@ static bool check_user(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
     if (ivshmem2_budget_binds_ids(s->budget) && !is_clean(s, o, slot)) {
         return refuse(refusal, IVSHMEM2_REFUSAL_PERMISSION, "ID %u belongs to "
                       "the user with uid %u, which had it first (--bind-ids)",
-                      id, slot->last_uid);
+                      id, slot->record->last_uid);
     }
-    if (slot->uid != o->uid &&
+    if (slot->record->uid != o->uid &&
         !ivshmem2_budget_allows(s->budget, IVSHMEM2_SLOT, o->uid)) {
         return refuse(refusal, IVSHMEM2_REFUSAL_LIMIT, "the user with uid %u "
                       "has %u IDs already, and may not have more", o->uid,
@@ -344,11 +479,18 @@ static bool check_user(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
     return true;
 }
 
+/* Is it held for the process of @o, which does not resume a session? */
+static bool is_held_for(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
+                        const Slot *slot)
+{
+    return is_owner(s, o, slot, false);
+}
+
 /* Does it count for this user already? */
 static bool is_own(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
                    const Slot *slot)
 {
-    return slot->uid == o->uid;
+    return slot->record->uid == o->uid;
 }
 
 /* The lowest ID in @set that @o may take and that @suits it */
@@ -374,7 +516,7 @@ static size_t find_id(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
  */
 static size_t find_any_id(const Ivshmem2Slots *s, const Ivshmem2Occupant *o)
 {
-    size_t best = find_id(s, o, &s->held_ids, is_owner);
+    size_t best = find_id(s, o, &s->held_ids, is_held_for);
 
     if (best == IVSHMEM2_BITS_NONE && ivshmem2_budget_binds_ids(s->budget)) {
         best = find_id(s, o, &s->free_ids, is_own);
@@ -444,22 +586,32 @@ bool ivshmem2_slots_claim(Ivshmem2Slots *s, const Ivshmem2Occupant *o,
            check_owner(s, o, claim, refusal);
 }
 
+static bool is_ending(const Ivshmem2Slots *s, const Slot *slot, bool processes)
+{
+    return slot->occupant
+           ? s->ops->is_leaving(slot->occupant->connection, processes)
+           : processes && s->ops->is_hold_ending(slot->hold);
+}
+
 bool ivshmem2_slots_must_wait(const Ivshmem2Slots *s,
                               const Ivshmem2Occupant *o,
-                              const Ivshmem2Hello *hello,
-                              bool (*closing)(void *connection))
+                              const Ivshmem2Hello *hello, bool connections,
+                              bool processes)
 {
     bool any = hello->id == IVSHMEM2_ID_ANY;
     size_t id = any ? 0 : hello->id;
     size_t end = any ? s->n : id + 1;
+    unsigned looks = processes ? MOST_LOOKS : 0;
 
     if (any && find_any_id(s, o) != IVSHMEM2_BITS_NONE) {
         return false;
     }
-    while ((id = ivshmem2_bits_next(&s->occupied_ids, id)) < end) {
-        if (closing(s->slots[id].occupant->connection)) {
+    while ((connections || looks) &&
+           (id = ivshmem2_bits_next(&s->taken_ids, id)) < end) {
+        if (is_ending(s, &s->slots[id], looks)) {
             return true;
         }
+        looks -= looks > 0;
         id++;
     }
     return false;
@@ -492,11 +644,24 @@ static void log_user(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
         g_warning("'%s' (pid %d, uid %u) gets ID %u, which the user with uid "
                   "%u had: processes of that user may have kept descriptors "
                   "for it", o->name, o->pid, o->uid, claim->id,
-                  slot->last_uid);
+                  slot->record->last_uid);
     }
     describe_vm(o, vm);
     g_info("'%s' (pid %d, uid %u%s) %s ID %u", o->name, o->pid, o->uid, vm,
            claim->resume ? "is back as" : "joins as", claim->id);
+}
+
+/* A server that comes later finds @o by this. */
+static void identify(const Ivshmem2Slots *s, Ivshmem2SlotRecord *r,
+                     const Ivshmem2Occupant *o)
+{
+    uint64_t start_time = s->ops->start_time(o->connection);
+
+    __atomic_store_n(&r->start_time, 0, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&r->pid, o->pid, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&r->start_time, start_time, __ATOMIC_SEQ_CST);
+    memcpy(r->vm_uuid, o->vm_uuid, sizeof(r->vm_uuid));
+    memcpy(r->name, o->name, sizeof(r->name));
 }
 
 void ivshmem2_slots_take(Ivshmem2Slots *s, Ivshmem2Occupant *o,
@@ -504,22 +669,25 @@ void ivshmem2_slots_take(Ivshmem2Slots *s, Ivshmem2Occupant *o,
 {
     uint32_t id = claim->id;
     Slot *slot = &s->slots[id];
+    Ivshmem2SlotRecord *r = slot->record;
 
     log_user(s, o, claim);
     if (slot->hold) {
         end_hold(s, slot);
     }
     slot->occupant = o;
-    slot->last_uid = o->uid;
     o->id = id;
     ivshmem2_bits_remove(&s->free_ids, id);
-    ivshmem2_bits_add(&s->occupied_ids, id);
+    ivshmem2_bits_add(&s->taken_ids, id);
+    identify(s, r, o);
     set_user(s, slot, o->uid);
+    r->last_uid = o->uid;
     if (!claim->resume) {
         clear_state(s, id);
         /* others can signal an ID at any time, also while it is free */
         ivshmem2_link_drain(s->link, id);
-    } else if (slot->last_state != ivshmem2_link_state(s->link, id)) {
+    } else if (r->last_state != ivshmem2_link_state(s->link, id)) {
         ivshmem2_slots_state_changed(s, id);
     }
+    ivshmem2_record_set_use(r, IVSHMEM2_SLOT_OCCUPIED);
 }

@@ -5,6 +5,10 @@
  * The client that asks for a slot, or occupies it, is called occupant here:
  * nothing here knows the messages that it is sent.
  *
+ * The link's record says who has which slot, and is the only place that does,
+ * so that the successor of a server that was killed knows it as well.  What is
+ * written there makes sense after each single store; see slots.c.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
@@ -41,6 +45,14 @@ typedef struct Ivshmem2SlotOps {
      * pass to unhold(), or NULL if the process is gone already.
      */
     void *(*hold)(void *connection, uint32_t id);
+    /*
+     * The same for what an earlier server says about the process: @pid and
+     * start_time().  If either is 0, the process cannot be seen.  @grace: its
+     * client may come back; call ivshmem2_slots_end_grace() when it had the
+     * time for that.  @opaque is that of ivshmem2_slots_new().
+     */
+    void *(*adopt)(void *opaque, uint32_t id, pid_t pid, uint64_t start_time,
+                   bool grace);
     /* The process need not be watched any more; frees @hold. */
     void (*unhold)(void *hold);
     /*
@@ -50,6 +62,17 @@ typedef struct Ivshmem2SlotOps {
      */
     bool (*is_alive)(void *connection);
     bool (*is_hold_alive)(void *hold);
+    /*
+     * Has the client closed the connection?  @process: or is its process
+     * ending?  This takes some system calls.
+     */
+    bool (*is_leaving)(void *connection, bool process);
+    /* Will ivshmem2_slots_release() be called soon? */
+    bool (*is_hold_ending)(void *hold);
+    /* When the process started; 0: unknown */
+    uint64_t (*start_time)(void *connection);
+    /* Seconds that are left of the grace */
+    unsigned (*grace_left)(void *hold);
 } Ivshmem2SlotOps;
 
 /* What a client gets that asks for a slot */
@@ -63,9 +86,13 @@ typedef struct Ivshmem2Claim {
 #define IVSHMEM2_REFUSAL (ivshmem2_refusal_quark())
 GQuark ivshmem2_refusal_quark(void);
 
-/* @link and @budget are borrowed. */
+/*
+ * @link and @budget are borrowed; @opaque is for ops->adopt().  If the link was
+ * adopted, slots that were in use are held: those that were occupied with a
+ * period of grace, in which they count as occupied, and their states stay.
+ */
 Ivshmem2Slots *ivshmem2_slots_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
-                                  const Ivshmem2SlotOps *ops);
+                                  const Ivshmem2SlotOps *ops, void *opaque);
 
 /*
  * From here on, slots stay as they are when their occupants leave: the peers
@@ -73,7 +100,7 @@ Ivshmem2Slots *ivshmem2_slots_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
  */
 void ivshmem2_slots_shutdown(Ivshmem2Slots *s);
 
-/* All occupants must have left. */
+/* All occupants must have left.  The record stays as it is. */
 void ivshmem2_slots_free(Ivshmem2Slots *s);
 
 /*
@@ -95,17 +122,21 @@ void ivshmem2_slots_leave(Ivshmem2Slots *s, Ivshmem2Occupant *o,
 /* The process that slot @id was held for is gone.  Calls ops->unhold(). */
 void ivshmem2_slots_release(Ivshmem2Slots *s, uint32_t id);
 
+/* The occupant before did not come back: from now on, it is gone. */
+void ivshmem2_slots_end_grace(Ivshmem2Slots *s, uint32_t id);
+
 /*
- * Is the slot that @hello asks for, or with a free choice one of all if none is
- * free, that of a client with a connection which is @closing?
+ * Will the slot that @hello asks for, or with a free choice one of all if none
+ * is free, soon be given back?  @connections: some were closed by their
+ * clients, so look for these.  @processes: look for those that are ending, too.
  */
 bool ivshmem2_slots_must_wait(const Ivshmem2Slots *s,
                               const Ivshmem2Occupant *o,
-                              const Ivshmem2Hello *hello,
-                              bool (*closing)(void *connection));
+                              const Ivshmem2Hello *hello, bool connections,
+                              bool processes);
 
-/* Is there a peer with this ID? */
-bool ivshmem2_slots_is_occupied(const Ivshmem2Slots *s, uint32_t id);
+/* Is there a peer with this ID?  One that may come back counts. */
+bool ivshmem2_slots_is_present(const Ivshmem2Slots *s, uint32_t id);
 
 /* The peer with this ID has changed its state: the others are interrupted. */
 void ivshmem2_slots_state_changed(Ivshmem2Slots *s, uint32_t id);

@@ -164,6 +164,13 @@ static bool is_hold_alive(void *opaque)
     return lives(&hold->who);
 }
 
+static uint64_t start_time(void *connection)
+{
+    Player *p = connection;
+
+    return lives(&p->who) ? 1 + p->who.generation : 0;
+}
+
 static void wake(void *connection)
 {
     Player *p = connection;
@@ -177,6 +184,7 @@ static const Ivshmem2ServerOps ops = {
     .slots.unhold = unhold_slot,
     .slots.is_alive = is_alive,
     .slots.is_hold_alive = is_hold_alive,
+    .slots.start_time = start_time,
     .wake = wake,
 };
 
@@ -717,7 +725,7 @@ void fuzz_server(FuzzInput *in)
     g.link = ivshmem2_link_new(&config, NULL);
     g_assert_nonnull(g.link);
     g.budget = ivshmem2_budget_new(&g.limits);
-    g.server = ivshmem2_server_new(g.link, g.budget, &ops);
+    g.server = ivshmem2_server_new(g.link, g.budget, &ops, NULL);
     connect_it(&g, &g.players[HONEST], HONEST, 0);
     join(&g, &g.players[HONEST]);
     while (in->size) {
