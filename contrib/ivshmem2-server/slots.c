@@ -657,9 +657,13 @@ static void identify(const Ivshmem2Slots *s, Ivshmem2SlotRecord *r,
 {
     uint64_t start_time = s->ops->start_time(o->connection);
 
-    __atomic_store_n(&r->start_time, 0, __ATOMIC_SEQ_CST);
-    __atomic_store_n(&r->pid, o->pid, __ATOMIC_SEQ_CST);
-    __atomic_store_n(&r->start_time, start_time, __ATOMIC_SEQ_CST);
+    if (r->use == IVSHMEM2_SLOT_FREE || r->pid != o->pid) {
+        __atomic_store_n(&r->start_time, 0, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&r->pid, o->pid, __ATOMIC_SEQ_CST);
+    }
+    if (start_time) {
+        __atomic_store_n(&r->start_time, start_time, __ATOMIC_SEQ_CST);
+    }
     memcpy(r->vm_uuid, o->vm_uuid, sizeof(r->vm_uuid));
     memcpy(r->name, o->name, sizeof(r->name));
 }
