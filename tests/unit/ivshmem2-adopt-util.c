@@ -19,6 +19,7 @@ static void start_processes(void)
         [OTHER] = { 12, 120, 1000 },
         [FOREIGN] = { 13, 130, 1001 },
         [UNSEEN] = { 0, 0, 1000 },
+        [HIDDEN] = { 14, 0, 1000 },
         [RECYCLED] = { 11, 111, 1000 },
     };
 

@@ -22,8 +22,12 @@ typedef struct Process {
     bool dead;
 } Process;
 
-/* The last one has the victim's pid later. */
-enum { OBSERVER, VICTIM, OTHER, FOREIGN, UNSEEN, RECYCLED, N_PROCESSES };
+/*
+ * The server sees no pid of UNSEEN, and no start time of HIDDEN.  RECYCLED has
+ * the victim's pid later.
+ */
+enum { OBSERVER, VICTIM, OTHER, FOREIGN, UNSEEN, HIDDEN, RECYCLED,
+       N_PROCESSES };
 
 extern Process processes[N_PROCESSES];
 

@@ -131,9 +131,11 @@ typedef enum Before {
     NOBODY,
     AFTER_OTHER,                /* which said goodbye */
     OCCUPIED,
+    UNANNOUNCED,                /* the server was not told of its state yet */
     HELD,
     GRACE,
     GRACE_UNSEEN,               /* of a process that cannot be seen */
+    GRACE_HIDDEN,               /* but for its pid */
     GRACE_CHANGED,              /* the state was written meanwhile */
 } Before;
 
@@ -152,6 +154,7 @@ static const Step steps[] = {
     { .step = step_join, .name = "join-again", .before = HELD },
     { .step = step_join, .name = "join-in-grace", .before = GRACE },
     { .step = step_close, .name = "close", .before = OCCUPIED },
+    { .step = step_close, .name = "close-unannounced", .before = UNANNOUNCED },
     { .step = step_close, .name = "close-by-end",
       .before = OCCUPIED, .dead = true },
     { .step = step_goodbye, .name = "goodbye",
@@ -163,6 +166,8 @@ static const Step steps[] = {
       .nothing = true },
     { .step = step_resume, .name = "resume-in-grace-unseen",
       .before = GRACE_UNSEEN },
+    { .step = step_resume, .name = "resume-in-grace-hidden",
+      .before = GRACE_HIDDEN },
     { .step = step_resume, .name = "resume-in-grace-changed",
       .before = GRACE_CHANGED },
     { .step = step_end_grace, .name = "end-of-grace", .before = GRACE },
@@ -190,9 +195,12 @@ static uint32_t prepare(Fixture *f, const Step *step)
         was_interrupted(f, 0);
         return 0;
     }
-    join(f, step->before == GRACE_UNSEEN ? UNSEEN : VICTIM, 1, !SESSION);
+    join(f, step->before == GRACE_UNSEEN ? UNSEEN :
+         step->before == GRACE_HIDDEN ? HIDDEN : VICTIM, 1, !SESSION);
     set_state(f, 1, 5);
-    announce(f, 1, 5);
+    if (step->before != UNANNOUNCED) {
+        announce(f, 1, 5);
+    }
     if (step->before == HELD) {
         leave(f, 1);
     }
@@ -218,7 +226,7 @@ static void check_successor(Fixture *f, const Step *step, const Snapshot *s,
     ivshmem2_link_drain(f->link, 0);
     f->link->adopted = true;
     start_server(f);
-    if (dead && step->before == GRACE_UNSEEN && holds[1]) {
+    if (dead && holds[1] && !holds[1]->process) {
         ivshmem2_server_end_grace(f->server, 1);
         ivshmem2_server_release(f->server, 1);
     }
@@ -231,6 +239,8 @@ static void check_successor(Fixture *f, const Step *step, const Snapshot *s,
         g_assert_cmpuint(try_join(f, 3, FOREIGN, 1, true, NULL), ==,
                          IVSHMEM2_ID_ANY);
         join(f, VICTIM, 1, SESSION);
+    } else if (claimed) {
+        join(f, VICTIM, 1, !SESSION);
     }
     if (get_state(f, 1) != told && get_state(f, 1) != ANNOUNCED) {
         g_assert_true(was_interrupted(f, 0));
@@ -271,6 +281,9 @@ static void test_killed_in(gconstpointer opaque)
     for (guint i = 0; all && i < all->len; i++) {
         const Snapshot *s = &g_array_index(all, Snapshot, i);
 
+        /* Who does not count as a peer has no state. */
+        g_assert_true(s->slots[1].use == IVSHMEM2_SLOT_OCCUPIED ||
+                      !s->table[1]);
         if (is_claimed_throughout(step)) {
             g_assert_cmpuint(s->slots[1].use, !=, IVSHMEM2_SLOT_FREE);
         }
