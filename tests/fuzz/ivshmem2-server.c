@@ -3,8 +3,9 @@
  *
  * Slots, holds and broadcasts: many clients of a few processes that start and
  * end, after which another process has the pid, and of two users.  Connections
- * can outlive the process that made them.  After every step, all slots are
- * compared with a model of who owns them.
+ * can outlive the process that made them.  Servers are killed, and the next one
+ * adopts the link.  After every step, all slots are compared with a model of
+ * who owns them.
  *
  * Input: the link, its limits and how it ends, and then the steps.
  *
@@ -41,6 +42,8 @@ typedef enum Op {
     OP_RELEASE,                 /* what is held for processes that ended */
     OP_SIGNAL,                  /* an eventfd, without the server */
     OP_AIO,                     /* others use it up, or not any more */
+    OP_RESTART,                 /* the server; some clients are back at once */
+    OP_END_GRACE,               /* of a slot whose occupant did not come back */
     N_OPS,
 } Op;
 
@@ -58,12 +61,18 @@ typedef struct Player {
     unsigned ids;               /* a bit for each one that it may take */
     uint32_t id;                /* where it may write its state */
     bool welcome;               /* was told so */
+    bool resumes;               /* a session */
 } Player;
 
-/* A slot that its last occupant left without a goodbye */
+/*
+ * A slot that its last occupant left without a goodbye, or may come back to
+ * after the server was killed
+ */
 typedef struct Hold {
     uint32_t id;
     Identity who;
+    bool grace;
+    bool unseen;                /* the server cannot tell who it is */
 } Hold;
 
 typedef struct Game {
@@ -80,11 +89,11 @@ typedef struct Game {
     const Player *occupants[MAX_PEERS];
     uint32_t states[MAX_PEERS];
     bool held[MAX_PEERS];
-    Identity held_for[MAX_PEERS];
+    Hold held_for[MAX_PEERS];
     unsigned users[MAX_PEERS];  /* a bit for each one that had it */
     unsigned last_users[MAX_PEERS];     /* the bit of the last one, or 0 */
     bool owed[MAX_PEERS];       /* an interrupt by the broadcast */
-    bool known[MAX_PEERS];      /* its last announced state is not 0 */
+    uint32_t known[MAX_PEERS];  /* its last announced state */
 } Game;
 
 /* Only one game is played at a time, so the server's calls find it here. */
@@ -136,7 +145,39 @@ static void *hold_slot(void *connection, uint32_t id)
         return NULL;
     }
     hold = g_new(Hold, 1);
-    *hold = (Hold) { .id = id, .who = p->who };
+    *hold = (Hold) {
+        .id = id, .who = p->who, .unseen = !pid_of(p->who.process),
+    };
+    game->holds[id] = hold;
+    return hold;
+}
+
+/* Who has the slot in the model? */
+static const Identity *find_owner(uint32_t id)
+{
+    return game->occupants[id] ? &game->occupants[id]->who
+                               : &game->held_for[id].who;
+}
+
+static void *adopt_slot(void *opaque, uint32_t id, pid_t pid,
+                        uint64_t start_time, bool grace)
+{
+    const Identity *who = find_owner(id);
+    Hold *hold;
+
+    g_assert_true(opaque == game);
+    g_assert_null(game->holds[id]);
+    g_assert_true(game->held[id] || game->occupants[id]);
+    g_assert_cmpint(grace, ==, !game->held[id] || game->held_for[id].grace);
+    g_assert_cmpint(pid, ==, pid_of(who->process));
+    g_assert_true(!start_time || start_time == 1 + who->generation);
+    if (pid && start_time && !lives(who)) {
+        return NULL;
+    }
+    hold = g_new(Hold, 1);
+    *hold = (Hold) {
+        .id = id, .who = *who, .grace = grace, .unseen = !pid || !start_time,
+    };
     game->holds[id] = hold;
     return hold;
 }
@@ -161,7 +202,12 @@ static bool is_hold_alive(void *opaque)
 {
     Hold *hold = opaque;
 
-    return lives(&hold->who);
+    return !hold->unseen && lives(&hold->who);
+}
+
+static unsigned grace_left(void *opaque)
+{
+    return ((Hold *)opaque)->grace;
 }
 
 static uint64_t start_time(void *connection)
@@ -181,10 +227,12 @@ static void wake(void *connection)
 
 static const Ivshmem2ServerOps ops = {
     .slots.hold = hold_slot,
+    .slots.adopt = adopt_slot,
     .slots.unhold = unhold_slot,
     .slots.is_alive = is_alive,
     .slots.is_hold_alive = is_hold_alive,
     .slots.start_time = start_time,
+    .slots.grace_left = grace_left,
     .wake = wake,
 };
 
@@ -194,7 +242,7 @@ static void release(Game *g)
     for (uint32_t id = 0; id < g->max_peers; id++) {
         const Hold *hold = g->holds[id];
 
-        if (hold && (!lives(&hold->who) || !pid_of(hold->who.process))) {
+        if (hold && (hold->unseen ? !hold->grace : !lives(&hold->who))) {
             ivshmem2_server_release(g->server, id);
             g_assert_null(g->holds[id]);
         }
@@ -218,7 +266,8 @@ static void owe_to_all_but(Game *g, uint32_t source)
             g->owed[id] = false;
         }
         if (id != source) {
-            g->owed[id] = g->occupants[id];
+            g->owed[id] = g->occupants[id] ||
+                          (g->holds[id] && g->holds[id]->grace);
         }
     }
 }
@@ -372,6 +421,7 @@ static void greet(Game *g, Player *p, const Ivshmem2Msg *msg)
     if (!p->open) {
         return;
     }
+    p->resumes = resumes;
     old_id = ivshmem2_client_id(p->c);
     for (id = 0; id < g->max_peers; id++) {
         before[id] = signalled(g, id);
@@ -478,36 +528,65 @@ static const Player *find_occupant(const Game *g, uint32_t id)
     return found;
 }
 
+/* May @now have what was held? */
+static bool may_come_back(const Hold *hold, const Player *now)
+{
+    return is_same(&hold->who, &now->who) ||
+           (hold->grace && hold->unseen && now->resumes &&
+            uid_of(&hold->who) == uid_of(&now->who));
+}
+
 /* @now has the slot that @before had in the last step; either may be NULL. */
 static void check_change(Game *g, uint32_t id, const Player *before,
                          const Player *now)
 {
+    bool back = now && now->resumes && g->held[id] && g->held_for[id].grace;
+
     if (now) {
         /* what others have, or what is held for them, cannot be taken */
         g_assert_true(!before || is_same(&before->who, &now->who));
-        g_assert_true(!g->held[id] || is_same(&g->held_for[id], &now->who));
+        g_assert_true(!g->held[id] || may_come_back(&g->held_for[id], now));
         g_assert_true(now->ids >> id & 1);
         g->last_users[id] = 1U << now->who.user;
         g->users[id] |= g->last_users[id];
     }
-    g->owed[id] = false;
-    if (g->states[id] || g->known[id]) {
-        owe_to_all_but(g, id);
+    if (back) {
+        /* an interrupt that it missed is still owed */
+        if (g->known[id] != ivshmem2_link_state(g->link, id)) {
+            owe_to_all_but(g, id);
+        }
+    } else {
+        g->owed[id] = false;
+        if (g->states[id] || g->known[id]) {
+            owe_to_all_but(g, id);
+        }
     }
     /* of one that resumes, or 0 */
     g->known[id] = ivshmem2_link_state(g->link, id);
 }
 
+/* IDs that count for the user, but for that of the honest one */
+static unsigned count_ids(const Game *g, unsigned user)
+{
+    unsigned n = 0;
+
+    for (uint32_t id = HONEST + 1; id < g->max_peers; id++) {
+        n += (g->limits.bind_ids && g->users[id] == 1U << user) ||
+             (g->occupants[id] && g->occupants[id]->who.user == user) ||
+             (g->holds[id] && g->holds[id]->who.user == user);
+    }
+    return n;
+}
+
 static void check_limits(const Game *g)
 {
     for (unsigned user = 0; user < N_USERS; user++) {
-        unsigned n = 0;
-
-        for (uint32_t id = HONEST + 1; id < g->max_peers; id++) {
-            n += (g->occupants[id] && g->occupants[id]->who.user == user) ||
-                 (g->holds[id] && g->holds[id]->who.user == user);
-        }
-        g_assert_true(!g->limits.ids_per_user || n <= g->limits.ids_per_user);
+        g_assert_true(!g->limits.ids_per_user ||
+                      count_ids(g, user) <= g->limits.ids_per_user);
+    }
+    for (uint32_t id = 0; g->limits.bind_ids && id < g->max_peers; id++) {
+        /* no more than one bit */
+        g_assert_cmphex(g->users[id] & (g->users[id] - 1), ==, 0);
     }
 }
 
@@ -529,7 +608,7 @@ static void check(Game *g)
         g->states[id] = ivshmem2_link_state(g->link, id);
         g->held[id] = g->holds[id];
         if (g->held[id]) {
-            g->held_for[id] = g->holds[id]->who;
+            g->held_for[id] = *g->holds[id];
         }
         g_assert_true(!g->occupants[id] || !g->holds[id]);
         g_assert_true(g->occupants[id] || g->holds[id] || !g->states[id]);
@@ -558,7 +637,8 @@ static void check_honest(Game *g)
 static bool has_hold(const Game *g, const Player *p)
 {
     for (uint32_t id = 0; id < g->max_peers; id++) {
-        if (g->holds[id] && is_same(&g->holds[id]->who, &p->who) &&
+        if (g->holds[id] && !g->holds[id]->unseen &&
+            is_same(&g->holds[id]->who, &p->who) &&
             (p->ids >> id & 1)) {
             return true;
         }
@@ -592,12 +672,113 @@ static void join(Game *g, Player *p)
     if (!was_peer && id != IVSHMEM2_ID_ANY) {
         /* what check() saw last is what was before */
         if (held) {
-            g_assert_true(g->held[id] && is_same(&g->held_for[id], &p->who));
+            g_assert_true(g->held[id] &&
+                          is_same(&g->held_for[id].who, &p->who));
         } else if (clean) {
             g_assert_false(g->last_users[id] & ~(1U << p->who.user));
         }
     }
     listen_to_it(g, p, UINT_MAX);
+}
+
+/* Restarts */
+
+/* @p had a slot when the server was killed, and comes back. */
+static void come_back(Game *g, Player *p)
+{
+    Ivshmem2Msg msg = fuzz_hello(&(FuzzInput) { .size = 0 }, 2,
+                                 &g->link->welcome);
+    uint32_t id = p->id;
+
+    msg.hello.id = id;
+    connect_it(g, p, p->who.process, p->who.user);
+    greet(g, p, &msg);
+    g_assert_cmpuint(ivshmem2_client_id(p->c), ==, id);
+    listen_to_it(g, p, UINT_MAX);
+    g_assert_true(ivshmem2_client_is_ready(p->c));
+}
+
+static void start_server(Game *g)
+{
+    g->budget = ivshmem2_budget_new(&g->limits);
+    g->server = ivshmem2_server_new(g->link, g->budget, &ops, g);
+}
+
+/* All that it leaves to the next one is in the link. */
+static void stop_server(Game *g)
+{
+    ivshmem2_server_shutdown(g->server);
+    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        close_it(g, &g->players[i]);
+    }
+    ivshmem2_server_free(g->server);
+    ivshmem2_budget_free(g->budget);
+}
+
+/* Slots of processes that are gone are free now, and of others held. */
+static void check_adoption(Game *g)
+{
+    for (uint32_t id = 0; id < g->max_peers; id++) {
+        bool used = g->occupants[id] || g->held[id];
+
+        g->occupants[id] = NULL;
+        if (g->holds[id]) {
+            g_assert_true(used);
+            g_assert_cmpuint(ivshmem2_link_state(g->link, id), ==,
+                             g->states[id]);
+            g->held_for[id] = *g->holds[id];
+        } else {
+            g_assert_cmpuint(ivshmem2_link_state(g->link, id), ==, 0);
+        }
+        g->held[id] = g->holds[id];
+    }
+    for (uint32_t id = 0; id < g->max_peers; id++) {
+        if (!g->holds[id]) {
+            g->owed[id] = false;
+            if (g->states[id] || g->known[id]) {
+                owe_to_all_but(g, id);
+            }
+            g->known[id] = 0;
+        }
+    }
+}
+
+/* A bit of @back for each client that is back at once; the honest one is. */
+static void restart(Game *g, unsigned back)
+{
+    bool had_slot[N_CLIENTS];
+
+    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        const Player *p = &g->players[i];
+
+        had_slot[i] = p->open && p->welcome && lives(&p->who) &&
+                      ivshmem2_client_id(p->c) == p->id;
+    }
+    stop_server(g);
+    g->link->adopted = true;
+    start_server(g);
+    check_adoption(g);
+    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        if (had_slot[i] && (i == HONEST || (back >> i & 1))) {
+            come_back(g, &g->players[i]);
+        }
+    }
+}
+
+static void end_grace(Game *g, uint32_t id)
+{
+    if (id < g->max_peers && g->holds[id] && g->holds[id]->grace) {
+        bool tell = ivshmem2_link_state(g->link, id) || g->known[id];
+
+        g->holds[id]->grace = false;
+        ivshmem2_server_end_grace(g->server, id);
+        g_assert_cmpuint(ivshmem2_link_state(g->link, id), ==, 0);
+        g->owed[id] = false;
+        g->known[id] = 0;
+        if (tell) {
+            owe_to_all_but(g, id);
+        }
+    }
 }
 
 static void signal_eventfd(Game *g, uint32_t id, uint32_t vector)
@@ -625,6 +806,12 @@ static void change_world(Game *g, FuzzInput *in, Op op)
     case OP_SIGNAL:
         id = fuzz_u8(in);
         signal_eventfd(g, id, fuzz_u8(in));
+        break;
+    case OP_RESTART:
+        restart(g, fuzz_u8(in));
+        break;
+    case OP_END_GRACE:
+        end_grace(g, fuzz_u8(in));
         break;
     case OP_AIO:
         fuzz_system.no_aio = fuzz_u8(in) & 1;
@@ -693,6 +880,9 @@ static void check_empty(Game *g)
     for (unsigned i = HONEST + 1; i < N_PROCESSES; i++) {
         g->dead[i] = true;
     }
+    for (uint32_t id = 1; id < g->max_peers; id++) {
+        end_grace(g, id);
+    }
     release(g);
     check(g);
     for (uint32_t id = 1; id < g->max_peers; id++) {
@@ -700,13 +890,16 @@ static void check_empty(Game *g)
         FuzzInput in = { .data = bytes, .size = sizeof(bytes) };
         Player *p = &g->players[id];
 
-        connect_it(g, p, 1, id % N_USERS);
+        unsigned user = id % N_USERS;
+        unsigned before = g->limits.bind_ids ? g->users[id] : 0;
+        bool expected = !(before & ~(1U << user)) &&
+                        (before || !g->limits.ids_per_user ||
+                         count_ids(g, user) < g->limits.ids_per_user);
+
+        connect_it(g, p, 1, user);
         hello(g, p, &in);
         listen_to_it(g, p, UINT_MAX);
-        /* the users take turns */
-        g_assert_cmpint(ivshmem2_client_is_ready(p->c), ==,
-                        !g->limits.ids_per_user ||
-                        (id - 1) / N_USERS < g->limits.ids_per_user);
+        g_assert_cmpint(ivshmem2_client_is_ready(p->c), ==, expected);
         check(g);
     }
 }
@@ -719,29 +912,27 @@ void fuzz_server(FuzzInput *in)
     Game g = {
         .max_peers = config.max_peers,
         .limits.ids_per_user = choice >> 1 & 3,
+        .limits.bind_ids = choice >> 3 & 1,
     };
 
     game = &g;
     g.link = ivshmem2_link_new(&config, NULL);
     g_assert_nonnull(g.link);
-    g.budget = ivshmem2_budget_new(&g.limits);
-    g.server = ivshmem2_server_new(g.link, g.budget, &ops, NULL);
+    start_server(&g);
     connect_it(&g, &g.players[HONEST], HONEST, 0);
     join(&g, &g.players[HONEST]);
+    check(&g);
     while (in->size) {
         step(&g, in, fuzz_u8(in) % N_OPS);
         check(&g);
     }
     check_honest(&g);
-    if (shutdown) {
-        ivshmem2_server_shutdown(g.server);
-    } else {
+    if (!shutdown) {
         check_empty(&g);
+        for (unsigned i = 0; i < N_CLIENTS; i++) {
+            close_it(&g, &g.players[i]);
+        }
     }
-    for (unsigned i = 0; i < N_CLIENTS; i++) {
-        close_it(&g, &g.players[i]);
-    }
-    ivshmem2_server_free(g.server);
-    ivshmem2_budget_free(g.budget);
+    stop_server(&g);
     ivshmem2_link_free(g.link);
 }
