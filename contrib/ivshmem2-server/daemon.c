@@ -650,7 +650,8 @@ static void take_connection(Ivshmem2Acceptor *a, int fd)
         return;
     }
     if (!ivshmem2_budget_allows_refusal(d->budget, cred.uid)) {
-        ivshmem2_acceptor_complain(a, "too many by one user that have not joined yet");
+        ivshmem2_acceptor_complain(a, "too many by one user that have not "
+                                   "joined yet");
         ivshmem2_socket_close(&fd);
         return;
     }
