@@ -4,7 +4,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#include "ivshmem2-adopt-util.h"
+#include "ivshmem2-slots-util.h"
 
 /* Processes */
 

@@ -4,8 +4,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#ifndef IVSHMEM2_ADOPT_UTIL_H
-#define IVSHMEM2_ADOPT_UTIL_H
+#ifndef IVSHMEM2_SLOTS_UTIL_H
+#define IVSHMEM2_SLOTS_UTIL_H
 
 #include "ivshmem2-util.h"
 #include "server.h"
@@ -98,4 +98,4 @@ void run_broadcast(Fixture *f);
 /* After all interrupts that are due */
 bool was_interrupted(Fixture *f, uint32_t id);
 
-#endif /* IVSHMEM2_ADOPT_UTIL_H */
+#endif /* IVSHMEM2_SLOTS_UTIL_H */

@@ -4,7 +4,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#include "ivshmem2-adopt-util.h"
+#include "ivshmem2-slots-util.h"
 
 /* Coming back */
 
@@ -344,20 +344,20 @@ static void test_waiting(void)
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    g_test_add_func("/ivshmem2/server-adopt/back", test_back);
-    g_test_add_func("/ivshmem2/server-adopt/gone", test_gone);
-    g_test_add_func("/ivshmem2/server-adopt/grace-over", test_grace_over);
-    g_test_add_func("/ivshmem2/server-adopt/held", test_held);
-    g_test_add_func("/ivshmem2/server-adopt/refusals", test_refusals);
-    g_test_add_func("/ivshmem2/server-adopt/recycled-pid", test_recycled_pid);
-    g_test_add_func("/ivshmem2/server-adopt/unseen", test_unseen);
-    g_test_add_func("/ivshmem2/server-adopt/lost-eventfds",
+    g_test_add_func("/ivshmem2/server-successor/back", test_back);
+    g_test_add_func("/ivshmem2/server-successor/gone", test_gone);
+    g_test_add_func("/ivshmem2/server-successor/grace-over", test_grace_over);
+    g_test_add_func("/ivshmem2/server-successor/held", test_held);
+    g_test_add_func("/ivshmem2/server-successor/refusals", test_refusals);
+    g_test_add_func("/ivshmem2/server-successor/recycled-pid", test_recycled_pid);
+    g_test_add_func("/ivshmem2/server-successor/unseen", test_unseen);
+    g_test_add_func("/ivshmem2/server-successor/lost-eventfds",
                     test_lost_eventfds);
-    g_test_add_func("/ivshmem2/server-adopt/budget", test_budget);
-    g_test_add_func("/ivshmem2/server-adopt/bound-ids", test_bound_ids);
-    g_test_add_func("/ivshmem2/server-adopt/unfinished-broadcast",
+    g_test_add_func("/ivshmem2/server-successor/budget", test_budget);
+    g_test_add_func("/ivshmem2/server-successor/bound-ids", test_bound_ids);
+    g_test_add_func("/ivshmem2/server-successor/unfinished-broadcast",
                     test_unfinished_broadcast);
-    g_test_add_func("/ivshmem2/server-adopt/ring", test_ring);
-    g_test_add_func("/ivshmem2/server-adopt/waiting", test_waiting);
+    g_test_add_func("/ivshmem2/server-successor/ring", test_ring);
+    g_test_add_func("/ivshmem2/server-successor/waiting", test_waiting);
     return g_test_run();
 }
