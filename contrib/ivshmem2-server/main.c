@@ -13,6 +13,7 @@
 #include "listen.h"
 #include "log.h"
 #include "options.h"
+#include "supervise.h"
 
 /* Rules */
 
@@ -237,7 +238,9 @@ static bool start_log(const Ivshmem2Options *o, GError **error)
 int main(int argc, char **argv)
 {
     g_autoptr(GError) error = NULL;
+    g_auto(GStrv) args = g_strdupv(argv);
     Ivshmem2Options options;
+    int status = -1;
     bool ok = ivshmem2_options_parse(&options, argc, argv, &error);
 
     if (ok && options.version) {
@@ -247,9 +250,14 @@ int main(int argc, char **argv)
                 IVSHMEM2_VERSION_MAX);
         return EXIT_SUCCESS;
     }
-    ok = ok && start_log(&options, &error) && start(&options, &error);
-    if (!ok) {
+    ok = ok && start_log(&options, &error);
+    if (ok && options.supervise && !ivshmem2_is_supervised()) {
+        status = ivshmem2_supervise(&options, args, &error);
+    } else if (ok && start(&options, &error)) {
+        status = EXIT_SUCCESS;
+    }
+    if (status < 0) {
         g_printerr("ivshmem2-server: %s\n", error->message);
     }
-    return ok ? EXIT_SUCCESS : EXIT_FAILURE;
+    return status < 0 ? EXIT_FAILURE : status;
 }
