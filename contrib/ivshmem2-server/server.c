@@ -445,6 +445,13 @@ static bool choose_id(Ivshmem2Client *c, const Ivshmem2Hello *hello,
         return false;
     }
     *id = hello->id;
+    if (*resume && ivshmem2_link_is_renewed(s->link, *id)) {
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_SESSION, "the eventfds of "
+                               "ID %u ended with the server before this one: "
+                               "the session cannot be resumed, join anew",
+                               *id);
+        return false;
+    }
     return may_take(c, *id) &&
            claim_slot(c, *id, *resume, *resume ? IVSHMEM2_REFUSAL_SESSION
                                                : IVSHMEM2_REFUSAL_ID_TAKEN);

@@ -145,11 +145,19 @@ static void announce(const Supervisor *s)
 
 /* The server: its life */
 
+static void unblock_signals(void)
+{
+    sigset_t none;
+
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
+}
+
 /* In the child.  Does not return. */
 static void be_server(Supervisor *s, int fd, pid_t supervisor)
 {
     int n = s->kept->len;
-    sigset_t none;
     int high;
 
     /* Nobody else could keep it. */
@@ -164,10 +172,11 @@ static void be_server(Supervisor *s, int fd, pid_t supervisor)
         set_number(IVSHMEM2_SUPERVISOR_ENV, IVSHMEM2_LISTEN_FDS_START + n);
         set_number("FDSTORE", s->room);
         g_unsetenv("NOTIFY_SOCKET");
-        sigemptyset(&none);
-        sigprocmask(SIG_SETMASK, &none, NULL);
-        signal(SIGPIPE, SIG_DFL);
+        unblock_signals();
         execv(s->program, s->argv);
+        g_printerr("ivshmem2-server: cannot run %s, running what was there "
+                   "before: %s\n", s->program, g_strerror(errno));
+        execv("/proc/self/exe", s->argv);
     }
     g_printerr("ivshmem2-server: cannot run %s: %s\n", s->program,
                g_strerror(errno));
@@ -297,9 +306,18 @@ static bool receive(Supervisor *s)
 
 /* Upgrades */
 
-static void be_checked_program(gpointer opaque)
+/* In the child.  Does not return. */
+static void be_checked_program(const Supervisor *s, char **argv)
 {
+    int fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
+
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    dup2(fd, STDOUT_FILENO);
+    unblock_signals();
+    execv(s->program, argv);
+    g_printerr("ivshmem2-server: cannot run %s: %s\n", s->program,
+               g_strerror(errno));
+    _exit(EXIT_FAILURE);
 }
 
 static bool wait_for_check(pid_t pid, int *status)
@@ -321,26 +339,27 @@ static bool wait_for_check(pid_t pid, int *status)
 static bool check_program(Supervisor *s, GError **error)
 {
     g_autoptr(GPtrArray) args = g_ptr_array_new();
-    GPid pid;
     int status = 0;
-    bool ok;
+    pid_t pid;
+    bool ended;
 
-    g_ptr_array_add(args, s->program);
-    for (char **arg = s->argv + 1; *arg; arg++) {
+    for (char **arg = s->argv; *arg; arg++) {
         g_ptr_array_add(args, *arg);
     }
     g_ptr_array_add(args, (char *)"--version");
     g_ptr_array_add(args, NULL);
-    if (!g_spawn_async(NULL, (char **)args->pdata, NULL,
-                       G_SPAWN_DO_NOT_REAP_CHILD | G_SPAWN_STDOUT_TO_DEV_NULL,
-                       be_checked_program, NULL, &pid, error)) {
-        return false;
+    pid = fork();
+    if (pid == 0) {
+        be_checked_program(s, (char **)args->pdata);
     }
-    ok = wait_for_check(pid, &status);
-    return (ok && WIFEXITED(status) && WEXITSTATUS(status) == 0) ||
+    if (pid < 0) {
+        return ivshmem2_fail_errno(error, "cannot start a process");
+    }
+    ended = wait_for_check(pid, &status);
+    return (ended && WIFEXITED(status) && WEXITSTATUS(status) == 0) ||
            ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
-                         "with these options and --version it %s", ok ?
-                         "fails" : "does not end");
+                         "with these options and --version it %s",
+                         ended ? "fails" : "does not end");
 }
 
 static void upgrade(Supervisor *s)
