@@ -211,9 +211,10 @@ class Manager:
     def __init__(self, folder, command, room=60000, passed=()):
         self.command, self.room, self.folder = command, room, folder
         self.passed = list(passed)      # descriptors of a socket unit
-        self.path = folder / 'notify'
+        # without a file, servers of all users can reach it
+        self.path = f'@ivshmem2-restarts-{os.getpid()}-{id(self)}'
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(str(self.path))
+        self.socket.bind(self.path.replace('@', '\0'))
         self.kept, self.notes = [], []  # (name, descriptor); other messages
         self.program = None
 
@@ -241,7 +242,7 @@ class Manager:
             os.close(entry[1])
             self.kept.remove(entry)
 
-    def start(self, *options, ready=True, drop=None):
+    def start(self, *options, ready=True, drop=None, uid=None):
         """Starts a server, which is passed all but what has the name drop."""
         entries = [('socket', fd) for fd in self.passed]
         entries += [entry for entry in self.kept if entry[0] != drop]
@@ -254,14 +255,19 @@ class Manager:
                    'os.closerange(3 + len(fds), 4096)\n'
                    'os.environ["LISTEN_PID"] = str(os.getpid())\n'
                    'os.environ["LISTEN_FDS"] = str(len(fds))\n'
-                   'os.execv(sys.argv[2], sys.argv[2:])\n')
+                   # a user may not reach the program's folder
+                   'program = os.open(sys.argv[3], os.O_RDONLY | '
+                   'os.O_CLOEXEC)\n'
+                   'if sys.argv[2]: os.setresuid(*[int(sys.argv[2])] * 3)\n'
+                   'os.execve(program, sys.argv[3:], os.environ)\n')
         env = dict(os.environ, NOTIFY_SOCKET=str(self.path),
                    FDSTORE=str(self.room),
                    LISTEN_FDNAMES=':'.join(name for name, _ in entries))
         self.notes = []
         self.program = Program(
-            ['python3', '-c', wrapper, ','.join(map(str, fds)), *self.command,
-             *options], self.folder / 'log', pass_fds=fds, env=env)
+            ['python3', '-c', wrapper, ','.join(map(str, fds)),
+             '' if uid is None else uid, *self.command, *options],
+            self.folder / 'log', pass_fds=fds, env=env)
         if ready:
             wait_until(lambda: self.read(0.05) or 'READY=1' in self.notes or
                        not is_running(self.program.pid), 'ready')
@@ -281,4 +287,3 @@ class Manager:
             os.close(fd)
         self.kept = []
         self.socket.close()
-        self.path.unlink()
