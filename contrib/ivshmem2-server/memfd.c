@@ -103,7 +103,10 @@ int ivshmem2_memfd_reopen(int fd, const char *what, GError **error)
     int read_fd = open(path, O_RDONLY | O_CLOEXEC);
 
     if (read_fd < 0) {
-        ivshmem2_fail_errno(error, "cannot open an %s read-only", what);
+        ivshmem2_fail_errno(error, "cannot open an %s read-only%s", what,
+                            errno != EACCES ? "" : " (it belongs to the user "
+                            "of the server that made it, and only a server of "
+                            "the same user can continue)");
     }
     return read_fd;
 }

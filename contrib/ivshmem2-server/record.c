@@ -76,15 +76,35 @@ static uint64_t eventfds_offset(const Ivshmem2RecordShape *shape)
     return files_offset(shape) + n_files(shape) * sizeof(Ivshmem2FileId);
 }
 
-/* The use, and the numbers */
+/* What the record says of the eventfds of an ID; the numbers follow */
+typedef struct Row {
+    uint32_t use;
+    uint32_t renewed;
+} Row;
+
 static uint64_t row_size(const Ivshmem2RecordShape *shape)
 {
-    return (1 + (uint64_t)shape->welcome.vectors) * sizeof(uint32_t);
+    return sizeof(Row) + (uint64_t)shape->welcome.vectors * sizeof(uint32_t);
 }
 
 static uint64_t file_size(const Ivshmem2RecordShape *shape)
 {
     return eventfds_offset(shape) + shape->welcome.max_peers * row_size(shape);
+}
+
+static uint64_t row_offset(const Ivshmem2Record *r, uint32_t id)
+{
+    const Ivshmem2RecordShape *shape = &r->header->shape;
+
+    return eventfds_offset(shape) + id * row_size(shape);
+}
+
+static Row read_row(const Ivshmem2Record *r, uint32_t id)
+{
+    Row row;
+    ssize_t len = pread(r->fd, &row, sizeof(row), row_offset(r, id));
+
+    return len == sizeof(row) ? row : (Row) { 0 };
 }
 
 /* Making */
@@ -136,6 +156,14 @@ void ivshmem2_record_free(Ivshmem2Record *r)
         ivshmem2_close(&r->fd);
         g_free(r);
     }
+}
+
+int ivshmem2_record_steal_fd(Ivshmem2Record *r)
+{
+    int fd = r->fd;
+
+    r->fd = -1;
+    return fd;
 }
 
 /* Checking */
@@ -202,11 +230,11 @@ static bool check_slots(const Ivshmem2Record *r, GError **error)
 {
     for (uint32_t id = 0; id < r->header->shape.welcome.max_peers; id++) {
         const Ivshmem2SlotRecord *slot = &r->slots[id];
-        uint32_t use = ivshmem2_record_eventfds(r, id, NULL);
+        Row row = read_row(r, id);
 
         if (slot->use > IVSHMEM2_SLOT_HELD || slot->pid < 0 ||
             slot->name[IVSHMEM2_NAME_SIZE - 1] ||
-            use > IVSHMEM2_EVENTFDS_LOST) {
+            row.use > IVSHMEM2_EVENTFDS_LOST || row.renewed > 1) {
             g_autofree char *text = g_strdup_printf(
                 "what it says of ID %u is out of range", id);
 
@@ -318,11 +346,12 @@ uint32_t ivshmem2_eventfd_number(int fd)
            ? number + 1 : 0;
 }
 
-static uint64_t row_offset(const Ivshmem2Record *r, uint32_t id)
+static bool write_row(Ivshmem2Record *r, uint32_t id, size_t offset,
+                      const void *value, size_t size, GError **error)
 {
-    const Ivshmem2RecordShape *shape = &r->header->shape;
-
-    return eventfds_offset(shape) + id * row_size(shape);
+    return pwrite(r->fd, value, size, row_offset(r, id) + offset) ==
+           (ssize_t)size ||
+           ivshmem2_fail_errno(error, "cannot write to the record");
 }
 
 bool ivshmem2_record_set_eventfds(Ivshmem2Record *r, uint32_t id,
@@ -330,15 +359,25 @@ bool ivshmem2_record_set_eventfds(Ivshmem2Record *r, uint32_t id,
                                   const uint32_t *numbers, GError **error)
 {
     size_t size = r->header->shape.welcome.vectors * sizeof(*numbers);
-    uint64_t at = row_offset(r, id);
     uint32_t value = use;
 
-    if ((numbers && pwrite(r->fd, numbers, size, at + sizeof(value)) !=
-         (ssize_t)size) ||
-        pwrite(r->fd, &value, sizeof(value), at) != sizeof(value)) {
-        return ivshmem2_fail_errno(error, "cannot write to the record");
-    }
-    return true;
+    return (!numbers ||
+            write_row(r, id, sizeof(Row), numbers, size, error)) &&
+           write_row(r, id, offsetof(Row, use), &value, sizeof(value), error);
+}
+
+bool ivshmem2_record_set_renewed(Ivshmem2Record *r, uint32_t id, bool renewed,
+                                 GError **error)
+{
+    uint32_t value = renewed;
+
+    return write_row(r, id, offsetof(Row, renewed), &value, sizeof(value),
+                     error);
+}
+
+bool ivshmem2_record_renewed(const Ivshmem2Record *r, uint32_t id)
+{
+    return read_row(r, id).renewed;
 }
 
 enum Ivshmem2EventfdsUse ivshmem2_record_eventfds(const Ivshmem2Record *r,
@@ -346,13 +385,11 @@ enum Ivshmem2EventfdsUse ivshmem2_record_eventfds(const Ivshmem2Record *r,
                                                   uint32_t *numbers)
 {
     size_t size = r->header->shape.welcome.vectors * sizeof(*numbers);
-    uint64_t at = row_offset(r, id);
-    uint32_t use = IVSHMEM2_EVENTFDS_NONE;
 
-    if (pread(r->fd, &use, sizeof(use), at) != sizeof(use) ||
-        (numbers && pread(r->fd, numbers, size, at + sizeof(use)) !=
-         (ssize_t)size)) {
+    if (numbers &&
+        pread(r->fd, numbers, size, row_offset(r, id) + sizeof(Row)) !=
+        (ssize_t)size) {
         return IVSHMEM2_EVENTFDS_NONE;
     }
-    return use;
+    return read_row(r, id).use;
 }

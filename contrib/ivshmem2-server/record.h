@@ -74,8 +74,8 @@ enum {
 /* The eventfds of an ID */
 enum Ivshmem2EventfdsUse {
     IVSHMEM2_EVENTFDS_NONE      = 0,
-    IVSHMEM2_EVENTFDS_MAKING    = 1,    /* no peer has one yet */
-    IVSHMEM2_EVENTFDS_KEPT      = 2,    /* whatever keeps the record has all */
+    IVSHMEM2_EVENTFDS_MAKING    = 1,    /* some may be kept, no peer has one */
+    IVSHMEM2_EVENTFDS_KEPT      = 2,    /* by what keeps the record, too */
     IVSHMEM2_EVENTFDS_LOST      = 3,    /* they end with the server */
 };
 
@@ -83,11 +83,12 @@ enum Ivshmem2EventfdsUse {
 Ivshmem2Record *ivshmem2_record_new(const Ivshmem2RecordShape *shape,
                                     GError **error);
 
-/*
- * Check and use an existing record.  On success, @fd belongs to it.
- */
+/* Check and use an existing record.  On success, @fd belongs to it. */
 Ivshmem2Record *ivshmem2_record_open(int fd, GError **error);
 void ivshmem2_record_free(Ivshmem2Record *r);
+
+/* Before ivshmem2_record_free(), which would close it */
+int ivshmem2_record_steal_fd(Ivshmem2Record *r);
 
 /* Is @fd a record?  It may be a damaged one. */
 bool ivshmem2_record_recognize(int fd);
@@ -115,6 +116,14 @@ uint32_t ivshmem2_eventfd_number(int fd);
 bool ivshmem2_record_set_eventfds(Ivshmem2Record *r, uint32_t id,
                                   enum Ivshmem2EventfdsUse use,
                                   const uint32_t *numbers, GError **error);
+
+/*
+ * Are they others than those that the last occupant had, because these ended
+ * with a server?
+ */
+bool ivshmem2_record_set_renewed(Ivshmem2Record *r, uint32_t id, bool renewed,
+                                 GError **error);
+bool ivshmem2_record_renewed(const Ivshmem2Record *r, uint32_t id);
 
 /* Returns their use, and gets their numbers unless @numbers is NULL. */
 enum Ivshmem2EventfdsUse ivshmem2_record_eventfds(const Ivshmem2Record *r,

@@ -36,7 +36,6 @@ typedef struct Slot {
     Ivshmem2SlotRecord *record;
     Ivshmem2Occupant *occupant;
     void *hold;                 /* for ops->unhold() */
-    bool lost;                  /* peers have other eventfds than the server */
 } Slot;
 
 /*
@@ -204,9 +203,7 @@ static void free_slot(Ivshmem2Slots *s, uint32_t id)
     /* The last occupant could write its entry as long as it lived. */
     clear_state(s, id);
     ivshmem2_record_set_use(slot->record, IVSHMEM2_SLOT_FREE);
-    if (!slot->lost) {
-        ivshmem2_bits_add(&s->free_ids, id);
-    }
+    ivshmem2_bits_add(&s->free_ids, id);
     if (!ivshmem2_budget_binds_ids(s->budget)) {
         set_user(s, slot, NO_UID);
     }
@@ -281,9 +278,7 @@ static bool adopt_slot(Ivshmem2Slots *s, uint32_t id, void *opaque)
     void *hold = NULL;
 
     adopt_user(s, slot);
-    /* Those that its former occupants and the others have are other ones. */
-    slot->lost = r->last_uid != NO_UID && !s->link->eventfds[id];
-    if (r->use != IVSHMEM2_SLOT_FREE && !slot->lost) {
+    if (r->use != IVSHMEM2_SLOT_FREE) {
         hold = s->ops->adopt(opaque, id, r->pid, r->start_time,
                              r->use == IVSHMEM2_SLOT_OCCUPIED);
     }
@@ -432,12 +427,6 @@ static bool check_owner(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
 {
     const Slot *slot = &s->slots[claim->id];
 
-    if (slot->lost) {
-        return refuse(refusal, claim->resume ? IVSHMEM2_REFUSAL_SESSION
-                      : IVSHMEM2_REFUSAL_LIMIT, "ID %u cannot be used any "
-                      "more: its eventfds ended with an earlier server",
-                      claim->id);
-    }
     if (slot->occupant && claim->resume && is_owner(s, o, slot, true)) {
         claim->old = slot->occupant;
         return true;
@@ -572,6 +561,11 @@ static bool choose_id(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
     if (hello->id >= s->n) {
         return refuse(refusal, IVSHMEM2_REFUSAL_ID_RANGE, "ID %u is out of "
                       "range, this link has 0 to %u", hello->id, s->n - 1);
+    }
+    if (claim->resume && ivshmem2_link_is_renewed(s->link, hello->id)) {
+        return refuse(refusal, IVSHMEM2_REFUSAL_SESSION, "the eventfds of ID "
+                      "%u ended with the server before this one: the session "
+                      "cannot be resumed, join anew", hello->id);
     }
     return true;
 }
