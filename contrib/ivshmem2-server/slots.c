@@ -26,7 +26,7 @@
 #define VM_TEXT_SIZE 48
 
 /* Looks at processes on behalf of one client that asks for any slot */
-#define MOST_LOOKS 16
+#define MOST_LOOKS 4
 
 /*
  * Occupied: occupant, or hold if the one of an earlier server may come back.
@@ -468,7 +468,14 @@ static bool check_user(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
     return true;
 }
 
-/* Is it held for the process of @o, which does not resume a session? */
+/* Is it held for the process of @o, but no client of it will come back? */
+static bool is_left_by(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
+                       const Slot *slot)
+{
+    return !in_grace(slot) && is_owner(s, o, slot, false);
+}
+
+/* Is it held for the process of @o in any way? */
 static bool is_held_for(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
                         const Slot *slot)
 {
@@ -501,11 +508,12 @@ static size_t find_id(const Ivshmem2Slots *s, const Ivshmem2Occupant *o,
 /*
  * Prefer an ID that is held for the same process, which would fill the link
  * if it took a new one each time, then one that counts for the user anyway,
- * then one that no other user had.
+ * then one that no other user had.  Another client of that process may come
+ * back to an ID in its period of grace, so such a one comes last.
  */
 static size_t find_any_id(const Ivshmem2Slots *s, const Ivshmem2Occupant *o)
 {
-    size_t best = find_id(s, o, &s->held_ids, is_held_for);
+    size_t best = find_id(s, o, &s->held_ids, is_left_by);
 
     if (best == IVSHMEM2_BITS_NONE && ivshmem2_budget_binds_ids(s->budget)) {
         best = find_id(s, o, &s->free_ids, is_own);
@@ -515,6 +523,9 @@ static size_t find_any_id(const Ivshmem2Slots *s, const Ivshmem2Occupant *o)
     }
     if (best == IVSHMEM2_BITS_NONE && !ivshmem2_budget_binds_ids(s->budget)) {
         best = ivshmem2_ids_lowest(o->ids, &s->free_ids);
+    }
+    if (best == IVSHMEM2_BITS_NONE) {
+        best = find_id(s, o, &s->held_ids, is_held_for);
     }
     return best;
 }

@@ -293,7 +293,7 @@ void model_check(Game *g)
 bool model_has_hold(const Game *g, const Player *p)
 {
     for (uint32_t id = 0; id < g->max_peers; id++) {
-        if (g->holds[id] && !g->holds[id]->unseen &&
+        if (g->holds[id] && !g->holds[id]->unseen && !g->holds[id]->grace &&
             model_is_same(&g->holds[id]->who, &p->who) &&
             (p->ids >> id & 1)) {
             return true;

@@ -134,9 +134,13 @@ static void test_refusals(void)
     listen_to_it(f.clients[1], &hello);
     g_assert_cmpuint(hello.refusal.code, ==, IVSHMEM2_REFUSAL_SESSION);
     leave(&f, 1);
-    /* any ID: not one of those, but for the same process */
+    /* any ID: one of those only for the same process if no other is free */
     g_assert_cmpuint(try_join(&f, 2, OTHER, IVSHMEM2_ID_ANY, !SESSION, NULL),
                      ==, 2);
+    g_assert_cmpuint(try_join(&f, 3, VICTIM, IVSHMEM2_ID_ANY, !SESSION, NULL),
+                     ==, 3);
+    g_assert_cmpuint(try_join(&f, 0, OTHER, IVSHMEM2_ID_ANY, !SESSION, NULL),
+                     ==, IVSHMEM2_ID_ANY);
     g_assert_cmpuint(try_join(&f, 1, VICTIM, IVSHMEM2_ID_ANY, !SESSION, NULL),
                      ==, 1);
     teardown(&f);
