@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
@@ -53,13 +54,20 @@ typedef struct Stat {
 /* Linux answers this without waiting for the process. */
 static bool read_stat(pid_t pid, Stat *st)
 {
-    g_autofree char *path = g_strdup_printf("/proc/%d/stat", pid);
-    g_autofree char *text = NULL;
+    char path[32];
+    char text[1024];            /* twice as much as there can be */
     const char *rest;
+    ssize_t n;
+    int fd;
 
-    if (!g_file_get_contents(path, &text, NULL, NULL)) {
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+    ivshmem2_close(&fd);
+    if (n < 0) {
         return false;
     }
+    text[n] = 0;
     /* The second field is the name, in which everything can be. */
     rest = strrchr(text, ')');
     return rest &&

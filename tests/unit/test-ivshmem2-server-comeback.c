@@ -310,6 +310,16 @@ static void keeper_end(Keeper *k)
     server_end(&k->s);
 }
 
+/* Otherwise a successor would interrupt all again. */
+static void wait_for_broadcast(Keeper *k)
+{
+    int tries = SOON_MS / 10;
+
+    while (ivshmem2_record_broadcast(k->link->record)) {
+        wait_a_little(&tries);
+    }
+}
+
 static void keeper_restart(Keeper *k, unsigned grace)
 {
     server_stop(&k->s, SIGKILL);
@@ -338,6 +348,7 @@ static void test_back(void)
     change_state(&b, 5);
     client_sync(&b);
     assert_interrupted(&a, 0);
+    wait_for_broadcast(&k);
     for (int i = 0; i < 5; i++) {
         keeper_restart(&k, LONG_GRACE);
         ivshmem2_eventfd_signal(b.eventfds[0][1]);
@@ -374,6 +385,7 @@ static void test_gone(void)
     for (int later = 0; later < 2; later++) {
         other_start(&o, &k.s, 1, 4);
         assert_interrupted(&a, 0);
+        wait_for_broadcast(&k);
         server_stop(&k.s, SIGKILL);
         if (!later) {
             other_end(&o, SIGKILL);
