@@ -142,8 +142,15 @@ void model_release(Game *g)
         const Hold *hold = g->holds[id];
 
         if (hold && (hold->unseen ? !hold->grace : !model_lives(&hold->who))) {
+            bool tell = ivshmem2_link_state(g->link, id) || g->known[id];
+
             ivshmem2_server_release(g->server, id);
             g_assert_null(g->holds[id]);
+            g->owed[id] = false;
+            g->known[id] = 0;
+            if (tell) {
+                model_owe(g, id);
+            }
         }
     }
 }

@@ -239,7 +239,8 @@ static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
         msg.target.id = fuzz_u32(in);
         msg.target.vector = fuzz_u32(in);
     }
-    empty = msg.target.id < g->max_peers && !g->occupants[msg.target.id];
+    empty = msg.target.id < g->max_peers && !g->occupants[msg.target.id] &&
+            !(g->holds[msg.target.id] && g->holds[msg.target.id]->grace);
     before = empty ? signalled(g, msg.target.id) : 0;
     tell(g, p, &msg);
     /* nobody is there */
