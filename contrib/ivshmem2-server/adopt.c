@@ -297,13 +297,16 @@ static bool check_surplus(const Adoption *a, GError **error)
 /* Taking over: from here on the record changes */
 
 /*
- * The eventfds of @id ended with the server before this one, so nobody can
- * have the ID any more.  Can be repeated if it is interrupted at any point.
+ * The eventfds of @id ended with the server before this one, so its peer has
+ * to begin anew.  Can be repeated if it is interrupted at any point.
  */
-static void give_up(Ivshmem2Link *link, uint32_t id)
+static bool lose_eventfds(Ivshmem2Link *link, uint32_t id, GError **error)
 {
     Ivshmem2SlotRecord *slot = ivshmem2_record_slot(link->record, id);
 
+    if (!ivshmem2_record_set_renewed(link->record, id, true, error)) {
+        return false;
+    }
     if (ivshmem2_link_state(link, id) || slot->last_state) {
         ivshmem2_record_set_broadcast(link->record, true);
     }
@@ -314,6 +317,8 @@ static void give_up(Ivshmem2Link *link, uint32_t id)
                   "kept", slot->name, slot->pid, id);
     }
     ivshmem2_record_set_use(slot, IVSHMEM2_SLOT_FREE);
+    return ivshmem2_record_set_eventfds(link->record, id,
+                                        IVSHMEM2_EVENTFDS_NONE, NULL, error);
 }
 
 static bool take_over(Ivshmem2Link *link, GError **error)
@@ -321,14 +326,17 @@ static bool take_over(Ivshmem2Link *link, GError **error)
     for (uint32_t id = 0; id < link->welcome.max_peers; id++) {
         enum Ivshmem2EventfdsUse use = ivshmem2_record_eventfds(link->record,
                                                                 id, NULL);
+        bool ok = true;
 
         if (use == IVSHMEM2_EVENTFDS_LOST) {
-            give_up(link, id);
+            ok = lose_eventfds(link, id, error);
         } else if (use == IVSHMEM2_EVENTFDS_MAKING &&
-                   !link->spare_eventfds->len &&
-                   !ivshmem2_record_set_eventfds(link->record, id,
-                                                 IVSHMEM2_EVENTFDS_NONE, NULL,
-                                                 error)) {
+                   !link->spare_eventfds->len) {
+            ok = ivshmem2_record_set_eventfds(link->record, id,
+                                              IVSHMEM2_EVENTFDS_NONE, NULL,
+                                              error);
+        }
+        if (!ok) {
             return false;
         }
     }

@@ -242,7 +242,7 @@ bool ivshmem2_link_complete(Ivshmem2Link *link, GError **error)
 {
     for (uint32_t id = 0; link->config.pushes && id < link->welcome.max_peers;
          id++) {
-        if (link->eventfds[id] || ivshmem2_link_is_lost(link, id)) {
+        if (link->eventfds[id]) {
             continue;
         }
         if (!ivshmem2_link_make_eventfds(link, id, error)) {
@@ -509,11 +509,9 @@ bool ivshmem2_link_make_eventfds(Ivshmem2Link *link, uint32_t id,
     return true;
 }
 
-bool ivshmem2_link_is_lost(const Ivshmem2Link *link, uint32_t id)
+bool ivshmem2_link_is_renewed(const Ivshmem2Link *link, uint32_t id)
 {
-    return !link->eventfds[id] &&
-           ivshmem2_record_eventfds(link->record, id, NULL) ==
-           IVSHMEM2_EVENTFDS_LOST;
+    return ivshmem2_record_renewed(link->record, id);
 }
 
 void ivshmem2_link_signal(Ivshmem2Link *link, uint32_t id, uint32_t vector)
@@ -528,6 +526,9 @@ void ivshmem2_link_drain(Ivshmem2Link *link, uint32_t id)
     for (uint32_t i = 0; link->eventfds[id] && i < link->welcome.vectors;
          i++) {
         ivshmem2_eventfd_drain(link->eventfds[id][i]);
+    }
+    if (ivshmem2_link_is_renewed(link, id)) {
+        ivshmem2_record_set_renewed(link->record, id, false, NULL);
     }
 }
 

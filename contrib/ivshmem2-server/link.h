@@ -89,12 +89,12 @@ bool ivshmem2_link_make_eventfds(Ivshmem2Link *link, uint32_t id,
 void ivshmem2_link_signal(Ivshmem2Link *link, uint32_t id, uint32_t vector);
 
 /*
- * Did the eventfds of @id end with an earlier server?  Other peers may hold
- * them, so that they could not ring a new occupant: there must be none.
+ * Did the eventfds of the last occupant of @id end with an earlier server?
+ * Then nobody can resume as @id.
  */
-bool ivshmem2_link_is_lost(const Ivshmem2Link *link, uint32_t id);
+bool ivshmem2_link_is_renewed(const Ivshmem2Link *link, uint32_t id);
 
-/* Forget what was signalled to @id. */
+/* Forget what was signalled to @id: it has a new occupant. */
 void ivshmem2_link_drain(Ivshmem2Link *link, uint32_t id);
 
 /*

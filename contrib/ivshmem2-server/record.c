@@ -76,10 +76,15 @@ static uint64_t eventfds_offset(const Ivshmem2RecordShape *shape)
     return files_offset(shape) + n_files(shape) * sizeof(Ivshmem2FileId);
 }
 
-/* What the record says of the eventfds of an ID: their use, their numbers */
+/* What the record says of the eventfds of an ID; the numbers follow */
+typedef struct Row {
+    uint32_t use;
+    uint32_t renewed;
+} Row;
+
 static uint64_t row_size(const Ivshmem2RecordShape *shape)
 {
-    return (1 + (uint64_t)shape->welcome.vectors) * sizeof(uint32_t);
+    return sizeof(Row) + (uint64_t)shape->welcome.vectors * sizeof(uint32_t);
 }
 
 static uint64_t file_size(const Ivshmem2RecordShape *shape)
@@ -94,12 +99,12 @@ static uint64_t row_offset(const Ivshmem2Record *r, uint32_t id)
     return eventfds_offset(shape) + id * row_size(shape);
 }
 
-static uint32_t read_use(const Ivshmem2Record *r, uint32_t id)
+static Row read_row(const Ivshmem2Record *r, uint32_t id)
 {
-    uint32_t use;
+    Row row;
+    ssize_t len = pread(r->fd, &row, sizeof(row), row_offset(r, id));
 
-    return pread(r->fd, &use, sizeof(use), row_offset(r, id)) == sizeof(use)
-           ? use : IVSHMEM2_EVENTFDS_NONE;
+    return len == sizeof(row) ? row : (Row) { 0 };
 }
 
 /* Making */
@@ -225,10 +230,11 @@ static bool check_slots(const Ivshmem2Record *r, GError **error)
 {
     for (uint32_t id = 0; id < r->header->shape.welcome.max_peers; id++) {
         const Ivshmem2SlotRecord *slot = &r->slots[id];
+        Row row = read_row(r, id);
 
         if (slot->use > IVSHMEM2_SLOT_HELD || slot->pid < 0 ||
             slot->name[IVSHMEM2_NAME_SIZE - 1] ||
-            read_use(r, id) > IVSHMEM2_EVENTFDS_LOST) {
+            row.use > IVSHMEM2_EVENTFDS_LOST || row.renewed > 1) {
             g_autofree char *text = g_strdup_printf(
                 "what it says of ID %u is out of range", id);
 
@@ -356,8 +362,22 @@ bool ivshmem2_record_set_eventfds(Ivshmem2Record *r, uint32_t id,
     uint32_t value = use;
 
     return (!numbers ||
-            write_row(r, id, sizeof(value), numbers, size, error)) &&
-           write_row(r, id, 0, &value, sizeof(value), error);
+            write_row(r, id, sizeof(Row), numbers, size, error)) &&
+           write_row(r, id, offsetof(Row, use), &value, sizeof(value), error);
+}
+
+bool ivshmem2_record_set_renewed(Ivshmem2Record *r, uint32_t id, bool renewed,
+                                 GError **error)
+{
+    uint32_t value = renewed;
+
+    return write_row(r, id, offsetof(Row, renewed), &value, sizeof(value),
+                     error);
+}
+
+bool ivshmem2_record_renewed(const Ivshmem2Record *r, uint32_t id)
+{
+    return read_row(r, id).renewed;
 }
 
 enum Ivshmem2EventfdsUse ivshmem2_record_eventfds(const Ivshmem2Record *r,
@@ -367,9 +387,9 @@ enum Ivshmem2EventfdsUse ivshmem2_record_eventfds(const Ivshmem2Record *r,
     size_t size = r->header->shape.welcome.vectors * sizeof(*numbers);
 
     if (numbers &&
-        pread(r->fd, numbers, size, row_offset(r, id) + sizeof(uint32_t)) !=
+        pread(r->fd, numbers, size, row_offset(r, id) + sizeof(Row)) !=
         (ssize_t)size) {
         return IVSHMEM2_EVENTFDS_NONE;
     }
-    return read_use(r, id);
+    return read_row(r, id).use;
 }

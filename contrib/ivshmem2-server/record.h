@@ -117,6 +117,14 @@ bool ivshmem2_record_set_eventfds(Ivshmem2Record *r, uint32_t id,
                                   enum Ivshmem2EventfdsUse use,
                                   const uint32_t *numbers, GError **error);
 
+/*
+ * Are they others than those that the last occupant had, because these ended
+ * with a server?
+ */
+bool ivshmem2_record_set_renewed(Ivshmem2Record *r, uint32_t id, bool renewed,
+                                 GError **error);
+bool ivshmem2_record_renewed(const Ivshmem2Record *r, uint32_t id);
+
 /* Returns their use, and gets their numbers unless @numbers is NULL. */
 enum Ivshmem2EventfdsUse ivshmem2_record_eventfds(const Ivshmem2Record *r,
                                                   uint32_t id,

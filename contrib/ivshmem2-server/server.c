@@ -97,9 +97,7 @@ Ivshmem2Server *ivshmem2_server_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
     ivshmem2_bits_init(&s->held_ids, link->welcome.max_peers);
     ivshmem2_bits_init(&s->occupied_ids, link->welcome.max_peers);
     for (uint32_t id = 0; id < link->welcome.max_peers; id++) {
-        if (!ivshmem2_link_is_lost(link, id)) {
-            ivshmem2_bits_add(&s->free_ids, id);
-        }
+        ivshmem2_bits_add(&s->free_ids, id);
         s->slots[id].uid = NO_UID;
         s->slots[id].last_uid = NO_UID;
     }
@@ -447,11 +445,11 @@ static bool choose_id(Ivshmem2Client *c, const Ivshmem2Hello *hello,
         return false;
     }
     *id = hello->id;
-    if (ivshmem2_link_is_lost(s->link, *id)) {
-        ivshmem2_client_refuse(c, *resume ? IVSHMEM2_REFUSAL_SESSION
-                                          : IVSHMEM2_REFUSAL_LIMIT,
-                               "ID %u cannot be used any more: its eventfds "
-                               "ended with an earlier server", *id);
+    if (*resume && ivshmem2_link_is_renewed(s->link, *id)) {
+        ivshmem2_client_refuse(c, IVSHMEM2_REFUSAL_SESSION, "the eventfds of "
+                               "ID %u ended with the server before this one: "
+                               "the session cannot be resumed, join anew",
+                               *id);
         return false;
     }
     return may_take(c, *id) &&

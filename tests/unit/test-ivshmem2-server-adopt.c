@@ -648,7 +648,8 @@ static const Damage damages[] = {
     { 120, 3, "what it says of ID 0 is out of range" },
     { 120 + 16, 0x80000000, "what it says of ID 0 is out of range" },
     { 120 + 112 + 108, 0x61616161, "what it says of ID 1 is out of range" },
-    { -(4 + N_VECTORS * 4), 4, "what it says of ID 3 is out of range" },
+    { -(8 + N_VECTORS * 4), 4, "what it says of ID 3 is out of range" },
+    { -(4 + N_VECTORS * 4), 2, "what it says of ID 3 is out of range" },
     { -4, 0xffffffff, "the eventfd for vector 1 of ID 3 is missing" },
     { -4, 0, "the eventfd for vector 1 of ID 3 is missing" },
 };
@@ -761,8 +762,7 @@ static void test_killed(void)
 
         open_store(&m, 100);
         link = must_adopt(&m);
-        g_assert_nonnull(link->eventfds[0]);
-        assert_same_eventfds(&m, link, 3, AT_EVENTFDS);
+        assert_same_eventfds(&m, link, 0, AT_EVENTFDS + N_VECTORS);
         ivshmem2_link_free(link);
         /* more than can have been made is surplus, as ever */
         add_eventfd(&m);
@@ -894,17 +894,11 @@ static void test_full(void)
     slot = ivshmem2_record_slot(link->record, 1);
     g_assert_cmpuint(slot->use, ==, IVSHMEM2_SLOT_FREE);
     g_assert_true(ivshmem2_record_broadcast(link->record));
-    g_assert_false(ivshmem2_link_is_lost(link, 0));
-    g_assert_true(ivshmem2_link_is_lost(link, 1));
-    ivshmem2_link_free(link);
-    close_store(&m);
-    /* for good, also where all eventfds are there from the start */
-    open_store(&m, 100);
-    m.config.pushes = true;
-    link = must_adopt(&m);
-    g_assert_true(ivshmem2_link_is_lost(link, 1));
-    g_assert_null(link->eventfds[1]);
-    assert_same_eventfds(&m, link, 0, AT_EVENTFDS);
+    g_assert_false(ivshmem2_link_is_renewed(link, 0));
+    g_assert_true(ivshmem2_link_is_renewed(link, 1));
+    /* until somebody else has it */
+    ivshmem2_link_drain(link, 1);
+    g_assert_false(ivshmem2_link_is_renewed(link, 1));
     ivshmem2_link_free(link);
     manager_clear(&m);
 }
