@@ -366,11 +366,13 @@ static bool find_all(Adoption *a, const Ivshmem2Inherited *in, GError **error)
 {
     Ivshmem2Link *link = a->link;
 
+    if (!ivshmem2_inherited_check(in, error)) {
+        return false;
+    }
     if (in->record_fd < 0) {
         return missing("record of the link", error);
     }
-    if (!ivshmem2_inherited_check(in, error) ||
-        !ivshmem2_link_configure(link, error)) {
+    if (!ivshmem2_link_configure(link, error)) {
         return false;
     }
     link->record = ivshmem2_record_open(in->record_fd, error);

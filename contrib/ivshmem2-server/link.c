@@ -436,8 +436,10 @@ static uint32_t take_spare_eventfds(Ivshmem2Link *link, int *fds, uint32_t n)
     GArray *spare = link->spare_eventfds;
     uint32_t have = MIN(n, spare->len);
 
-    memcpy(fds, spare->data, have * sizeof(int));
-    g_array_remove_range(spare, 0, have);
+    if (have) {
+        memcpy(fds, spare->data, have * sizeof(int));
+        g_array_remove_range(spare, 0, have);
+    }
     return have;
 }
 

@@ -100,15 +100,8 @@ static bool listen_anew(Server *s, GError **error)
                              "--socket PATH is missing, and the service manager "
                              "passed no socket");
     }
-    if (!ivshmem2_listen(&s->listener, o->socket, o->socket_mode,
-                         o->socket_group, error)) {
-        return false;
-    }
-    if (ivshmem2_store_put(s->store, IVSHMEM2_STORE_LISTEN, &s->listener.fd,
-                           1)) {
-        s->listener.kept = true;
-    }
-    return true;
+    return ivshmem2_listen(&s->listener, o->socket, o->socket_mode,
+                           o->socket_group, error);
 }
 
 static bool get_socket(Server *s, GError **error)
@@ -121,6 +114,14 @@ static bool get_socket(Server *s, GError **error)
     s->inherited.listen_fd = -1;
     return ivshmem2_listen_inherited(&s->listener, fd, s->options->socket,
                                      error);
+}
+
+/* A service manager has those that it passed. */
+static void keep_socket(Server *s)
+{
+    s->listener.kept = ivshmem2_store_put(s->link->config.store,
+                                          IVSHMEM2_STORE_LISTEN,
+                                          &s->listener.fd, 1) == 1;
 }
 
 /* Life */
@@ -201,6 +202,8 @@ static void block_signals(sigset_t *signals)
  */
 static bool start_server(Server *s, GError **error)
 {
+    bool passed;
+
     s->store = ivshmem2_store_open(error);
     if (!s->store) {
         return false;
@@ -208,8 +211,17 @@ static bool start_server(Server *s, GError **error)
     block_signals(&s->signals);
     ivshmem2_budget_plan(&s->options->budget, &s->options->link);
     s->options->link.store = s->store;
-    return adopt_link(s, error) && get_socket(s, error) &&
-           make_link(s, error) && serve(s, error);
+    if (!adopt_link(s, error)) {
+        return false;
+    }
+    passed = s->inherited.listen_fd >= 0;
+    if (!get_socket(s, error) || !make_link(s, error)) {
+        return false;
+    }
+    if (!passed) {
+        keep_socket(s);
+    }
+    return serve(s, error);
 }
 
 static bool start(Ivshmem2Options *o, GError **error)

@@ -366,6 +366,10 @@ static void upgrade(Supervisor *s)
 {
     g_autoptr(GError) error = NULL;
 
+    if (!s->was_ready) {
+        g_warning("no upgrade, the server is not ready yet");
+        return;
+    }
     if (!check_program(s, &error)) {
         g_warning("no upgrade, %s does not run: %s", s->program,
                   error->message);
