@@ -84,8 +84,8 @@ void *ivshmem2_map_fixed(uint64_t address, size_t size,
     (sizeof(((struct sockaddr_un *)0)->sun_path) - 1)
 
 /*
- * Connect to the server's socket @path.  Returns a descriptor, or -errno.  Waits
- * until @deadline for a server that does not accept; 0: does not wait.
+ * Connect to the server's socket @path.  Waits until @deadline for a server
+ * that does not accept; 0: does not wait.  Returns a descriptor, or -errno.
  */
 int ivshmem2_connect(const char *path, int64_t deadline);
 

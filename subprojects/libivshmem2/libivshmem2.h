@@ -12,8 +12,8 @@
  * constants or only read shared memory: ivshmem2_peer_info(),
  * ivshmem2_peer_memory_note(), ivshmem2_peer_rw(), ivshmem2_peer_output(),
  * ivshmem2_peer_state_table(), ivshmem2_peer_state(), ivshmem2_peer_read(),
- * ivshmem2_peer_fd(), ivshmem2_peer_connection_fd().  After fork(), only one of the two processes may go on
- * to use the peer.
+ * ivshmem2_peer_fd(), ivshmem2_peer_connection_fd().  After fork(), only one
+ * of the two processes may go on to use the peer.
  *
  * Errors: functions that can fail take a GError ** as their last argument,
  * which may be NULL.  The domain is IVSHMEM2_ERROR, the code is an
@@ -268,9 +268,9 @@ const Ivshmem2PeerInfo *ivshmem2_peer_info(const Ivshmem2Peer *peer);
 bool ivshmem2_peer_connected(const Ivshmem2Peer *peer);
 
 /*
- * Has the server still to be told something (host): of a doorbell that only it
- * can ring, or of a state change?  It is told when there is a connection and
- * it reads; if that is never again, these peers are never interrupted.
+ * Do doorbells that only the server can ring wait for it (host), because there
+ * is no connection or because it does not read?  In the second case they may be
+ * other messages.  If the server never takes them, nobody is interrupted.
  */
 bool ivshmem2_peer_pending(const Ivshmem2Peer *peer);
 

@@ -44,7 +44,7 @@ void ivshmem2_fail_connect(const char *path, int cause, GError **error)
         ivshmem2_fail(error, IVSHMEM2_ERROR_TIMEOUT,
                       "the server at '%s' does not accept in time, is it "
                       "stopped?", path);
-    } else if (cause == ENAMETOOLONG && strlen(path) > IVSHMEM2_MAX_SOCKET_PATH) {
+    } else if (strlen(path) > IVSHMEM2_MAX_SOCKET_PATH) {
         ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
                       "socket path '%s' is longer than the %zu bytes that the "
                       "system allows", path, IVSHMEM2_MAX_SOCKET_PATH);

@@ -28,7 +28,8 @@
 #define MAX_EVENTS          3
 
 /* Ivshmem2SocketOptions.flags */
-#define KNOWN_FLAGS         (IVSHMEM2_SOCKET_KEEP_FILES | IVSHMEM2_SOCKET_EVENTS)
+#define KNOWN_FLAGS         (IVSHMEM2_SOCKET_KEEP_FILES |                \
+                             IVSHMEM2_SOCKET_EVENTS)
 /* Ivshmem2SocketOptions.size in version 1.0 of the library */
 #define OLDEST_OPTIONS      offsetof(Ivshmem2SocketOptions, resume_ms)
 
@@ -58,7 +59,7 @@ typedef struct SocketPeer {
     char *path;
     bool up;                    /* conn has completed the handshake */
     bool refused;               /* it will hardly be up again */
-    bool owing;                 /* not up: the server is to be told something */
+    bool owing;                 /* not up: doorbells wait for the server */
     int timer_fd;               /* expires at due_us, or for events */
     int64_t timer_ns;           /* which it is set to; 0: off */
     /* Not up: when an attempt is due or, with conn, too late; -1: never */
@@ -414,7 +415,6 @@ static void store_state(SocketPeer *p, uint32_t state)
 {
     if (state != p->state) {
         p->state = state;
-        p->owing |= !p->up;
         publish_state(p);
     }
 }
