@@ -440,3 +440,16 @@ void assert_no_event(Ivshmem2Peer *peer)
     g_assert_cmpint(next_event(peer, NEVER_MS, NULL), ==, IVSHMEM2_EVENT_NONE);
     g_assert_cmpint(ivshmem2_peer_wait(peer, -1, NULL, 0, NULL), ==, 0);
 }
+
+void cut_connections(pid_t pid)
+{
+    for (int fd = 3; fd < 1024; fd++) {
+        struct ucred peer;
+        socklen_t len = sizeof(peer);
+
+        if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 &&
+            peer.pid == pid) {
+            shutdown(fd, SHUT_RDWR);
+        }
+    }
+}

@@ -97,4 +97,7 @@ void assert_lost(Ivshmem2Peer *peer);
 /* Nothing happens, neither interrupts nor events. */
 void assert_no_event(Ivshmem2Peer *peer);
 
+/* Shut down the sockets of this process whose other end is @pid. */
+void cut_connections(pid_t pid);
+
 #endif /* IVSHMEM2_LASTING_SERVER_H */
