@@ -30,7 +30,7 @@
 /* Ivshmem2SocketOptions.flags */
 #define KNOWN_FLAGS         (IVSHMEM2_SOCKET_KEEP_FILES |                \
                              IVSHMEM2_SOCKET_EVENTS)
-/* Ivshmem2SocketOptions.size in version 1.0 of the library */
+/* Ivshmem2SocketOptions.size before there was resume_ms */
 #define OLDEST_OPTIONS      offsetof(Ivshmem2SocketOptions, resume_ms)
 
 /* The public header does not include the header of the protocol. */
@@ -270,7 +270,7 @@ static void update_watch(SocketPeer *p)
     }
 }
 
-/* Is this attempt no other than others, while the server starts for example? */
+/* Is it worth while to try again soon? */
 static bool will_pass(const GError *why)
 {
     return why->code < IVSHMEM2_ERROR_REFUSED ||
@@ -349,12 +349,11 @@ static void attempt(SocketPeer *p)
 
     p->tried_us = g_get_monotonic_time();
     if (fd < 0) {
-        bool absent = fd == -ENOENT || fd == -ECONNREFUSED || fd == -EAGAIN;
-
-        if (!absent) {
+        /* nothing is said where there is no server, or a busy one */
+        if (fd != -ENOENT && fd != -ECONNREFUSED && fd != -EAGAIN) {
             ivshmem2_fail_connect(p->path, -fd, &error);
         }
-        attempt_failed(p, error, !absent);
+        attempt_failed(p, error, fd == -EACCES || fd == -EPERM);
         return;
     }
     ivshmem2_transport_init_consume(&p->conn, fd, IVSHMEM2_SERVER);

@@ -117,6 +117,20 @@ static void test_cli_signal(void)
     }
 }
 
+/* So does the end of the program that reads the output. */
+static void test_cli_no_reader(void)
+{
+    Tool t;
+
+    tool_start(&t, "watch", true);
+    close(t.out);
+    t.out = -1;
+    ring(t.other, 1, 1);
+    assert_end(t.pid, t.err, 0, "ended by a signal");
+    await_said(&t.link, goodbyes, 1);
+    tool_clear(&t);
+}
+
 /* The shell knows whether it is connected, and keeps doorbells. */
 static void test_cli_connected(void)
 {
@@ -217,6 +231,7 @@ static void test_cli_other_session(void)
 static const ClientTest tests[] = {
     { "/ivshmem2/cli/back", test_cli_back },
     { "/ivshmem2/cli/signal-without-server", test_cli_signal },
+    { "/ivshmem2/cli/no-reader", test_cli_no_reader },
     { "/ivshmem2/cli/connected", test_cli_connected },
     { "/ivshmem2/cli/ping-without-server", test_cli_ping },
     { "/ivshmem2/cli/other-session", test_cli_other_session },

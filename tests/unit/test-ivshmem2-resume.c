@@ -296,6 +296,118 @@ static void test_refusals(void)
     lasting_end(&l);
 }
 
+/* Something else is there that cannot be connected to. */
+static void test_unreachable(void)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    Ivshmem2Peer *a;
+    Lasting l;
+
+    lasting_init(&l, false);
+    l.server.n_fds--;
+    lasting_start(&l);
+    a = lasting_join(&l, 0, EVENTS, 50);
+    g_unlink(l.server.socket);
+    g_strlcpy(addr.sun_path, l.server.socket, sizeof(addr.sun_path));
+    g_assert_cmpint(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
+    lasting_kill(&l);
+    assert_lost(a);
+    assert_event(a, IVSHMEM2_EVENT_REFUSED, IVSHMEM2_ERROR_IO);
+    assert_no_event(a);
+    ring(a, 1, 1);
+    lasting_start(&l);
+    assert_event(a, IVSHMEM2_EVENT_CONNECTED, 0);
+    ivshmem2_peer_close(a);
+    close(fd);
+    lasting_end(&l);
+}
+
+/*
+ * Attempts are no closer to each other than the program allows, whether a
+ * server ends connections in the handshake or after it.
+ */
+static void check_pace(Step step)
+{
+    Ivshmem2SocketOptions o = IVSHMEM2_SOCKET_OPTIONS_INIT;
+    int attempts = 0, most = 2;
+    Ivshmem2Peer *a;
+    gint64 start, ms;
+    Lasting l;
+
+    lasting_init(&l, false);
+    lasting_start(&l);
+    o.resume_ms = 40;
+    a = ivshmem2_peer_open_socket(l.server.socket, &o, NULL);
+    g_assert_nonnull(a);
+    lasting_kill(&l);
+    assert_lost(a);
+    lasting_do(&l, step, DO_CLOSE, 1000000);
+    lasting_start(&l);
+    start = g_get_monotonic_time();
+    for (int i = 0; i < 5; i++) {
+        assert_silence(a);
+    }
+    ms = (g_get_monotonic_time() - start) / 1000;
+    attempts = said(&l, interfered);
+    g_assert_cmpint(attempts, >, 1);
+    if (step == STEP_AFTER) {
+        most += ms / o.resume_ms;
+    } else {
+        for (gint64 pause = o.resume_ms; pause <= ms; pause *= 2) {
+            most++;
+        }
+    }
+    g_assert_cmpint(attempts, <=, most);
+    ivshmem2_peer_close(a);
+    lasting_end(&l);
+}
+
+static void test_pace(void)
+{
+    check_pace(STEP_WELCOME);
+    check_pace(STEP_AFTER);
+}
+
+/* The descriptors tell programs that have a main loop. */
+static void test_main_loop(void)
+{
+    Ivshmem2Peer *a, *b;
+    Lasting l;
+
+    lasting_init(&l, false);
+    lasting_start(&l);
+    a = lasting_join(&l, 0, EVENTS, 50);
+    b = lasting_join(&l, 1, EVENTS, 50);
+    for (int i = 0; i < 2; i++) {
+        struct pollfd pfds[2] = {
+            { .fd = ivshmem2_peer_fd(a), .events = POLLIN },
+            { .fd = ivshmem2_peer_connection_fd(a), .events = POLLIN },
+        };
+
+        g_assert_cmpint(poll(pfds, 2, 0), ==, 0);
+        lasting_kill(&l);
+        /* both, and as long as the event is not taken */
+        g_assert_cmpint(ivshmem2_peer_wait(a, -1, NULL, SOON_MS, NULL), ==, 2);
+        g_assert_cmpint(ivshmem2_peer_wait(a, 1, NULL, SOON_MS, NULL), ==, 2);
+        g_assert_cmpint(poll(pfds, 2, 0), ==, 2);
+        g_assert_cmpint(ivshmem2_peer_event(a, NULL), ==,
+                        IVSHMEM2_EVENT_DISCONNECTED);
+        lasting_start(&l);
+        while (ivshmem2_peer_event(a, NULL) != IVSHMEM2_EVENT_CONNECTED) {
+            g_assert_cmpint(poll(&pfds[1], 1, SOON_MS), ==, 1);
+        }
+        /* interrupts are no events */
+        ring(a, 0, 1);
+        g_assert_cmpint(poll(&pfds[0], 1, 0), ==, 1);
+        g_assert_cmpint(poll(&pfds[1], 1, 0), ==, 0);
+        assert_interrupt(a, -1, 1);
+    }
+    ivshmem2_peer_close(a);
+    ivshmem2_peer_close(b);
+    lasting_end(&l);
+}
+
 /* What a program has not looked at does not pile up. */
 static void test_events_replaced(void)
 {
@@ -582,6 +694,9 @@ static const ClientTest tests[] = {
     { "/ivshmem2/resume/state-zeroed-pushed", test_state_zeroed_pushed },
     { "/ivshmem2/resume/other-session", test_other_session },
     { "/ivshmem2/resume/refusals", test_refusals },
+    { "/ivshmem2/resume/unreachable", test_unreachable },
+    { "/ivshmem2/resume/pace", test_pace },
+    { "/ivshmem2/resume/main-loop", test_main_loop },
     { "/ivshmem2/resume/events-replaced", test_events_replaced },
     { "/ivshmem2/resume/off", test_off },
     { "/ivshmem2/resume/options", test_options },
