@@ -206,7 +206,7 @@ static bool handle_message(Process *p, Connection *c, const Ivshmem2Msg *msg)
         return true;
     case IVSHMEM2_MSG_STATE_ANNOUNCED:
         count(&l->script->announcements);
-        return true;
+        return go_on(c, l, STEP_ANNOUNCED) || c->stalled;
     default:
         count(&l->script->goodbyes);
         return false;

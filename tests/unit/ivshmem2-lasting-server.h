@@ -23,6 +23,7 @@ typedef enum Step {
     STEP_EVENTFDS,
     STEP_READY,
     STEP_AFTER,                 /* READY is sent */
+    STEP_ANNOUNCED,             /* and STATE_ANNOUNCED has come */
 } Step;
 
 typedef enum Action {
