@@ -55,6 +55,8 @@ static gpointer close_queued(gpointer queue)
     for (;;) {
         int fd = GPOINTER_TO_INT(g_async_queue_pop(queue)) - 1;
 
+        /* tells the thread sanitizer, which does not know GLib's queues */
+        g_atomic_int_get(&n_disposals);
         close(fd);
         g_atomic_int_add(&n_disposals, -1);
     }
