@@ -24,6 +24,8 @@
 
 /* A refusal that will hardly change: as many times the longest pause */
 #define REFUSED_PAUSES      12
+/* The longest limit of an attempt: as many times timeout_ms */
+#define SLOWEST_ATTEMPTS    12
 /* DISCONNECTED, REFUSED, CONNECTED; another DISCONNECTED replaces them */
 #define MAX_EVENTS          3
 
@@ -66,6 +68,7 @@ typedef struct SocketPeer {
     int64_t due_us;
     int64_t tried_us;           /* when the last attempt was made */
     int64_t pause_ms;           /* after the next attempt, if it fails */
+    int64_t limit_ms;           /* of the next attempt */
     uint32_t said;              /* codes of REFUSED events since it was up */
     SocketEvent events[MAX_EVENTS];     /* oldest first */
     unsigned n_events;
@@ -171,6 +174,7 @@ static void come_up(SocketPeer *p)
     p->said = 0;
     p->due_us = -1;
     p->pause_ms = p->options.resume_ms;
+    p->limit_ms = p->options.timeout_ms;
     if (!p->parent.memory) {
         return;
     }
@@ -358,7 +362,7 @@ static void attempt(SocketPeer *p)
     }
     ivshmem2_transport_init_consume(&p->conn, fd, IVSHMEM2_SERVER);
     ivshmem2_session_connected(p->session);
-    p->due_us = ivshmem2_deadline((int64_t)p->options.timeout_ms * 1000);
+    p->due_us = ivshmem2_deadline(p->limit_ms * 1000);
     if (!converse(p, &error)) {
         lose_server(p, error);
     }
@@ -379,6 +383,9 @@ static void talk(SocketPeer *p)
             g_clear_error(&error);
             fail_too_late(&error);
             lose_server(p, error);
+            /* with many peers that resume, each has to wait for its turn */
+            p->limit_ms = MIN(p->limit_ms * 2, SLOWEST_ATTEMPTS *
+                              (int64_t)p->options.timeout_ms);
         }
     }
     update_watch(p);

@@ -154,6 +154,7 @@ static bool handle_hello(Process *p, Connection *c, const Ivshmem2Hello *hello)
     if (!go_on(c, l, STEP_WELCOME)) {
         return c->stalled;
     }
+    g_usleep(said(l, delay_ms) * 1000);
     if (said(l, refuse) || (resuming && memcmp(hello->session,
                                                welcome.welcome.session,
                                                sizeof(hello->session)))) {

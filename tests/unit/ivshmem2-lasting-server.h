@@ -42,6 +42,7 @@ typedef struct Script {
     int times;                  /* as often as this */
     int refuse;                 /* each HELLO with this code; 0: none */
     int other;                  /* be a server of another session */
+    int delay_ms;               /* before each answer to HELLO */
 
     int connections;
     int interfered;

@@ -122,6 +122,24 @@ static void test_server_stalls(void)
     }
 }
 
+/* One that is slow, which a peer gives more and more time */
+static void test_server_slow(void)
+{
+    Ivshmem2Peer *a;
+    Lasting l;
+
+    lasting_init(&l, true);
+    lasting_start(&l);
+    a = join_impatiently(&l, 0);
+    lasting_kill(&l);
+    say(&l, delay_ms, 3 * ATTEMPT_MS);
+    lasting_start(&l);
+    assert_lost(a);
+    assert_event(a, IVSHMEM2_EVENT_CONNECTED, 0);
+    ivshmem2_peer_close(a);
+    lasting_end(&l);
+}
+
 /* One that dies, or closes, in the middle, again and again */
 static void test_server_dies(void)
 {
@@ -166,12 +184,12 @@ static void test_peer_killed(void)
         Ivshmem2Peer *a, *b;
         GPid child;
         Lasting l;
-        int err;
+        int out, err;
 
         lasting_init(&l, true);
         lasting_start(&l);
         a = lasting_join(&l, 0, 0, 20);
-        child = start_peer(&l.server, a, "watch", NULL, NULL, &err);
+        child = start_peer(&l.server, a, "watch", NULL, &out, &err);
         lasting_kill(&l);
         /* the child is the only one that resumes until it is killed */
         lasting_do(&l, step, DO_STALL, 1);
@@ -179,6 +197,7 @@ static void test_peer_killed(void)
         await_said(&l, interfered, 1);
         kill(child, SIGKILL);
         g_assert_cmpint(waitpid(child, NULL, 0), ==, child);
+        close(out);
         close(err);
         assert_lost(a);
         assert_event(a, IVSHMEM2_EVENT_CONNECTED, 0);
@@ -364,6 +383,7 @@ static const ClientTest tests[] = {
     { "/ivshmem2/resume/peer-killed-real", test_peer_killed_real },
     { "/ivshmem2/resume/server-stops", test_server_stops },
     { "/ivshmem2/resume/server-stalls", test_server_stalls },
+    { "/ivshmem2/resume/server-slow", test_server_slow },
     { "/ivshmem2/resume/server-dies", test_server_dies },
     { "/ivshmem2/resume/peer-killed", test_peer_killed },
     { "/ivshmem2/resume/close", test_close },
