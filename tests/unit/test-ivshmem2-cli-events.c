@@ -182,7 +182,8 @@ static void test_cli_events(void)
 static void test_cli_server_gone(void)
 {
     static const char commands[] =
-        "info\npeers\nring 2\nping 2 --timeout 0.1\nstate 4\nstate x\n\"a\n--vector x wait\n";
+        "info\npeers\nring 2\nping 2 --timeout 0.1\nstate 4\n"
+        "state x\n\"a\n--vector x wait\n";
     Server l;
     Ivshmem2Peer *a;
     GPid pid;
