@@ -252,7 +252,8 @@ const Ivshmem2PeerInfo *ivshmem2_peer_info(const Ivshmem2Peer *peer);
  * by a server of another session for example, which has other memory.  Then the
  * peer goes on alone; to share the new memory, close it and join anew.
  * Ivshmem2SocketOptions has these times.  An attempt may take timeout_ms, and
- * twice as long after each one that was too slow, up to 12 times.
+ * twice as long after each one that was too slow, up to 12 times; so long at
+ * once where a server has not read anything yet.
  *
  * All this happens in the calls of ivshmem2_peer_wait(),
  * ivshmem2_peer_event(), ivshmem2_peer_ring() and ivshmem2_peer_set_state(),

@@ -11,7 +11,9 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <string.h>
+#include <linux/sockios.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/timerfd.h>
 #include "libivshmem2-peer.h"
 #include "libivshmem2-transport.h"
@@ -368,6 +370,28 @@ static void attempt(SocketPeer *p)
     }
 }
 
+/*
+ * The attempt is too late.  A server that has not read HELLO will do so first,
+ * so to connect again before that only leaves it a connection that is dead.
+ */
+static void end_attempt(SocketPeer *p)
+{
+    g_autoptr(GError) error = NULL;
+    int64_t slowest_ms = (int64_t)p->options.timeout_ms * SLOWEST_ATTEMPTS;
+    int64_t last_us = p->tried_us + slowest_ms * 1000;
+    int unread;
+
+    if (p->due_us < last_us && ioctl(p->conn.fd, SIOCOUTQ, &unread) == 0 &&
+        unread) {
+        p->due_us = last_us;
+        return;
+    }
+    fail_too_late(&error);
+    lose_server(p, error);
+    /* with many peers that resume, each has to wait for its turn */
+    p->limit_ms = MIN(p->limit_ms * 2, slowest_ms);
+}
+
 /* Do what is possible and due without waiting. */
 static void talk(SocketPeer *p)
 {
@@ -380,12 +404,7 @@ static void talk(SocketPeer *p)
         if (p->conn.fd < 0) {
             attempt(p);
         } else {
-            g_clear_error(&error);
-            fail_too_late(&error);
-            lose_server(p, error);
-            /* with many peers that resume, each has to wait for its turn */
-            p->limit_ms = MIN(p->limit_ms * 2, SLOWEST_ATTEMPTS *
-                              (int64_t)p->options.timeout_ms);
+            end_attempt(p);
         }
     }
     update_watch(p);

@@ -122,6 +122,37 @@ static void test_server_stalls(void)
     }
 }
 
+/* One that takes its time to read finds one connection, not many dead ones. */
+static void test_server_late(void)
+{
+    Ivshmem2Peer *a;
+    int status;
+    Lasting l;
+
+    lasting_init(&l, true);
+    lasting_start(&l);
+    a = join_impatiently(&l, 0);
+    lasting_kill(&l);
+    lasting_do(&l, STEP_HELLO, DO_STOP, 1);
+    say(&l, connections, 0);
+    lasting_start(&l);
+    assert_lost(a);
+    while (!said(&l, interfered)) {
+        g_assert_cmpint(ivshmem2_peer_event(a, NULL), ==, 0);
+    }
+    g_assert_cmpint(waitpid(l.server.pid, &status, WUNTRACED), ==,
+                    l.server.pid);
+    for (int i = 0; i < 3 * ATTEMPT_MS / NEVER_MS; i++) {
+        assert_no_event(a);
+    }
+    kill(l.server.pid, SIGCONT);
+    assert_event(a, IVSHMEM2_EVENT_CONNECTED, 0);
+    assert_no_event(a);
+    g_assert_cmpint(said(&l, connections), ==, 1);
+    ivshmem2_peer_close(a);
+    lasting_end(&l);
+}
+
 /* One that is slow, which a peer gives more and more time */
 static void test_server_slow(void)
 {
@@ -383,6 +414,7 @@ static const ClientTest tests[] = {
     { "/ivshmem2/resume/peer-killed-real", test_peer_killed_real },
     { "/ivshmem2/resume/server-stops", test_server_stops },
     { "/ivshmem2/resume/server-stalls", test_server_stalls },
+    { "/ivshmem2/resume/server-late", test_server_late },
     { "/ivshmem2/resume/server-slow", test_server_slow },
     { "/ivshmem2/resume/server-dies", test_server_dies },
     { "/ivshmem2/resume/peer-killed", test_peer_killed },
