@@ -227,7 +227,7 @@ class Client:
                     raise Refused(text)
                 continue
             item = json.loads(text)
-            if item.get('event') == 'server-gone':
+            if item.get('event') in ('disconnected', 'connected', 'refused'):
                 continue            # it can come at any time
             if 'result' not in item:
                 objects.append(item)
