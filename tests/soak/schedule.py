@@ -1,0 +1,104 @@
+"""Random steps from a seed, and what is done when one of them goes wrong.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import random
+import time
+import traceback
+from collections import Counter, deque
+
+from actions import (
+    ACTIONS, NotNow, end_flood, flood, join, leave, plug, start_vm, unplug)
+from vm import Failure
+
+SHOWN = 30                      # steps that a report has
+SETTLE_EVERY = 20
+CALM_EVERY = 8                  # settlings
+
+
+class Schedule:
+    """Steps on a world; without() leaves actions out."""
+
+    def __init__(self, world, seed, actions=None):
+        self.world = world
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.actions = actions or ACTIONS
+        self.step = 0
+        self.recent = deque(maxlen=SHOWN)
+        self.done = Counter()
+        self.began = time.monotonic()
+
+    def note(self, text):
+        now = time.monotonic() - self.began
+        self.recent.append(f'{self.step:6} {now:8.2f} s  {text}')
+
+    def one(self):
+        """Does one step, which is chosen by its weight."""
+        weights, functions = zip(*self.actions)
+        self.step += 1
+        while True:
+            function, = self.random.choices(functions, weights)
+            self.note(f'{function.__name__} ...')
+            try:
+                text = function(self.world, self.random)
+            except NotNow:
+                self.recent.pop()
+                continue
+            self.recent.pop()
+            self.note(text)
+            self.done[function.__name__] += 1
+            break
+        self.world.check()
+
+    def settle(self):
+        self.note('all is let run until it is quiet')
+        self.world.settle()
+
+    def forced(self, function):
+        """Does this as often as it is possible."""
+        while True:
+            try:
+                self.note(function(self.world, self.random))
+            except NotNow:
+                return
+
+    def calm(self):
+        """Only the guests stay; then nothing must be left of the others."""
+        self.world.resume_all()
+        for function in end_flood, leave, unplug, start_vm:
+            self.forced(function)
+        self.settle()
+        self.note('leaks are looked for')
+        self.world.check_leaks()
+
+    def warm_up(self):
+        """Everybody has been there once before things are counted."""
+        for function in start_vm, plug, join, flood:
+            self.forced(function)
+
+    def run(self, goes_on):
+        """Goes on while goes_on() is true."""
+        self.warm_up()
+        self.calm()
+        rounds = 0
+        while goes_on():
+            for _ in range(SETTLE_EVERY):
+                self.one()
+            self.settle()
+            rounds += 1
+            if rounds % CALM_EVERY == 0:
+                self.calm()
+        self.calm()
+
+    def report(self, problem):
+        """Returns what a person needs to know of a failure."""
+        lines = [f'seed {self.seed}, step {self.step}:', *str(
+            problem).splitlines()]
+        if not isinstance(problem, Failure):
+            lines += traceback.format_exc().splitlines()
+        lines += ['', f'the last {len(self.recent)} steps:', *self.recent]
+        for process in self.world.lab.processes:
+            lines += ['', f'[{process.name}]', *process.tail().splitlines()[-8:]]
+        return lines

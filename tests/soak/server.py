@@ -1,0 +1,86 @@
+"""The server of a soak, with or without its supervisor.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+from vm import Failure
+
+START_TIMEOUT = 10
+
+# Lines of its log that a soak causes
+EXPECTED = r"runs as the server's user: the kernel does not keep such peers",
+
+
+class Server:
+    """A server, with a socket and a log"""
+
+    def __init__(self, lab, supervised, *options):
+        self.supervised = supervised
+        self.process = lab.server(*(['--supervise'] if supervised else []),
+                                  *options)
+        self.socket = lab.socket()
+        self.log_path = self.process.log
+        self.log_read = 0
+        self.stopped = False
+        self.pid = self.serving()
+
+    def serving(self):
+        """Returns the process that serves the link."""
+        pid = self.process.popen.pid
+        if not self.supervised:
+            return pid
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            path = Path(f'/proc/{pid}/task/{pid}/children')
+            children = path.read_text().split()
+            if len(children) == 1:
+                return int(children[0])
+            if time.monotonic() > deadline:
+                raise Failure(f'the supervisor has {len(children)} children '
+                              'instead of 1')
+            time.sleep(0.005)
+
+    def pids(self):
+        return {self.process.popen.pid, self.pid}
+
+    @staticmethod
+    def files(lab):
+        return sorted(path.name for path in [lab.socket()])
+
+    def stop(self):
+        os.kill(self.pid, signal.SIGSTOP)
+        self.stopped = True
+
+    def resume(self):
+        if self.stopped:
+            os.kill(self.pid, signal.SIGCONT)
+            self.stopped = False
+
+    def explains(self, line):
+        """May QEMU say this?"""
+        return False
+
+    def check(self):
+        """It runs, and says nothing that is not expected."""
+        status = self.process.popen.poll()
+        if status is not None:
+            raise Failure(f'the server ended with status {status}')
+        with self.log_path.open('rb') as log:
+            log.seek(self.log_read)
+            text = log.read()
+        end = text.rfind(b'\n') + 1
+        self.log_read += end
+        for line in text[:end].decode(errors='replace').splitlines():
+            if ': info: ' in line or any(re.search(e, line)
+                                         for e in EXPECTED):
+                continue
+            raise Failure(f'the server says: {line}')
+
+    def unsettled(self, present):
+        return []
