@@ -7,11 +7,10 @@ to do it, and returns what it did as text.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
-import socket
-import struct
+import os
 
-from actors import MAX_PEERS, VECTORS, Host
-from raw import RING, RawClient, hello, message
+from actors import MAX_PEERS, VECTORS, WAYS, Host
+from raw import RawClient, hello
 from world import FLOODER_ID
 
 ACTIONS = []                    # (weight, function)
@@ -120,21 +119,6 @@ def join(world, random):
     return f'{host} joins as {host.id}'
 
 
-def end(actor, how):
-    """Ends a program in one of the ways."""
-    if how == 'goodbye':
-        actor.leave()
-    elif how == 'end of input':
-        actor.close_input()
-    else:
-        if how == 'SIGSTOP, SIGKILL':
-            actor.stop()
-        actor.kill()
-
-
-WAYS = 'goodbye', 'end of input', 'SIGKILL', 'SIGSTOP, SIGKILL'
-
-
 @action(6)
 def leave(world, random):
     host = one_of(random, (h for h in world.hosts if h.able()))
@@ -142,7 +126,7 @@ def leave(world, random):
     if world.server.stopped and 'SIGKILL' not in how:
         raise NotNow
     world.leaves(host)
-    end(host, how)
+    host.end(how)
     return f'{host} leaves by {how}'
 
 
@@ -151,7 +135,7 @@ def kill_any(world, random):
     """Also a stopped one, or one in the middle of a storm"""
     host = one_of(random, (h for h in world.hosts if h.present))
     world.leaves(host)
-    host.kill()
+    host.end('SIGKILL')
     return f'{host} is killed'
 
 
@@ -277,11 +261,13 @@ def crowd(world, random):
         peer.finish_join()
     for peer in world.crowd:
         text.append(f'{peer}: {" ".join(live(world, random, peer))}')
-    for peer in list(world.crowd):
-        how = one_of(random, WAYS)
+    ways = [one_of(random, WAYS) for _ in world.crowd]
+    for peer, how in zip(world.crowd, ways):
         world.leaves(peer)
-        end(peer, how)
+        peer.start_end(how)
         text.append(f'{peer} {how}')
+    for peer, how in zip(world.crowd, ways):
+        peer.finish_end(how)
     world.crowd = []
     return f'a crowd of {count}; ' + ', '.join(text)
 
@@ -308,10 +294,8 @@ def flood(world, random):
     if world.flooder:
         raise NotNow
     world.flooder = RawClient(world.socket)
-    world.flooder.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    world.flooder.socket.sendall(hello(FLOODER_ID, VECTORS))
-    world.flooder.socket.sendall(
-        message(RING, struct.pack('<II', FLOODER_ID, 0)))
+    for fd in world.flooder.join(FLOODER_ID, VECTORS):
+        os.close(fd)
     sent = world.flooder.flood(FLOODER_ID, VECTORS, 0.1)
     return ('a peer that reads nothing floods the server with '
             f'{"less" if sent < FULL else "more"} than {FULL} requests')

@@ -21,6 +21,9 @@ PAGE, RW, OUTPUT = 4096, 65536, 32768
 SHARE = RW // (MAX_PEERS + 1)   # what each peer fills of the R/W section
 FILLED = 1024                   # and from where on its output section
 
+# How programs on the host end
+WAYS = 'goodbye', 'end of input', 'SIGKILL', 'SIGSTOP, SIGKILL'
+
 ANSWER_TIMEOUT = 30
 JOIN_TIMEOUT = 30
 END_TIMEOUT = 15
@@ -81,11 +84,6 @@ class Actor:
         self.busy = None
         self.state = 0
 
-    def kill(self):
-        self.process.kill()
-        await_end(self.process)
-        self.gone()
-
 
 class Host(Actor):
     """A program on the host (peer.c)"""
@@ -143,23 +141,28 @@ class Host(Actor):
         self.world.lab.processes.remove(self.process)
         self.gone()
 
-    def leave(self):
-        self.run('leave')
-        self.wait_end()
+    def start_end(self, how):
+        """Begins to end, in one of WAYS; finish_end() waits for it."""
+        if how == 'goodbye':
+            self.start('leave')
+        elif how == 'end of input':
+            self.process.popen.stdin.close()
+        else:
+            if how == 'SIGSTOP, SIGKILL':
+                self.stop()
+            self.process.kill()
 
-    def close_input(self):
-        self.process.popen.stdin.close()
-        self.wait_end()
-
-    def wait_end(self):
+    def finish_end(self, how):
+        if how == 'goodbye':
+            self.finish()
         status = await_end(self.process)
         self.ended()
-        if status:
+        if status and 'SIGKILL' not in how:
             raise Failure(f'{self.name} ended with status {status}')
 
-    def kill(self):
-        super().kill()
-        self.ended()
+    def end(self, how):
+        self.start_end(how)
+        self.finish_end(how)
 
 
 class Guest(Actor):
@@ -191,6 +194,7 @@ class Guest(Actor):
 
     def wait_vm(self):
         self.vm.wait_ready()
+        self.vm.qmp.command('query-status')
         self.peer = Peer(self.vm, HOT_SLOT if self.hot else SLOT, self.id,
                          VECTORS)
         if not self.hot:
@@ -261,6 +265,7 @@ class Guest(Actor):
         self.state = 0
         self.vm.reset()
         self.vm.wait_ready()
+        self.vm.sync()              # the rest of a line may still arrive
         if plugged:
             self.appear()
 
@@ -301,10 +306,8 @@ class Guest(Actor):
         self.gone()
 
     def kill(self):
-        super().kill()
-        self.forget_vm()
-
-    def forget_vm(self):
+        self.process.kill()
+        await_end(self.process)
         if 'qmp' in vars(self.vm):
             self.vm.qmp.close()
         self.process.stop()
