@@ -246,13 +246,8 @@ def live(world, random, peer):
     return done
 
 
-@action(6)
-def crowd(world, random):
-    """Some peers that join at once, live for a moment, and end somehow"""
-    served(world)
-    count = random.randrange(1, 1 + MOST_IN_CROWD)
-    if count > world.free_ids() // 2 or len(world.present()) < 1:
-        raise NotNow
+def gather(world, random, count):
+    """So many peers join at once, live for a moment, and end somehow."""
     text = []
     world.crowd = [Host(f'crowd{n}', world) for n in range(count)]
     for peer in world.crowd:
@@ -270,6 +265,16 @@ def crowd(world, random):
         peer.finish_end(how)
     world.crowd = []
     return f'a crowd of {count}; ' + ', '.join(text)
+
+
+@action(6)
+def crowd(world, random):
+    served(world)
+    count = random.randrange(1, 1 + MOST_IN_CROWD)
+    # the server may not have noticed yet that earlier ones are dead
+    if count > world.free_ids() // 2 or not world.present():
+        raise NotNow
+    return gather(world, random, count)
 
 
 @action(2)

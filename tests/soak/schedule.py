@@ -9,7 +9,7 @@ import traceback
 from collections import Counter, deque
 
 from actions import (
-    ACTIONS, NotNow, end_flood, flood, join, leave, plug, start_vm, unplug)
+    ACTIONS, NotNow, end_flood, flood, gather, join, leave, plug, start_vm, unplug)
 from vm import Failure
 
 SHOWN = 30                      # steps that a report has
@@ -75,8 +75,13 @@ class Schedule:
 
     def warm_up(self):
         """Everybody has been there once before things are counted."""
-        for function in start_vm, plug, join, flood:
+        for guest in self.world.guests:
+            guest.start_vm()
+        for guest in self.world.guests:
+            guest.wait_vm()
+        for function in plug, join, flood:
             self.forced(function)
+        self.note(gather(self.world, self.random, self.world.free_ids()))
 
     def run(self, goes_on):
         """Goes on while goes_on() is true."""
