@@ -9,7 +9,7 @@ import traceback
 from collections import Counter, deque
 
 from actions import (
-    ACTIONS, NotNow, end_flood, flood, gather, join, leave, plug, start_vm, unplug)
+    ACTIONS, NotNow, crowd, end_flood, flood, gather, join, leave, plug, start_vm, unplug)
 from vm import Failure
 
 SHOWN = 30                      # steps that a report has
@@ -18,13 +18,16 @@ CALM_EVERY = 8                  # settlings
 
 
 class Schedule:
-    """Steps on a world; without() leaves actions out."""
+    """Steps on a world"""
 
-    def __init__(self, world, seed, actions=None):
+    def __init__(self, world, seed, *, crowds=1, log=None):
+        """@crowds: how much more often they come; @log: a file for steps"""
         self.world = world
         self.seed = seed
         self.random = random.Random(seed)
-        self.actions = actions or ACTIONS
+        self.actions = [(weight * (crowds if function is crowd else 1),
+                         function) for weight, function in ACTIONS]
+        self.log = log
         self.step = 0
         self.recent = deque(maxlen=SHOWN)
         self.done = Counter()
@@ -48,6 +51,8 @@ class Schedule:
                 continue
             self.recent.pop()
             self.note(text)
+            if self.log:
+                print(self.step, text, file=self.log, flush=True)
             self.done[function.__name__] += 1
             break
         self.world.check()

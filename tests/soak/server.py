@@ -46,8 +46,15 @@ class Server:
                               'instead of 1')
             time.sleep(0.005)
 
+    def roles(self):
+        """name -> pid"""
+        roles = {'the server': self.pid}
+        if self.supervised:
+            roles['the supervisor'] = self.process.popen.pid
+        return roles
+
     def pids(self):
-        return {self.process.popen.pid, self.pid}
+        return set(self.roles().values())
 
     @staticmethod
     def files(lab):
@@ -61,6 +68,36 @@ class Server:
         if self.stopped:
             os.kill(self.pid, signal.SIGCONT)
             self.stopped = False
+
+    def successor(self):
+        """Waits for the next process that serves."""
+        before = self.pid
+        self.stopped = False
+        deadline = time.monotonic() + START_TIMEOUT
+        while self.pid == before:
+            if time.monotonic() > deadline:
+                raise Failure('the supervisor starts no other server within '
+                              f'{START_TIMEOUT} s')
+            time.sleep(0.002)
+            self.pid = self.serving()
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+        self.successor()
+
+    def upgrade(self):
+        """SIGUSR2; the program is the same."""
+        self.process.popen.send_signal(signal.SIGUSR2)
+        self.successor()
+
+    def take_away(self):
+        """Kills the server, and lets the supervisor start no other."""
+        self.process.popen.send_signal(signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGKILL)
+
+    def give_back(self):
+        self.process.popen.send_signal(signal.SIGCONT)
+        self.successor()
 
     def explains(self, line):
         """May QEMU say this?"""

@@ -295,21 +295,23 @@ class World:
         kept = self.server.files(self.lab)
         if self.files() != kept:
             wrong.append(f'the folder has {self.files()} instead of {kept}')
-        watched = {guest.process.popen.pid: f'QEMU of {guest}'
-                   for guest in self.guests if guest.vm}
-        for number, pid in enumerate(sorted(self.server.pids())):
-            watched[pid] = ('the server', 'the server (child)')[number]
-        for pid, name in watched.items():
-            now = self.census(pid)
-            before = self.baseline.setdefault(pid, now)
-            allowed = Counter(before)
-            if name.startswith('QEMU'):
-                allowed['anon_inode:[eventfd]'] += KEPT[self.push]
-            more = now - allowed
-            if more:
-                wrong.append(f'{name} has more than before: {numbers(more)} '
-                             f'(all: {numbers(now)})')
+        for guest in self.guests:
+            if guest.vm:
+                wrong += self.compared(guest.process.popen.pid,
+                                       f'QEMU of {guest}', KEPT[self.push])
+        for name, pid in self.server.roles().items():
+            wrong += self.compared(pid, name)
         return wrong
+
+    def compared(self, pid, name, more_eventfds=0):
+        """With what it had; a server is compared with its predecessors."""
+        now = self.census(pid)
+        key = name if pid in self.server.pids() else pid
+        allowed = Counter(self.baseline.setdefault(key, now))
+        allowed['anon_inode:[eventfd]'] += more_eventfds
+        more = now - allowed
+        return [f'{name} has more than before: {numbers(more)} (all: '
+                f'{numbers(now)})'] if more else []
 
     def check_leaks(self):
         """When only the guests are there"""
