@@ -246,6 +246,26 @@ def live(world, random, peer):
     return done
 
 
+def supervised(world):
+    if not world.server.supervised:
+        raise NotNow
+
+
+@action(2)
+def kill_server(world, _):
+    supervised(world)
+    world.server.kill()
+    return 'the server is killed'
+
+
+@action(1)
+def upgrade_server(world, _):
+    supervised(world)
+    served(world)
+    world.server.upgrade()
+    return 'the server is upgraded'
+
+
 def gather(world, random, count):
     """So many peers join at once, live for a moment, and end somehow."""
     text = []

@@ -141,6 +141,9 @@ class Host(Actor):
         self.world.lab.processes.remove(self.process)
         self.gone()
 
+    def connected(self):
+        return self.run('connected') == [1]
+
     def start_end(self, how):
         """Begins to end, in one of WAYS; finish_end() waits for it."""
         if how == 'goodbye':
@@ -256,6 +259,9 @@ class Guest(Actor):
         values = self.peer.run(*(f'seen {self.peer.idt(v):x}'
                                  for v in range(VECTORS)))
         return values[:MAX_PEERS], values[MAX_PEERS:]
+
+    def connected(self):
+        return self.peer.property('connected')
 
     def reset(self):
         """Resets the machine, and sets the device up again."""

@@ -14,7 +14,12 @@ from vm import Failure
 START_TIMEOUT = 10
 
 # Lines of its log that a soak causes
+KILLED = (r'the server \(pid \d+\) was ended by signal 9',)
 EXPECTED = r"runs as the server's user: the kernel does not keep such peers",
+
+# What QEMU says without a server
+BY_QEMU = (r'ivshmem2: peer \d+ goes on without its server',
+           r'ivshmem2: peer \d+ is connected with its server again')
 
 
 class Server:
@@ -101,7 +106,7 @@ class Server:
 
     def explains(self, line):
         """May QEMU say this?"""
-        return False
+        return self.supervised and any(re.search(e, line) for e in BY_QEMU)
 
     def check(self):
         """It runs, and says nothing that is not expected."""
@@ -114,10 +119,14 @@ class Server:
         end = text.rfind(b'\n') + 1
         self.log_read += end
         for line in text[:end].decode(errors='replace').splitlines():
-            if ': info: ' in line or any(re.search(e, line)
-                                         for e in EXPECTED):
+            if ': info: ' in line or any(re.search(e, line) for e in (
+                    *EXPECTED, *(KILLED if self.supervised else ()))):
                 continue
             raise Failure(f'the server says: {line}')
 
     def unsettled(self, present):
-        return []
+        """All who are present are connected."""
+        if not self.supervised:
+            return []
+        return [f'{actor} is not connected with the server'
+                for actor in present if not actor.connected()]

@@ -65,7 +65,6 @@ class World:
         self.owed = {}              # (sender's ID, target's) -> number
         self.lives = 0              # peers that came and went
         self.baseline = {}          # pid -> census
-        self.states_seen = set()
 
     # Who is there
 
@@ -241,8 +240,7 @@ class World:
                         f'a doorbell is lost: {actor} has seen '
                         f'{seen[sender]} from {names.get(sender, sender)} '
                         f'instead of {number}')
-        return wrong + self.server.unsettled(
-            [actor for actor in self.present()])
+        return wrong + self.server.unsettled(self.present())
 
     # What must not grow
 
