@@ -14,7 +14,7 @@ from vm import Failure
 START_TIMEOUT = 10
 
 # Lines of its log that a soak causes
-KILLED = (r'the server \(pid \d+\) was ended by signal 9',)
+KILLED = (r'the server \(pid \d+\) was ended by signal (9|15)',)
 EXPECTED = r"runs as the server's user: the kernel does not keep such peers",
 
 # What QEMU says without a server

@@ -21,6 +21,8 @@ FLOODER_ID = MAX_PEERS - 1
 SETTLE_TIMEOUT = 20
 PAUSE = 0.01
 
+EVENTFD, PIDFD = 'anon_inode:[eventfd]', 'anon_inode:[pidfd]'
+
 # Eventfds that QEMU makes when they are first used, and then keeps: for its
 # own vectors with KVM and, unless they are pushed, those of the peers that it
 # rings and tells of its state
@@ -296,18 +298,20 @@ class World:
         for guest in self.guests:
             if guest.vm:
                 wrong += self.compared(guest.process.popen.pid,
-                                       f'QEMU of {guest}', KEPT[self.push])
+                                       f'QEMU of {guest}',
+                                       {EVENTFD: KEPT[self.push]})
+        # A machine that was unplugged without a server keeps its ID.
+        held = len(self.guests) if self.server.supervised else 0
         for name, pid in self.server.roles().items():
-            wrong += self.compared(pid, name)
+            wrong += self.compared(pid, name, {PIDFD: held})
         return wrong
 
-    def compared(self, pid, name, more_eventfds=0):
+    def compared(self, pid, name, grace):
         """With what it had; a server is compared with its predecessors."""
         now = self.census(pid)
         key = name if pid in self.server.pids() else pid
-        allowed = Counter(self.baseline.setdefault(key, now))
-        allowed['anon_inode:[eventfd]'] += more_eventfds
-        more = now - allowed
+        more = now - Counter(self.baseline.setdefault(key, now)) - Counter(
+            grace)
         return [f'{name} has more than before: {numbers(more)} (all: '
                 f'{numbers(now)})'] if more else []
 
