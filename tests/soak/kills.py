@@ -10,10 +10,12 @@ import time
 
 from actors import ANSWER_TIMEOUT, output_at
 from bare_vm import DOORBELL, check, write
+from schedule import describe
 from vm import Failure
 from world import Finding
 
-LIFE = 1.1                      # s; a server that lives longer is replaced at once
+# A server that has lived for so many seconds is replaced at once.
+LIFE = 1.1
 ROUNDS = 300                    # to find out how long one takes
 SAMPLES = 5                     # medians of round trips, with and without server
 RECONNECT = 1.0                 # s
@@ -31,6 +33,7 @@ class Kills:
         self.hosts = world.hosts[:2]
         self.rounds = ROUNDS
         self.number = 0
+        self.next = 0               # when the server may be killed
         self.times = []             # s, until all are back
         self.late = 0
 
@@ -119,6 +122,7 @@ class Kills:
         took = time.monotonic() - began
         self.times.append(took)
         self.late += took > RECONNECT
+        self.next = began + LIFE
         self.finish_rally()
         world.settle()
 
@@ -146,20 +150,22 @@ class Kills:
         self.rounds = rounds
         return statistics.median(up), statistics.median(down)
 
-    def run(self, count, note):
+    def report(self, problem):
+        """Returns what a person needs to know of a failure."""
+        return describe(problem, f'kill {self.number}', self.world)
+
+    def run(self, count):
         """Returns a summary."""
         self.start()
-        note(f'{self.rounds} round trips while the server is killed')
         up, down = self.ratio()
+        self.world.baseline.clear()
+        self.world.check_leaks()
         text = [f'median round trip: {up:.0f} cycles with the server, '
                 f'{down:.0f} without: ratio {down / up:.3f}']
         for _ in range(count):
-            began = time.monotonic()
+            time.sleep(max(self.next - time.monotonic(), 0))
             self.kill()
-            rest = LIFE - (time.monotonic() - began)
-            if rest > 0:
-                time.sleep(rest)
-        self.world.check_leaks_of_server()
+        self.world.check_leaks()
         text.append(
             f'{count} kills, {2 * count * self.rounds} doorbells: 0 lost, 0 '
             f'wrong states, 0 machines ended; all back in '

@@ -9,12 +9,26 @@ import traceback
 from collections import Counter, deque
 
 from actions import (
-    ACTIONS, NotNow, crowd, end_flood, flood, gather, join, leave, plug, start_vm, unplug)
+    ACTIONS, NotNow, crowd, end_flood, flood, gather, join, leave, plug,
+    start_vm, unplug)
 from vm import Failure
 
 SHOWN = 30                      # steps that a report has
+TAIL = 8                        # lines of each process
 SETTLE_EVERY = 20
 CALM_EVERY = 8                  # settlings
+
+
+def describe(problem, where, world, more=()):
+    """Returns lines on a failure, and the last ones of all processes."""
+    lines = [f'{where}:', *str(problem).splitlines()]
+    if not isinstance(problem, Failure):
+        lines += traceback.format_exc().splitlines()
+    lines += more
+    for process in world.lab.processes:
+        lines += ['', f'[{process.name}]',
+                  *process.tail().splitlines()[-TAIL:]]
+    return lines
 
 
 class Schedule:
@@ -104,11 +118,7 @@ class Schedule:
 
     def report(self, problem):
         """Returns what a person needs to know of a failure."""
-        lines = [f'seed {self.seed}, step {self.step}:', *str(
-            problem).splitlines()]
-        if not isinstance(problem, Failure):
-            lines += traceback.format_exc().splitlines()
-        lines += ['', f'the last {len(self.recent)} steps:', *self.recent]
-        for process in self.world.lab.processes:
-            lines += ['', f'[{process.name}]', *process.tail().splitlines()[-8:]]
-        return lines
+        return describe(problem, f'seed {self.seed}, step {self.step}',
+                        self.world,
+                        ['', f'the last {len(self.recent)} steps:',
+                         *self.recent])

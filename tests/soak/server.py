@@ -13,6 +13,9 @@ from vm import Failure
 
 START_TIMEOUT = 10
 
+# Peers that do not come back in time: a device that was unplugged meanwhile
+SUPERVISED = '--supervise', '--grace', 5
+
 # Lines of its log that a soak causes
 KILLED = (r'the server \(pid \d+\) was ended by signal (9|15)',)
 EXPECTED = r"runs as the server's user: the kernel does not keep such peers",
@@ -27,7 +30,7 @@ class Server:
 
     def __init__(self, lab, supervised, *options):
         self.supervised = supervised
-        self.process = lab.server(*(['--supervise'] if supervised else []),
+        self.process = lab.server(*(SUPERVISED if supervised else []),
                                   *options)
         self.socket = lab.socket()
         self.log_path = self.process.log
