@@ -20,6 +20,7 @@
  *   left VECTOR                        the number of interrupts not yet taken
  *   await VECTOR SPACE OFFSET SIZE VALUE
  *                                      take interrupts until it is this value
+ *   until SPACE OFFSET SIZE VALUE      the last round, if it is this value
  *   forget                             drop all interrupts not yet taken
  *   watch VECTOR SPACE OFFSET COUNT    from now on, the handler of this vector
  *                                      copies COUNT 32-bit words from here, at
@@ -125,6 +126,7 @@ static struct {
     uint64_t written;
 } second;
 
+static bool last_round;
 static uint64_t times[MAX_TIMES];
 static unsigned n_times;
 static uint64_t last_stamp;
@@ -547,6 +549,15 @@ static bool run_await(const uint64_t *args)
     }
 }
 
+static bool run_until(const uint64_t *args)
+{
+    if (!space_valid(args[0])) {
+        return false;
+    }
+    last_round |= space_read(args[0], args[1], args[2]) == args[3];
+    return true;
+}
+
 static bool run_watch(const uint64_t *args)
 {
     uint8_t vector = args[0];
@@ -821,6 +832,7 @@ static const Command commands[] = {
     { "left", 1, run_left },
     { "await", 5, run_await },
     { "forget", 0, run_forget },
+    { "until", 4, run_until },
     { "watch", 4, run_watch },
     { "seen", 1, run_seen },
     { "poll", 4, run_poll },
@@ -927,8 +939,9 @@ static void run_line(void)
     if (!n) {
         return;
     }
+    last_round = false;
     for (uint64_t i = 1; run_round(n, i) && i != repeat; i++) {
-        if (!repeat && line_waits()) {
+        if (last_round || (!repeat && line_waits())) {
             return;
         }
     }

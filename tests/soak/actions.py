@@ -46,7 +46,7 @@ def pattern(random):
 
 
 def served(world):
-    """Nobody can join or leave while the server is stopped."""
+    """Nobody can join while the server is stopped."""
     if world.server.stopped:
         raise NotNow
 
@@ -123,8 +123,6 @@ def join(world, random):
 def leave(world, random):
     host = one_of(random, (h for h in world.hosts if h.able()))
     how = one_of(random, WAYS)
-    if world.server.stopped and 'SIGKILL' not in how:
-        raise NotNow
     world.leaves(host)
     host.end(how)
     return f'{host} leaves by {how}'
@@ -161,6 +159,14 @@ def pause(world, random):
     return f'QMP {"stop" if guest.paused else "cont"} of {guest}'
 
 
+@action(3)
+def mask(world, random):
+    """Interrupts come when the vectors are unmasked."""
+    guest = one_of(random, (g for g in world.guests if g.able()))
+    guest.mask(not guest.masked)
+    return f'{guest} {"" if guest.masked else "un"}masks its vectors'
+
+
 @action(2)
 def reset(world, random):
     guest = one_of(random, (g for g in world.guests
@@ -183,7 +189,6 @@ def plug(world, random):
 
 @action(3)
 def unplug(world, random):
-    served(world)
     guest = one_of(random, (g for g in world.guests if g.hot and g.able()))
     world.leaves(guest)
     guest.unplug()

@@ -180,9 +180,14 @@ class Guest(Actor):
         self.vm = None
         self.peer = None
         self.paused = False         # by QMP
+        self.masked = False         # all vectors
 
     def able(self):
         return super().able() and not self.paused
+
+    def gone(self):
+        super().gone()
+        self.masked = False
 
     def start_vm(self):
         """Starts QEMU; wait_vm() waits for the guest."""
@@ -263,12 +268,14 @@ class Guest(Actor):
     def connected(self):
         return self.peer.property('connected')
 
+    def mask(self, on):
+        self.peer.run(*(self.peer.mask(v, on) for v in range(VECTORS)))
+        self.masked = on
+
     def reset(self):
         """Resets the machine, and sets the device up again."""
         plugged = self.present
-        self.present = False
-        self.busy = None
-        self.state = 0
+        self.gone()
         self.vm.reset()
         self.vm.wait_ready()
         self.vm.sync()              # the rest of a line may still arrive

@@ -201,6 +201,9 @@ class World:
         for actor in self.present():
             if actor.busy:
                 self.finish_storm(actor)
+        for guest in self.guests:
+            if guest.masked:
+                guest.mask(False)
 
     def settle(self):
         """Lets everything run, and waits until all is as it should be."""
