@@ -294,7 +294,9 @@ class Guest(Actor):
                     'type': 'unix', 'data': {
                         'path': str(self.world.socket)}}}})
         qmp.command('device_add', driver='ivshmem2', id=self.peer.name,
-                    chardev='hot', addr=f'{HOT_SLOT}', **{'peer-id': self.id})
+                    chardev='hot', addr=f'{HOT_SLOT}', **{
+                        'peer-id': self.id,
+                        'handshake-timeout-ms': 1000 * JOIN_TIMEOUT})
         self.vm.run(f'device {HOT_SLOT:x}', *(
             write(CONFIG, BARS + 4 * bar, address)
             for bar, address in enumerate(HOT_BARS)))

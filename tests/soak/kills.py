@@ -30,6 +30,7 @@ class Kills:
 
     def __init__(self, world, seed):
         self.world = world
+        self.seed = seed
         self.random = random.Random(seed)
         self.a, self.b = world.guests[:2]
         self.hosts = world.hosts[:2]
@@ -189,7 +190,8 @@ class Kills:
 
     def report(self, problem):
         """Returns what a person needs to know of a failure."""
-        return describe(problem, f'kill {self.number}', self.world)
+        return describe(problem, f'seed {self.seed}, kill {self.number}',
+                        self.world)
 
     def run(self, count):
         """Returns a summary."""
