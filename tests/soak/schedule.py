@@ -4,6 +4,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import random
+import signal
 import time
 import traceback
 from collections import Counter, deque
@@ -26,6 +27,7 @@ def describe(problem, where, world, more=()):
         lines += traceback.format_exc().splitlines()
     lines += more
     for process in world.lab.processes:
+        process.kill(signal.SIGCONT)    # so that it can be ended
         lines += ['', f'[{process.name}]',
                   *process.tail().splitlines()[-TAIL:]]
     return lines
