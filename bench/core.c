@@ -48,13 +48,19 @@ static void unhold_slot(void *hold)
 {
 }
 
+static uint64_t start_time(void *connection)
+{
+    return 0;
+}
+
 static void wake(void *connection)
 {
 }
 
 static const Ivshmem2ServerOps ops = {
-    .hold = hold_slot,
-    .unhold = unhold_slot,
+    .slots.hold = hold_slot,
+    .slots.unhold = unhold_slot,
+    .slots.start_time = start_time,
     .wake = wake,
 };
 
@@ -89,7 +95,8 @@ static bool begin(Core *core, GError **error)
         core->link->eventfds[id][0] = core->fds[id % core->n_fds];
     }
     core->budget = ivshmem2_budget_new(&(Ivshmem2BudgetConfig) { 0 });
-    core->server = ivshmem2_server_new(core->link, core->budget, &ops);
+    core->server = ivshmem2_server_new(core->link, core->budget, &ops,
+                                       NULL);
     core->clients = g_new0(Ivshmem2Client *, core->n);
     return true;
 }

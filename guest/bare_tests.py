@@ -247,6 +247,14 @@ def unplugged(guest):
             time.sleep(0.01)
 
 
+def place(peer):
+    """Give the BARs of a device addresses, as firmware would do it."""
+    peer.run(*(write(CONFIG, BARS + 4 * bar, address) for bar, address in (
+        (0, 0xd0000000), (1, 0xd0010000), (2, 0xd0800000), (3, 0))))
+    peer.guest.slot = None
+    peer.setup()
+
+
 def plug(s, guest, peer_id, link=MSIX, vectors=VECTORS):
     """Hot-plug a device, in QEMU and in the guest"""
     guest.qmp.command('chardev-add', id='hot', backend={
@@ -257,10 +265,7 @@ def plug(s, guest, peer_id, link=MSIX, vectors=VECTORS):
     guest.qmp.command('device_add', driver='ivshmem2', id=peer.name,
                       chardev='hot', addr=f'{HOTPLUG_SLOT}', **{
                           'peer-id': peer_id})
-    peer.run(*(write(CONFIG, BARS + 4 * bar, address) for bar, address in (
-        (0, 0xd0000000), (1, 0xd0010000), (2, 0xd0800000), (3, 0))))
-    guest.slot = None
-    peer.setup()
+    place(peer)
     return peer
 
 

@@ -228,7 +228,7 @@ class Client:
                     raise Refused(text)
                 continue
             item = json.loads(text)
-            if item.get('event') == 'server-gone':
+            if item.get('event') in ('disconnected', 'connected', 'refused'):
                 continue            # it can come at any time
             if 'result' not in item:
                 objects.append(item)
@@ -384,7 +384,8 @@ class Guest:
 
     def wait_ready(self):
         """Waits until it has booted."""
-        _, match = self.process.expect(r'^guest is ready:(.*)$', BOOT_TIMEOUT)
+        # UEFI leaves a line that is not complete.
+        _, match = self.process.expect(r'guest is ready:(.*)$', BOOT_TIMEOUT)
         self.addresses = match[1].split()
         self.in_client = False
         if not self.qmp:

@@ -31,7 +31,6 @@ typedef struct Client {
     bool on_host;
     bool json;
     bool in_shell;
-    bool server_gone;           /* and the user knows */
     int signal_fd;              /* readable: a signal tells us to end */
     Settings set;
 } Client;
@@ -47,11 +46,11 @@ Command cmd_info, cmd_peers, cmd_ring, cmd_state, cmd_wait, cmd_watch;
 Command cmd_read, cmd_write, cmd_dump;
 Command cmd_ping, cmd_pong;
 
-/* Tell the user, once, if the server is gone. */
+/*
+ * Go on with the conversation with the server, and tell the user whether it is
+ * gone or back.  Does not wait.
+ */
 void check_server(Client *c);
-
-/* Signals and the server's end are noticed within this time */
-#define LOOK_MS     200
 
 /* Can the vector that the user gave, if any, interrupt this peer? */
 bool check_vector(const Client *c, GError **error);
@@ -77,7 +76,7 @@ bool signalled(const Client *c);
 
 /*
  * Wait until @fd is ready for one of @events (see poll()), or returns an
- * error.  Returns false if a signal came first.
+ * error.  Meanwhile, check_server().  Returns false if a signal came first.
  */
 bool await_fd(Client *c, int fd, short events);
 

@@ -182,10 +182,6 @@ static const CommandEntry *find_command(char **words, GError **error)
 static char *next_line(Client *c, GString *input)
 {
     for (;;) {
-        struct pollfd pfds[2] = {
-            { .fd = STDIN_FILENO, .events = POLLIN },
-            { .fd = c->signal_fd, .events = POLLIN },
-        };
         char *newline = strchr(input->str, '\n');
         char buf[512];
         ssize_t len;
@@ -196,11 +192,7 @@ static char *next_line(Client *c, GString *input)
             g_string_erase(input, 0, newline + 1 - input->str);
             return line;
         }
-        if (poll(pfds, 2, c->server_gone ? -1 : LOOK_MS) <= 0) {
-            check_server(c);
-            continue;
-        }
-        if (pfds[1].revents) {
+        if (!await_fd(c, STDIN_FILENO, POLLIN)) {
             end_interrupted(true, NULL);
             return NULL;
         }
@@ -292,6 +284,8 @@ static int make_signal_fd(void)
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGHUP);
+    /* the reader of our output is gone: leave in order then, too */
+    sigaddset(&set, SIGPIPE);
     sigprocmask(SIG_BLOCK, &set, NULL);
     return signalfd(-1, &set, SFD_CLOEXEC);
 }
@@ -360,7 +354,7 @@ static Status join(Client *c, GError **error)
         return STATUS_USAGE;
     }
     o.name = opt_link.name ? opt_link.name : "ivshmem2-client";
-    o.flags = IVSHMEM2_SOCKET_KEEP_FILES;
+    o.flags = IVSHMEM2_SOCKET_KEEP_FILES | IVSHMEM2_SOCKET_EVENTS;
     c->on_host = opt_link.socket;
     c->where = c->on_host ? opt_link.socket : opt_link.pci;
     c->json = opt_link.json;

@@ -110,6 +110,7 @@ Status cmd_peers(Client *c, char **args, GError **error)
 static void print_rung(Client *c, uint32_t id, uint32_t vector, uint64_t count)
 {
     uint32_t state = ivshmem2_peer_state(c->peer, id);
+    bool pending = ivshmem2_peer_pending(c->peer);
 
     if (c->json) {
         Json *json = json_new();
@@ -117,10 +118,13 @@ static void print_rung(Client *c, uint32_t id, uint32_t vector, uint64_t count)
         json_number(json, "target", id);
         json_number(json, "vector", vector);
         json_number(json, "count", count);
+        json_bool(json, "pending", pending);
         json_number(json, "state", state);
         json_print(json);
     } else {
-        printf("rang vector %u of peer %u%s\n", vector, id,
+        printf("rang vector %u of peer %u%s%s\n", vector, id,
+               pending ? " (peers that are not known are rung when the server "
+               "is back)" : "",
                state || id == c->info->id ? "" :
                ", which is absent or has not set a state: its state is 0");
     }

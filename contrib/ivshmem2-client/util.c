@@ -24,27 +24,56 @@ bool check_vector(const Client *c, GError **error)
     return true;
 }
 
+/* Signals are noticed within this time */
+#define LOOK_MS     200
+
 /* Events */
 
-void check_server(Client *c)
+static void print_connection(Client *c, const char *event,
+                             const GError *reason, const char *text)
 {
-    const char *text = "the server is gone; memory and the doorbells of peers "
-                       "that are known go on working; a server that is started "
-                       "now has other memory, which only new clients join";
-
-    /* in a guest, a wait fails when the device is being removed */
-    if (!c->on_host || c->server_gone || ivshmem2_peer_connected(c->peer)) {
-        return;
-    }
-    c->server_gone = true;
     if (c->json) {
         Json *json = json_new();
 
-        json_string(json, "event", "server-gone");
-        json_string(json, "text", text);
+        json_string(json, "event", event);
+        if (reason) {
+            json_number(json, "code", reason->code);
+            json_string(json, "reason", reason->message);
+        }
         json_print(json);
     } else {
-        fprintf(stderr, "ivshmem2-client: %s\n", text);
+        fprintf(stderr, "ivshmem2-client: %s%s%s%s\n", text,
+                reason ? " (" : "", reason ? reason->message : "",
+                reason ? ")" : "");
+    }
+}
+
+void check_server(Client *c)
+{
+    for (;;) {
+        g_autoptr(GError) reason = NULL;
+
+        switch (ivshmem2_peer_event(c->peer, &reason)) {
+        case IVSHMEM2_EVENT_NONE:
+            return;
+        case IVSHMEM2_EVENT_DISCONNECTED:
+            print_connection(c, "disconnected", reason,
+                             "the server is gone; memory and the doorbells of "
+                             "peers that are known go on working");
+            break;
+        case IVSHMEM2_EVENT_CONNECTED:
+            print_connection(c, "connected", NULL, "the server is back");
+            break;
+        case IVSHMEM2_EVENT_REFUSED:
+            print_connection(c, "refused", reason,
+                             g_error_matches(reason, IVSHMEM2_ERROR,
+                                             IVSHMEM2_ERROR_SESSION) ?
+                             "a server of another session is there, whose "
+                             "memory only new clients share; this one goes on "
+                             "alone" :
+                             "cannot resume; goes on alone and tries again");
+            break;
+        }
     }
 }
 
@@ -75,10 +104,11 @@ Event next_event(Client *c, int64_t deadline, int only, int *vector,
         ret = ivshmem2_peer_wait(c->peer, only, vector, only < 0 ? 0 :
                                  left < 0 ? LOOK_MS : MIN(left, LOOK_MS),
                                  error);
-        if (ret) {
+        if (ret == 1 || ret < 0) {
             return ret < 0 ? EVENT_ERROR : EVENT_INTERRUPT;
         }
-        if (!left) {
+        /* 2: check_server() takes it */
+        if (!ret && !left) {
             return EVENT_TIMEOUT;
         }
     }
@@ -86,14 +116,18 @@ Event next_event(Client *c, int64_t deadline, int only, int *vector,
 
 bool await_fd(Client *c, int fd, short events)
 {
-    struct pollfd pfds[2] = {
+    struct pollfd pfds[3] = {
         { .fd = c->signal_fd, .events = POLLIN },
         { .fd = fd, .events = events },
+        { .fd = ivshmem2_peer_connection_fd(c->peer), .events = POLLIN },
     };
 
-    while (poll(pfds, 2, -1) < 0 && errno == EINTR) {
-        continue;
-    }
+    do {
+        check_server(c);
+        while (poll(pfds, 3, -1) < 0 && errno == EINTR) {
+            continue;
+        }
+    } while (!pfds[0].revents && !pfds[1].revents);
     return !pfds[0].revents;
 }
 

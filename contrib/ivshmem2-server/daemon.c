@@ -1,5 +1,5 @@
 /*
- * The server's I/O: the listening socket and the connections
+ * The server's I/O: the connections
  *
  * Nothing here waits for a client, and nothing takes as long as a client
  * likes: no close of what it sent, no blocking write, no connect, no lock.  As
@@ -13,7 +13,6 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <linux/sockios.h>
 #include <poll.h>
@@ -23,7 +22,9 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
+#include "accept.h"
 #include "daemon.h"
+#include "holds.h"
 #include "libivshmem2-transport.h"
 #include "libivshmem2-util.h"
 #include "lobby.h"
@@ -40,7 +41,6 @@
 #define CALLS_TO_RECEIVE        2
 #define CALLS_TO_SEND           1
 #define CALLS_PER_TURN          6
-#define ACCEPTS_PER_TURN        4
 
 /*
  * As small as the kernel makes it.  Messages that a client does not read take
@@ -57,17 +57,22 @@
  */
 #define SHORT_TIME              G_USEC_PER_SEC
 
+/*
+ * A process that was killed has closed its files soon, but may be in the kernel
+ * for long.  Longer than SHORT_TIME, after which a slot is free that was held
+ * for a process which cannot be seen.
+ */
+#define PATIENCE                (SHORT_TIME + SHORT_TIME / 2)
+
 /* Sockets with descriptors that wait for being closed, at most */
 #define MAX_DISPOSALS           64
-
-/* Between two warnings that no connection can be accepted */
-#define COMPLAINT_INTERVAL      (10 * G_USEC_PER_SEC)
 
 struct Ivshmem2Daemon {
     Ivshmem2Server *server;
     Ivshmem2Loop loop;
     Ivshmem2Timers handshakes;
     Ivshmem2Timers short_times;
+    Ivshmem2Holds holds;
     Ivshmem2Timers checks;
     Ivshmem2Timer check_timer;  /* running: a connection waits for others */
     GQueue connections;
@@ -76,11 +81,7 @@ struct Ivshmem2Daemon {
     Ivshmem2Budget *budget;     /* borrowed */
     const Ivshmem2Access *access;   /* borrowed; NULL: all IDs for all */
 
-    int listen_fd;              /* borrowed */
-    Ivshmem2Watch listen_watch;
-    Ivshmem2Timer listen_timer; /* running: no descriptors to accept with */
-    int64_t next_complaint;
-
+    Ivshmem2Acceptor acceptor;
     int signal_fd;
     Ivshmem2Watch signal_watch;
     int signal;                 /* the last one that arrived, or 0 */
@@ -97,22 +98,15 @@ typedef struct Connection {
     bool deaf;                  /* sending failed; there may be more to read */
     bool blocked;               /* until the next check */
     bool closing;               /* by the client, and not all is read */
+    int64_t patience;           /* how long it waits for others to end, or 0 */
     uint8_t unread;             /* it may not have read so many descriptors */
     uint8_t last_sent;          /* of them: with the last message */
     Ivshmem2Transport conn;
     Ivshmem2Client *client;     /* NULL: nothing is left but the socket */
 } Connection;
 
-/* A slot whose former occupant's process may still use the eventfds */
-typedef struct Hold {
-    Ivshmem2Daemon *daemon;
-    Ivshmem2Process *process;
-    uint32_t id;
-} Hold;
-
 static void connection_run(Connection *c);
 static void connection_set_timer(Connection *c);
-static void listen_again(Ivshmem2Daemon *d);
 static void check_joiners(Ivshmem2Daemon *d);
 static void check_later(Ivshmem2Daemon *d);
 
@@ -155,9 +149,7 @@ static void connection_destroy(Connection *c)
     g_queue_unlink(&d->connections, &c->node);
     ivshmem2_budget_discharge_fds(d->budget, 1);
     ivshmem2_loop_free_later(&d->loop, c);
-    if (d->listen_timer.queue) {
-        listen_again(d);
-    }
+    ivshmem2_acceptor_resume(&d->acceptor);
 }
 
 static void parking_expired(Ivshmem2Timer *t)
@@ -327,18 +319,21 @@ static bool connection_enter(Connection *c)
     return c->joiner.stage != IVSHMEM2_WAITING;
 }
 
-static bool is_closing(void *connection)
-{
-    return ((Connection *)connection)->closing;
-}
-
-/* Does it ask for the slot of a client that has perhaps said goodbye? */
+/* Does it ask for a slot that will be given back soon? */
 static bool connection_must_wait(Connection *c)
 {
     const Ivshmem2Msg *msg = &c->conn.in.msg;
+    bool patient;
 
-    c->blocked = c->daemon->n_closing && msg->hdr.type == IVSHMEM2_MSG_HELLO &&
-                 ivshmem2_client_waits(c->client, &msg->hello, is_closing);
+    c->blocked = false;
+    if (msg->hdr.type == IVSHMEM2_MSG_HELLO) {
+        if (!c->patience) {
+            c->patience = ivshmem2_deadline(PATIENCE);
+        }
+        patient = ivshmem2_deadline_ms(c->patience);
+        c->blocked = ivshmem2_client_waits(c->client, &msg->hello,
+                                           c->daemon->n_closing, patient);
+    }
     return c->blocked;
 }
 
@@ -639,49 +634,24 @@ static bool check_limits(Connection *c, const struct ucred *cred,
     return true;
 }
 
-/* Listening */
+/* Accepting */
 
-static void listen_expired(Ivshmem2Timer *t)
+static void take_connection(Ivshmem2Acceptor *a, int fd)
 {
-    listen_again(IVSHMEM2_CONTAINER(t, Ivshmem2Daemon, listen_timer));
-}
-
-static void listen_again(Ivshmem2Daemon *d)
-{
-    ivshmem2_timer_stop(&d->listen_timer);
-    ivshmem2_loop_modify(&d->loop, &d->listen_watch, d->listen_fd, EPOLLIN);
-}
-
-static void complain(Ivshmem2Daemon *d, const char *why)
-{
-    if (!ivshmem2_deadline_ms(d->next_complaint)) {
-        g_warning("cannot accept a connection: %s", why);
-        d->next_complaint = ivshmem2_deadline(COMPLAINT_INTERVAL);
-    }
-}
-
-/* Accepting failed and would fail again at once: wait. */
-static void listen_later(Ivshmem2Daemon *d)
-{
-    complain(d, g_strerror(errno));
-    ivshmem2_timer_start(&d->listen_timer, &d->short_times, listen_expired);
-    ivshmem2_loop_modify(&d->loop, &d->listen_watch, d->listen_fd, 0);
-}
-
-static void take_connection(Ivshmem2Daemon *d, int fd)
-{
+    Ivshmem2Daemon *d = IVSHMEM2_CONTAINER(a, Ivshmem2Daemon, acceptor);
     struct ucred cred;
     socklen_t len = sizeof(cred);
     bool has_share;
     Connection *c;
 
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
-        complain(d, g_strerror(errno));
+        ivshmem2_acceptor_complain(a, g_strerror(errno));
         ivshmem2_socket_close(&fd);
         return;
     }
     if (!ivshmem2_budget_allows_refusal(d->budget, cred.uid)) {
-        complain(d, "too many by one user that have not joined yet");
+        ivshmem2_acceptor_complain(a, "too many by one user that have not "
+                                   "joined yet");
         ivshmem2_socket_close(&fd);
         return;
     }
@@ -692,112 +662,129 @@ static void take_connection(Ivshmem2Daemon *d, int fd)
     }
 }
 
-static void listen_ready(Ivshmem2Watch *w)
+/* Processes */
+
+static Ivshmem2Process *open_process(const Connection *c)
 {
-    Ivshmem2Daemon *d = IVSHMEM2_CONTAINER(w, Ivshmem2Daemon, listen_watch);
-
-    for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
-        int fd = accept4(d->listen_fd, NULL, NULL,
-                         SOCK_CLOEXEC | SOCK_NONBLOCK);
-
-        if (fd < 0) {
-            if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
-                errno == ENOMEM) {
-                listen_later(d);
-            }
-            return;
-        }
-        take_connection(d, fd);
-    }
-}
-
-/* Holds */
-
-static void hold_ended(void *opaque)
-{
-    Hold *h = opaque;
-
-    ivshmem2_server_release(h->daemon->server, h->id);
+    return ivshmem2_process_open(c->conn.fd, ivshmem2_client_pid(c->client));
 }
 
 static void *hold_slot(void *connection, uint32_t id)
 {
     Connection *c = connection;
-    Ivshmem2Daemon *d = c->daemon;
-    Ivshmem2Process *process = ivshmem2_process_open(
-        c->conn.fd, ivshmem2_client_pid(c->client));
-    Hold *h;
+    Ivshmem2Process *p = open_process(c);
 
-    if (!process) {
-        return NULL;
-    }
-    h = g_new(Hold, 1);
-    *h = (Hold) { .daemon = d, .process = process, .id = id };
-    ivshmem2_budget_charge_fds(d->budget, 1);
-    ivshmem2_process_watch(process, &d->loop, &d->short_times, hold_ended, h);
-    return h;
+    return p ? ivshmem2_hold_new_consume(&c->daemon->holds, id, p) : NULL;
+}
+
+static void *adopt_slot(void *daemon, uint32_t id, pid_t pid,
+                        uint64_t start_time, bool grace)
+{
+    return ivshmem2_hold_adopt(&((Ivshmem2Daemon *)daemon)->holds, id, pid,
+                               start_time, grace);
 }
 
 static void unhold_slot(void *hold)
 {
-    Hold *h = hold;
-
-    ivshmem2_budget_discharge_fds(h->daemon->budget, 1);
-    ivshmem2_process_free(h->process);
-    g_free(h);
+    ivshmem2_hold_free(hold);
 }
 
 static bool is_alive(void *connection)
 {
-    Connection *c = connection;
-    Ivshmem2Process *process = ivshmem2_process_open(
-        c->conn.fd, ivshmem2_client_pid(c->client));
-    bool alive = process;
+    Ivshmem2Process *p = open_process(connection);
+    bool alive = p;
 
-    if (process) {
-        ivshmem2_process_free(process);
-    }
+    g_clear_pointer(&p, ivshmem2_process_free);
     return alive;
 }
 
 static bool is_hold_alive(void *hold)
 {
-    return ivshmem2_process_is_alive(((Hold *)hold)->process);
+    return ivshmem2_hold_is_alive(hold);
+}
+
+static bool is_leaving(void *connection, bool process)
+{
+    Connection *c = connection;
+    Ivshmem2Process *p;
+    bool ending;
+
+    if (c->closing || (process && (connection_poll(c, 0) & POLLHUP))) {
+        return true;
+    }
+    /* If it is gone, the connection is that of another process now. */
+    p = process ? open_process(c) : NULL;
+    ending = p && ivshmem2_process_is_ending(p);
+    g_clear_pointer(&p, ivshmem2_process_free);
+    return ending;
+}
+
+static bool is_hold_ending(void *hold)
+{
+    return ivshmem2_hold_is_ending(hold);
+}
+
+static uint64_t start_time(void *connection)
+{
+    Ivshmem2Process *p = open_process(connection);
+    uint64_t time = p ? ivshmem2_process_start_time(p) : 0;
+
+    g_clear_pointer(&p, ivshmem2_process_free);
+    return time;
+}
+
+static unsigned grace_left(void *hold)
+{
+    return ivshmem2_hold_grace_left(hold);
 }
 
 /* The daemon */
 
 static const Ivshmem2ServerOps server_ops = {
-    .hold = hold_slot,
-    .unhold = unhold_slot,
-    .is_alive = is_alive,
-    .is_hold_alive = is_hold_alive,
+    .slots.hold = hold_slot,
+    .slots.adopt = adopt_slot,
+    .slots.unhold = unhold_slot,
+    .slots.is_alive = is_alive,
+    .slots.is_hold_alive = is_hold_alive,
+    .slots.is_leaving = is_leaving,
+    .slots.is_hold_ending = is_hold_ending,
+    .slots.start_time = start_time,
+    .slots.grace_left = grace_left,
     .wake = wake,
 };
 
 Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
                                     int listen_fd, unsigned handshake_timeout,
-                                    GError **error)
+                                    unsigned grace, GError **error)
 {
     Ivshmem2Daemon *d = g_new0(Ivshmem2Daemon, 1);
 
-    d->server = ivshmem2_server_new(link, budget, &server_ops);
     d->budget = budget;
     ivshmem2_lobby_init(&d->lobby, budget);
     d->handshakes.duration = handshake_timeout * G_USEC_PER_SEC;
     d->short_times.duration = SHORT_TIME;
     d->checks.duration = CHECK_INTERVAL;
-    d->listen_fd = listen_fd;
-    ivshmem2_socket_refuse_fds(listen_fd);
-    d->listen_watch.ready = listen_ready;
+    d->holds = (Ivshmem2Holds) {
+        .budget = budget,
+        .loop = &d->loop,
+        .quarantine = &d->short_times,
+        .grace.duration = grace * G_USEC_PER_SEC,
+    };
+    d->acceptor = (Ivshmem2Acceptor) {
+        .loop = &d->loop,
+        .pauses = &d->short_times,
+        .fd = listen_fd,
+        .take = take_connection,
+    };
     d->signal_fd = -1;
     if (!ivshmem2_loop_init(&d->loop, error) ||
-        !ivshmem2_loop_add(&d->loop, &d->listen_watch, listen_fd, EPOLLIN,
-                           error)) {
+        !ivshmem2_acceptor_start(&d->acceptor, error)) {
         ivshmem2_daemon_free(d);
         return NULL;
     }
     ivshmem2_budget_count_open_fds(budget, listen_fd);
+    d->server = ivshmem2_server_new(link, budget, &server_ops, d);
+    d->holds.server = d->server;
     return d;
 }
 
@@ -819,12 +806,14 @@ void ivshmem2_daemon_free(Ivshmem2Daemon *d)
     GList *node;
 
     d->ending = true;
-    ivshmem2_server_shutdown(d->server);
+    if (d->server) {
+        ivshmem2_server_shutdown(d->server);
+    }
     while ((node = d->connections.head)) {
         say_farewell(node->data);
         connection_free(node->data);
     }
-    ivshmem2_server_free(d->server);
+    g_clear_pointer(&d->server, ivshmem2_server_free);
     ivshmem2_lobby_clear(&d->lobby);
     ivshmem2_close(&d->signal_fd);
     ivshmem2_loop_clear(&d->loop);
@@ -833,7 +822,8 @@ void ivshmem2_daemon_free(Ivshmem2Daemon *d)
 
 void ivshmem2_daemon_turn(Ivshmem2Daemon *d, bool wait)
 {
-    Ivshmem2Timers *timers[] = { &d->handshakes, &d->short_times, &d->checks };
+    Ivshmem2Timers *timers[] = { &d->handshakes, &d->short_times, &d->checks,
+                                 &d->holds.grace };
     int64_t deadline = -1;
     bool more = ivshmem2_server_broadcast(d->server, 0);
 

@@ -23,11 +23,12 @@ typedef struct Ivshmem2Daemon Ivshmem2Daemon;
 
 /*
  * @link, @budget, and @listen_fd, a listening unix stream socket, are borrowed.
- * @handshake_timeout: seconds
+ * @handshake_timeout, @grace: seconds.  A slot that was occupied when the
+ * server before this one ended waits for its process during @grace.
  */
 Ivshmem2Daemon *ivshmem2_daemon_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
                                     int listen_fd, unsigned handshake_timeout,
-                                    GError **error);
+                                    unsigned grace, GError **error);
 
 /* Tell all clients that the server goes away, and close everything. */
 void ivshmem2_daemon_free(Ivshmem2Daemon *d);

@@ -19,86 +19,14 @@
 #include "hw/misc/ivshmem2-regs.h"
 #include "libivshmem2-core.h"
 #include "libivshmem2-util.h"
-#include "link.h"
-
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 0x0008U
-#endif
-#ifndef MFD_HUGE_SHIFT
-#define MFD_HUGE_SHIFT 26
-#endif
-
-#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+#include "link-build.h"
+#include "memfd.h"
 
 /* Memory */
 
-static int create_memfd(const char *name, unsigned flags)
+static uint64_t huge_page_size(const Ivshmem2Link *link)
 {
-    /*
-     * Systems can forbid memory files without MFD_NOEXEC_SEAL, which Linux
-     * before 6.3 does not know.
-     */
-    int fd = memfd_create(name, flags | MFD_CLOEXEC | MFD_NOEXEC_SEAL);
-
-    if (fd < 0 && errno == EINVAL) {
-        fd = memfd_create(name, flags | MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    }
-    return fd;
-}
-
-static bool no_huge_pages(uint64_t size, uint64_t page, GError **error)
-{
-    g_autofree char *path = g_strdup_printf(
-        "/sys/kernel/mm/hugepages/hugepages-%" PRIu64 "kB/free_hugepages",
-        page / 1024);
-    g_autofree char *free_pages = NULL;
-
-    g_file_get_contents(path, &free_pages, NULL, NULL);
-    return ivshmem2_fail(error, IVSHMEM2_ERROR_IO,
-                         "%" PRIu64 " more huge pages of %" PRIu64 " KiB are "
-                         "needed, the system has %s free (see "
-                         "vm.nr_hugepages)", size / page, page / 1024,
-                         free_pages ? g_strstrip(free_pages) : "none");
-}
-
-static bool size_memfd(const Ivshmem2Link *link, int fd, uint64_t size,
-                       mode_t mode, bool huge, const char *what,
-                       GError **error)
-{
-    if (ftruncate(fd, size) < 0) {
-        return ivshmem2_fail_errno(error, "cannot make a %s of %" PRIu64
-                                   " bytes", what, size);
-    }
-    /* If it had no pages yet, the first access could end in a SIGBUS. */
-    if (huge && fallocate(fd, 0, 0, size) < 0) {
-        return no_huge_pages(size, link->config.huge_page_size, error);
-    }
-    /*
-     * A peer can reopen a descriptor by /proc/self/fd, also for writing if the
-     * mode permits.
-     */
-    if (fchmod(fd, mode) < 0 || fcntl(fd, F_ADD_SEALS, SEALS) < 0) {
-        return ivshmem2_fail_errno(error, "cannot seal the %s", what);
-    }
-    return true;
-}
-
-static int make_memfd(const Ivshmem2Link *link, uint64_t size, mode_t mode,
-                      bool huge, const char *what, GError **error)
-{
-    unsigned flags = huge ? MFD_HUGETLB |
-        (unsigned)__builtin_ctzll(link->config.huge_page_size)
-        << MFD_HUGE_SHIFT : 0;
-    int fd = create_memfd("ivshmem2", flags);
-
-    if (fd < 0) {
-        ivshmem2_fail_errno(error, "cannot create the %s", what);
-        return -1;
-    }
-    if (!size_memfd(link, fd, size, mode, huge, what, error)) {
-        ivshmem2_close(&fd);
-    }
-    return fd;
+    return link->config.huge_pages ? link->config.huge_page_size : 0;
 }
 
 static bool make_outputs(Ivshmem2Link *link, GError **error)
@@ -109,19 +37,16 @@ static bool make_outputs(Ivshmem2Link *link, GError **error)
     link->output_read_fds = g_new(int, max);
     while (link->n_outputs < max) {
         uint32_t i = link->n_outputs;
-        g_autofree char *path = NULL;
-        int fd = make_memfd(link, link->welcome.output_size, S_IRUSR,
-                            link->config.huge_pages, "output section", error);
+        int fd = ivshmem2_memfd_new(link->welcome.output_size, S_IRUSR,
+                                    huge_page_size(link), "output section",
+                                    error);
         int read_fd;
 
         if (fd < 0) {
             return false;
         }
-        path = g_strdup_printf("/proc/self/fd/%d", fd);
-        read_fd = open(path, O_RDONLY | O_CLOEXEC);
+        read_fd = ivshmem2_memfd_reopen(fd, "output section", error);
         if (read_fd < 0) {
-            ivshmem2_fail_errno(error,
-                                "cannot open an output section read-only");
             ivshmem2_close(&fd);
             return false;
         }
@@ -132,27 +57,35 @@ static bool make_outputs(Ivshmem2Link *link, GError **error)
     return true;
 }
 
-static bool make_memory(Ivshmem2Link *link, GError **error)
+bool ivshmem2_link_map_table(Ivshmem2Link *link, GError **error)
 {
-    const Ivshmem2Welcome *w = &link->welcome;
-
-    link->memory_fds[0] = make_memfd(link, w->state_table_size,
-                                     S_IRUSR | S_IWUSR, false, "State Table",
-                                     error);
-    if (link->memory_fds[0] < 0) {
-        return false;
-    }
-    link->table = mmap(NULL, w->max_peers * sizeof(uint32_t),
+    link->table = mmap(NULL, link->welcome.max_peers * sizeof(uint32_t),
                        PROT_READ | PROT_WRITE, MAP_SHARED,
                        link->memory_fds[0], 0);
     if (link->table == MAP_FAILED) {
         link->table = NULL;
         return ivshmem2_fail_errno(error, "cannot map the State Table");
     }
+    return true;
+}
+
+static bool make_memory(Ivshmem2Link *link, GError **error)
+{
+    const Ivshmem2Welcome *w = &link->welcome;
+
+    link->memory_fds[0] = ivshmem2_memfd_new(w->state_table_size,
+                                             S_IRUSR | S_IWUSR, 0,
+                                             "State Table", error);
+    if (link->memory_fds[0] < 0) {
+        return false;
+    }
+    if (!ivshmem2_link_map_table(link, error)) {
+        return false;
+    }
     if (w->rw_size) {
-        link->memory_fds[1] = make_memfd(link, w->rw_size, S_IRUSR | S_IWUSR,
-                                         link->config.huge_pages,
-                                         "R/W section", error);
+        link->memory_fds[1] = ivshmem2_memfd_new(w->rw_size, S_IRUSR | S_IWUSR,
+                                                 huge_page_size(link),
+                                                 "R/W section", error);
         if (link->memory_fds[1] < 0) {
             return false;
         }
@@ -161,31 +94,6 @@ static bool make_memory(Ivshmem2Link *link, GError **error)
 }
 
 /* Configuration */
-
-/* The size of huge pages that the configuration asks for */
-static bool find_huge_page_size(Ivshmem2LinkConfig *config, GError **error)
-{
-    unsigned flags = MFD_HUGETLB;
-    struct stat st;
-    int fd;
-
-    if (config->huge_page_size) {
-        flags |= (unsigned)__builtin_ctzll(config->huge_page_size)
-                 << MFD_HUGE_SHIFT;
-    }
-    fd = create_memfd("ivshmem2", flags);
-    if (fd < 0) {
-        return ivshmem2_fail_errno(error, "the system has no huge pages of "
-                                   "%s (see /sys/kernel/mm/hugepages)",
-                                   config->huge_page_size ?
-                                   "this size" : "the default size");
-    }
-    if (fstat(fd, &st) == 0) {
-        config->huge_page_size = st.st_blksize;
-    }
-    ivshmem2_close(&fd);
-    return true;
-}
 
 /*
  * Up to a multiple of @page.  Down where rounding up might overflow: that is
@@ -197,7 +105,7 @@ static uint64_t round_up(uint64_t size, uint64_t page)
                                     : (size + page - 1) / page * page;
 }
 
-static bool configure(Ivshmem2Link *link, GError **error)
+bool ivshmem2_link_configure(Ivshmem2Link *link, GError **error)
 {
     Ivshmem2LinkConfig *config = &link->config;
     Ivshmem2Welcome *w = &link->welcome;
@@ -215,7 +123,7 @@ static bool configure(Ivshmem2Link *link, GError **error)
     }
     unit = config->page_size;
     if (config->huge_pages) {
-        if (!find_huge_page_size(config, error)) {
+        if (!ivshmem2_memfd_huge_page_size(&config->huge_page_size, error)) {
             return false;
         }
         unit = MAX(unit, config->huge_page_size);
@@ -238,7 +146,7 @@ bool ivshmem2_link_check(const Ivshmem2LinkConfig *config, GError **error)
 {
     Ivshmem2Link link = { .config = *config };
 
-    return configure(&link, error);
+    return ivshmem2_link_configure(&link, error);
 }
 
 /* A random UUID, as in RFC 9562 */
@@ -255,18 +163,88 @@ static bool make_session(Ivshmem2Link *link, GError **error)
     return true;
 }
 
+/* Keeping: what a successor needs, in the order in which it is kept */
+
+Ivshmem2RecordShape ivshmem2_link_shape(const Ivshmem2Link *link)
+{
+    return (Ivshmem2RecordShape) {
+        .welcome = link->welcome,
+        .huge_page_size = huge_page_size(link),
+        .protocol = link->config.protocol,
+        .backend_id = link->config.backend_id,
+    };
+}
+
+static bool make_record(Ivshmem2Link *link, GError **error)
+{
+    Ivshmem2RecordShape shape = ivshmem2_link_shape(link);
+
+    link->record = ivshmem2_record_new(&shape, error);
+    return link->record;
+}
+
+/* What the record says of the memory files */
+static void record_files(Ivshmem2Link *link)
+{
+    for (uint32_t i = 0; i < G_N_ELEMENTS(link->memory_fds); i++) {
+        ivshmem2_file_id(link->memory_fds[i],
+                         ivshmem2_record_file(link->record, i));
+    }
+    for (uint32_t i = 0; i < link->n_outputs; i++) {
+        ivshmem2_file_id(link->output_fds[i],
+                         ivshmem2_record_file(link->record,
+                                              IVSHMEM2_FILE_OUTPUTS + i));
+    }
+}
+
+static bool keep(Ivshmem2Link *link, const char *name, const int *fds,
+                 size_t n, GError **error)
+{
+    Ivshmem2Store *store = link->config.store;
+
+    return ivshmem2_store_put(store, name, fds, n) == n ||
+           ivshmem2_fail_errno(error, "%s does not take the link's descriptors",
+                               ivshmem2_store_keeper(store));
+}
+
+/* All or nothing: with a part of them, no successor could start. */
+static bool keep_memory(Ivshmem2Link *link, GError **error)
+{
+    Ivshmem2Store *store = link->config.store;
+    size_t room = ivshmem2_store_room(store);
+    size_t rw = link->welcome.rw_size != 0;
+    int record_fd = ivshmem2_record_fd(link->record);
+
+    if (!room) {
+        link->config.store = NULL;
+        return true;
+    }
+    if (room < 2 + rw + link->n_outputs) {
+        g_warning("%s keeps %zu descriptors, but the link's memory needs %zu: "
+                  "the link ends with this server (see "
+                  "FileDescriptorStoreMax= of the service)",
+                  ivshmem2_store_keeper(store), room,
+                  2 + rw + link->n_outputs);
+        link->config.store = NULL;
+        return true;
+    }
+    return keep(link, IVSHMEM2_STORE_RECORD, &record_fd, 1, error) &&
+           keep(link, IVSHMEM2_STORE_STATE_TABLE, &link->memory_fds[0], 1,
+                error) &&
+           keep(link, IVSHMEM2_STORE_RW, &link->memory_fds[1], rw, error) &&
+           keep(link, IVSHMEM2_STORE_OUTPUTS, link->output_fds,
+                link->n_outputs, error);
+}
+
 /* Life */
 
-static bool make_all(Ivshmem2Link *link, GError **error)
+bool ivshmem2_link_complete(Ivshmem2Link *link, GError **error)
 {
-    const Ivshmem2Welcome *w = &link->welcome;
-
-    if (!configure(link, error) || !make_session(link, error) ||
-        !make_memory(link, error)) {
-        return false;
-    }
-    link->eventfds = g_new0(int *, w->max_peers);
-    for (uint32_t id = 0; link->config.pushes && id < w->max_peers; id++) {
+    for (uint32_t id = 0; link->config.pushes && id < link->welcome.max_peers;
+         id++) {
+        if (link->eventfds[id]) {
+            continue;
+        }
         if (!ivshmem2_link_make_eventfds(link, id, error)) {
             return false;
         }
@@ -279,14 +257,37 @@ static bool make_all(Ivshmem2Link *link, GError **error)
     return true;
 }
 
-Ivshmem2Link *ivshmem2_link_new(const Ivshmem2LinkConfig *config,
-                                GError **error)
+static bool make_all(Ivshmem2Link *link, GError **error)
+{
+    if (!ivshmem2_link_configure(link, error) || !make_session(link, error) ||
+        !make_record(link, error) || !make_memory(link, error)) {
+        return false;
+    }
+    link->eventfds = g_new0(int *, link->welcome.max_peers);
+    record_files(link);
+    if (!keep_memory(link, error) || !ivshmem2_link_complete(link, error)) {
+        return false;
+    }
+    ivshmem2_record_set_served(link->record);
+    return true;
+}
+
+Ivshmem2Link *ivshmem2_link_alloc(const Ivshmem2LinkConfig *config)
 {
     Ivshmem2Link *link = g_new0(Ivshmem2Link, 1);
 
     link->config = *config;
     link->memory_fds[0] = -1;
     link->memory_fds[1] = -1;
+    link->spare_eventfds = g_array_new(FALSE, FALSE, sizeof(int));
+    return link;
+}
+
+Ivshmem2Link *ivshmem2_link_new(const Ivshmem2LinkConfig *config,
+                                GError **error)
+{
+    Ivshmem2Link *link = ivshmem2_link_alloc(config);
+
     if (!make_all(link, error)) {
         ivshmem2_link_free(link);
         return NULL;
@@ -325,6 +326,11 @@ void ivshmem2_link_free(Ivshmem2Link *link)
         }
     }
     g_free(link->eventfds);
+    for (guint i = 0; i < link->spare_eventfds->len; i++) {
+        ivshmem2_close(&g_array_index(link->spare_eventfds, int, i));
+    }
+    g_array_unref(link->spare_eventfds);
+    ivshmem2_record_free(link->record);
     g_free(link);
 }
 
@@ -346,18 +352,14 @@ void ivshmem2_link_welcome(const Ivshmem2Link *link, uint32_t id,
 
 /* Eventfds */
 
-bool ivshmem2_link_make_eventfds(Ivshmem2Link *link, uint32_t id,
-                                 GError **error)
+/* Make those of @fds that come after the first @have. */
+static bool make_eventfds(const Ivshmem2Link *link, uint32_t id, int *fds,
+                          uint32_t have, GError **error)
 {
     uint32_t n = link->welcome.vectors;
     int limit = link->config.fd_limit;
-    int *fds;
 
-    if (link->eventfds[id]) {
-        return true;
-    }
-    fds = g_new(int, n);
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = have; i < n; i++) {
         fds[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         if (limit && fds[i] >= limit) {
             ivshmem2_close(&fds[i]);
@@ -366,12 +368,152 @@ bool ivshmem2_link_make_eventfds(Ivshmem2Link *link, uint32_t id,
         if (fds[i] < 0) {
             ivshmem2_fail_errno(error, "cannot create %u eventfds for ID %u",
                                 n, id);
-            free_eventfds(fds, i);
+            while (i-- > have) {
+                ivshmem2_close(&fds[i]);
+            }
             return false;
         }
     }
+    return true;
+}
+
+/*
+ * Have those after @have kept, too.  If not all of them are taken, the others
+ * end here, and those that are kept are spare ones.
+ */
+static bool keep_eventfds(Ivshmem2Link *link, uint32_t id, int *fds,
+                          uint32_t have, GError **error)
+{
+    uint32_t n = link->welcome.vectors;
+    size_t done;
+
+    if (!ivshmem2_record_set_eventfds(link->record, id,
+                                      IVSHMEM2_EVENTFDS_MAKING, NULL,
+                                      error)) {
+        done = 0;
+    } else {
+        done = ivshmem2_store_put(link->config.store, IVSHMEM2_STORE_EVENTFDS,
+                                  fds + have, n - have);
+        if (have + done == n) {
+            return true;
+        }
+        ivshmem2_fail_errno(error, "%s takes no descriptors at the moment",
+                            ivshmem2_store_keeper(link->config.store));
+    }
+    for (uint32_t i = have + done; i < n; i++) {
+        ivshmem2_close(&fds[i]);
+    }
+    g_array_append_vals(link->spare_eventfds, fds, have + done);
+    if (!link->spare_eventfds->len) {
+        ivshmem2_record_set_eventfds(link->record, id, IVSHMEM2_EVENTFDS_NONE,
+                                     NULL, NULL);
+    }
+    return false;
+}
+
+/* Those that the record can name, and that the store has room for */
+static bool can_keep(Ivshmem2Link *link)
+{
+    Ivshmem2Store *store = link->config.store;
+    uint64_t room = (uint64_t)ivshmem2_store_room(store) +
+                    link->spare_eventfds->len;
+
+    if (room >= link->welcome.vectors) {
+        return true;
+    }
+    if (store && !link->store_is_full) {
+        g_warning("%s has no room for more descriptors: peers that join from "
+                  "now on cannot continue after a restart of the server (see "
+                  "FileDescriptorStoreMax= of the service)",
+                  ivshmem2_store_keeper(store));
+        link->store_is_full = true;
+    }
+    return false;
+}
+
+static uint32_t take_spare_eventfds(Ivshmem2Link *link, int *fds, uint32_t n)
+{
+    GArray *spare = link->spare_eventfds;
+    uint32_t have = MIN(n, spare->len);
+
+    if (have) {
+        memcpy(fds, spare->data, have * sizeof(int));
+        g_array_remove_range(spare, 0, have);
+    }
+    return have;
+}
+
+/* Returns false if one has no number. */
+static bool number_eventfds(const int *fds, uint32_t *numbers, uint32_t n)
+{
+    bool all = true;
+
+    for (uint32_t i = 0; i < n; i++) {
+        numbers[i] = ivshmem2_eventfd_number(fds[i]);
+        all = all && numbers[i];
+    }
+    return all;
+}
+
+/* The record has the last word: until then no peer may have them. */
+static bool record_eventfds(Ivshmem2Link *link, uint32_t id, int *fds,
+                            const uint32_t *numbers, bool kept, GError **error)
+{
+    uint32_t n = link->welcome.vectors;
+
+    if (ivshmem2_record_set_eventfds(link->record, id,
+                                     kept ? IVSHMEM2_EVENTFDS_KEPT
+                                          : IVSHMEM2_EVENTFDS_LOST,
+                                     kept ? numbers : NULL, error)) {
+        return true;
+    }
+    if (kept) {
+        g_array_append_vals(link->spare_eventfds, fds, n);
+    }
+    for (uint32_t i = 0; !kept && i < n; i++) {
+        ivshmem2_close(&fds[i]);
+    }
+    return false;
+}
+
+static bool make_recorded(Ivshmem2Link *link, uint32_t id, int *fds,
+                          GError **error)
+{
+    uint32_t n = link->welcome.vectors;
+    g_autofree uint32_t *numbers = g_new0(uint32_t, n);
+    bool kept = can_keep(link);
+    uint32_t have = kept ? take_spare_eventfds(link, fds, n) : 0;
+
+    if (!make_eventfds(link, id, fds, have, error)) {
+        g_array_append_vals(link->spare_eventfds, fds, have);
+        return false;
+    }
+    /* Linux before 5.2 has no numbers, and so no way to find them again. */
+    kept = kept && number_eventfds(fds, numbers, n);
+    return (!kept || keep_eventfds(link, id, fds, have, error)) &&
+           record_eventfds(link, id, fds, numbers, kept, error);
+}
+
+bool ivshmem2_link_make_eventfds(Ivshmem2Link *link, uint32_t id,
+                                 GError **error)
+{
+    int *fds;
+
+    if (link->eventfds[id]) {
+        return true;
+    }
+    fds = g_new(int, link->welcome.vectors);
+    if (!make_recorded(link, id, fds, error)) {
+        g_free(fds);
+        return false;
+    }
     link->eventfds[id] = fds;
     return true;
+}
+
+bool ivshmem2_link_is_renewed(const Ivshmem2Link *link, uint32_t id)
+{
+    return ivshmem2_record_renewed(link->record, id);
 }
 
 void ivshmem2_link_signal(Ivshmem2Link *link, uint32_t id, uint32_t vector)
@@ -386,6 +528,9 @@ void ivshmem2_link_drain(Ivshmem2Link *link, uint32_t id)
     for (uint32_t i = 0; link->eventfds[id] && i < link->welcome.vectors;
          i++) {
         ivshmem2_eventfd_drain(link->eventfds[id][i]);
+    }
+    if (ivshmem2_link_is_renewed(link, id)) {
+        ivshmem2_record_set_renewed(link->record, id, false, NULL);
     }
 }
 

@@ -14,6 +14,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "hw/misc/ivshmem2.h"
+#include "record.h"
+#include "store.h"
 
 typedef struct Ivshmem2LinkConfig {
     uint32_t max_peers;
@@ -29,6 +31,7 @@ typedef struct Ivshmem2LinkConfig {
     /* budget.h decides these: */
     bool pushes;                /* all eventfds to every peer, from the start */
     int fd_limit;               /* eventfds made later stay below; 0: none */
+    Ivshmem2Store *store;       /* borrowed; NULL: the link ends with us */
 } Ivshmem2LinkConfig;
 
 /* The server reads all of it; only link.c changes it. */
@@ -41,6 +44,10 @@ typedef struct Ivshmem2Link {
     int *output_fds;            /* open for reading and writing */
     int *output_read_fds;       /* open for reading only */
     int **eventfds;             /* of each ID: NULL, or one for each vector */
+    Ivshmem2Record *record;
+    bool adopted;               /* from a server before this one */
+    GArray *spare_eventfds;     /* of int: kept, but nobody's yet */
+    bool store_is_full;
 } Ivshmem2Link;
 
 /* Can there be such a link? */
@@ -52,6 +59,22 @@ bool ivshmem2_link_check(const Ivshmem2LinkConfig *config, GError **error);
  */
 Ivshmem2Link *ivshmem2_link_new(const Ivshmem2LinkConfig *config,
                                 GError **error);
+
+/*
+ * Continue the link of the server before this one with what it left.  Every
+ * descriptor must be there and as it was, and @config must fit: otherwise this
+ * fails, and all of them stay open and as they are.  After that they belong to
+ * the link, also if the system refuses something then and this fails.
+ */
+Ivshmem2Link *ivshmem2_link_adopt(const Ivshmem2LinkConfig *config,
+                                  Ivshmem2Inherited *in, GError **error);
+
+/*
+ * Did a server that began this link get so far that peers could join?  If it
+ * did not, a new link loses nothing.
+ */
+bool ivshmem2_link_was_served(const Ivshmem2Inherited *in);
+
 void ivshmem2_link_free(Ivshmem2Link *link);
 
 /* The WELCOME of this link for the peer with @id */
@@ -65,7 +88,13 @@ bool ivshmem2_link_make_eventfds(Ivshmem2Link *link, uint32_t id,
 /* Signal @vector of @id if it exists. */
 void ivshmem2_link_signal(Ivshmem2Link *link, uint32_t id, uint32_t vector);
 
-/* Forget what was signalled to @id. */
+/*
+ * Did the eventfds of the last occupant of @id end with an earlier server?
+ * Then nobody can resume as @id.
+ */
+bool ivshmem2_link_is_renewed(const Ivshmem2Link *link, uint32_t id);
+
+/* Forget what was signalled to @id: it has a new occupant. */
 void ivshmem2_link_drain(Ivshmem2Link *link, uint32_t id);
 
 /*

@@ -1,5 +1,5 @@
 /*
- * The socket at which clients find the server, and the service manager
+ * The socket at which clients find the server
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -18,9 +18,6 @@
 #include "libivshmem2-core.h"
 #include "libivshmem2-util.h"
 #include "listen.h"
-
-/* The first descriptor that a service manager passes */
-#define LISTEN_FDS_START    3
 
 /* Other servers hold the lock only for some system calls. */
 #define LOCK_TRIES          40
@@ -164,7 +161,6 @@ static bool make_socket(Ivshmem2Listener *l, const struct sockaddr_un *addr,
                         mode_t mode, gid_t gid, GError **error)
 {
     const char *path = addr->sun_path;
-    struct stat st;
 
     if (!remove_stale(addr, error)) {
         return false;
@@ -176,11 +172,7 @@ static bool make_socket(Ivshmem2Listener *l, const struct sockaddr_un *addr,
     if (!bind_and_listen(l->fd, addr, mode, gid, error)) {
         return false;
     }
-    if (lstat(path, &st) == 0) {
-        l->path = g_strdup(path);
-        l->dev = st.st_dev;
-        l->ino = st.st_ino;
-    }
+    ivshmem2_listen_own_file(l, path);
     return true;
 }
 
@@ -209,8 +201,8 @@ static void close_listener(Ivshmem2Listener *l)
 {
     struct stat st;
 
-    if (l->path && lstat(l->path, &st) == 0 && st.st_dev == l->dev &&
-        st.st_ino == l->ino) {
+    if (l->path && !l->kept && lstat(l->path, &st) == 0 &&
+        st.st_dev == l->dev && st.st_ino == l->ino) {
         unlink(l->path);
     }
     g_clear_pointer(&l->path, g_free);
@@ -252,76 +244,47 @@ void ivshmem2_listen_end(Ivshmem2Listener *l)
     unlock_directory(&lock);
 }
 
-/* The environment variable's number, or 0 */
-static uint64_t env_number(const char *name)
+static char *bound_path(int fd)
 {
-    const char *value = g_getenv(name);
-    const char *end;
-    uint64_t n;
+    struct sockaddr_un addr = { 0 };
+    socklen_t len = sizeof(addr);
+    size_t n;
 
-    return value && ivshmem2_scan_number(value, 10, &n, &end) ? n : 0;
+    if (getsockname(fd, (struct sockaddr *)&addr, &len) < 0 ||
+        len <= offsetof(struct sockaddr_un, sun_path)) {
+        return g_strdup("");
+    }
+    n = len - offsetof(struct sockaddr_un, sun_path);
+    if (!addr.sun_path[0]) {
+        addr.sun_path[0] = '@';
+    }
+    return g_strndup(addr.sun_path, MIN(n, sizeof(addr.sun_path)));
 }
 
-static int socket_option(int fd, int option)
+bool ivshmem2_listen_inherited(Ivshmem2Listener *l, int fd, const char *path,
+                               GError **error)
 {
-    int value = -1;
-    socklen_t len = sizeof(value);
-
-    return getsockopt(fd, SOL_SOCKET, option, &value, &len) < 0 ? -1 : value;
-}
-
-bool ivshmem2_listen_inherited(Ivshmem2Listener *l, GError **error)
-{
-    uint64_t n = env_number("LISTEN_FDS");
-    bool ours = env_number("LISTEN_PID") == (uint64_t)getpid();
-    int fd = LISTEN_FDS_START;
+    g_autofree char *bound = bound_path(fd);
 
     *l = (Ivshmem2Listener) { .fd = -1 };
-    g_unsetenv("LISTEN_PID");
-    g_unsetenv("LISTEN_FDS");
-    g_unsetenv("LISTEN_FDNAMES");
-    if (!ours || !n) {
-        return true;
-    }
-    if (n > 1) {
+    if (path && strcmp(path, bound)) {
         return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
-                             "the service manager passed %" PRIu64 " sockets, "
-                             "the server takes one", n);
+                             "--socket '%s' is not possible: the service "
+                             "manager passed a socket already, at '%s', where "
+                             "peers look for the server", path, bound);
     }
-    if (socket_option(fd, SO_DOMAIN) != AF_UNIX ||
-        socket_option(fd, SO_TYPE) != SOCK_STREAM ||
-        socket_option(fd, SO_ACCEPTCONN) != 1) {
-        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
-                             "the descriptor that the service manager passed "
-                             "is not a listening unix stream socket");
-    }
-    fcntl(fd, F_SETFD, FD_CLOEXEC);
-    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     l->fd = fd;
     return true;
 }
 
-void ivshmem2_notify(const char *state)
+void ivshmem2_listen_own_file(Ivshmem2Listener *l, const char *path)
 {
-    const char *path = g_getenv("NOTIFY_SOCKET");
-    struct sockaddr_un addr = { .sun_family = AF_UNIX };
-    size_t len = path ? strlen(path) : 0;
-    int fd;
+    struct stat st;
 
-    if (len < 2 || len > sizeof(addr.sun_path)) {
-        return;
+    if (!is_abstract(path) && lstat(path, &st) == 0 && S_ISSOCK(st.st_mode)) {
+        g_free(l->path);
+        l->path = g_strdup(path);
+        l->dev = st.st_dev;
+        l->ino = st.st_ino;
     }
-    memcpy(addr.sun_path, path, len);
-    if (path[0] == '@') {
-        addr.sun_path[0] = 0;
-    }
-    fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 ||
-        sendto(fd, state, strlen(state), MSG_NOSIGNAL,
-               (struct sockaddr *)&addr,
-               offsetof(struct sockaddr_un, sun_path) + len) < 0) {
-        g_warning("cannot notify the service manager: %s",
-                  g_strerror(errno));
-    }
-    ivshmem2_close(&fd);
 }

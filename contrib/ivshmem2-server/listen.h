@@ -1,5 +1,5 @@
 /*
- * The socket at which clients find the server, and the service manager
+ * The socket at which clients find the server
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -16,6 +16,7 @@ typedef struct Ivshmem2Listener {
     char *path;                 /* of a socket that was made here, or NULL */
     dev_t dev;
     ino_t ino;
+    bool kept;                  /* it outlives the server, so its file stays */
 } Ivshmem2Listener;
 
 /*
@@ -27,15 +28,22 @@ bool ivshmem2_listen(Ivshmem2Listener *l, const char *path, mode_t mode,
                      gid_t gid, GError **error);
 
 /*
- * Take the socket that a service manager passed (sd_listen_fds(3)); l->fd is
- * -1 if it passed none.
+ * Take @fd, a listening socket that a service manager passed.  @path must be
+ * where it is, or NULL.
  */
-bool ivshmem2_listen_inherited(Ivshmem2Listener *l, GError **error);
+bool ivshmem2_listen_inherited(Ivshmem2Listener *l, int fd, const char *path,
+                               GError **error);
 
-/* Close, and remove the socket's file if it is still this socket's. */
+/*
+ * The file at @path is that of the socket, which was made there, and is to be
+ * removed with it.
+ */
+void ivshmem2_listen_own_file(Ivshmem2Listener *l, const char *path);
+
+/*
+ * Close, and remove the socket's file if it is still this socket's and the
+ * socket is not kept.
+ */
 void ivshmem2_listen_end(Ivshmem2Listener *l);
-
-/* Tell the service manager, if there is one (sd_notify(3)). */
-void ivshmem2_notify(const char *state);
 
 #endif /* IVSHMEM2_LISTEN_H */

@@ -16,6 +16,8 @@
 #define DEFAULT_VECTORS             2
 #define DEFAULT_HANDSHAKE_TIMEOUT   10
 #define MAX_HANDSHAKE_TIMEOUT       3600
+#define DEFAULT_GRACE               30
+#define MAX_GRACE                   3600
 #define DEFAULT_SOCKET_MODE         0660
 #define DEFAULT_LOG_LEVEL           "info"
 
@@ -36,6 +38,9 @@ static struct {
     char *huge_page_size;
     char *push_limit;
     char *handshake_timeout;
+    char *grace;
+    gboolean supervise;
+    gboolean discard;
     char *access;
     char *ids_per_user;
     gboolean bind_ids;
@@ -90,6 +95,14 @@ static const GOptionEntry entries[] = {
     { "handshake-timeout", 0, 0, G_OPTION_ARG_STRING,
       &opt.handshake_timeout,
       "Time that a peer has to join (default 10)", "SECONDS" },
+    { "grace", 0, 0, G_OPTION_ARG_STRING, &opt.grace,
+      "Time that peers have to come back after the server was restarted "
+      "(default 30)", "SECONDS" },
+    { "supervise", 0, 0, G_OPTION_ARG_NONE, &opt.supervise,
+      "Stay behind the server, keep the link if it dies, and start it again",
+      NULL },
+    { "discard", 0, 0, G_OPTION_ARG_NONE, &opt.discard,
+      "Begin a new link, whatever an earlier server left", NULL },
     { "log-level", 'l', 0, G_OPTION_ARG_STRING, &opt.log_level,
       "error, warning, info or debug: log from here on (default info)",
       "LEVEL" },
@@ -122,6 +135,10 @@ static const char help_tail[] =
     "\n"
     "Without --socket, the server takes its socket from the service manager "
     "(socket\nactivation).\n"
+    "\n"
+    "With --supervise, SIGUSR2 upgrades the server: the program at the same "
+    "path\ncontinues the link with the same options. With systemd, restart "
+    "the service.\n"
     "\n"
     "Example: four peers, 1 MiB for all and 64 KiB for each\n"
     "  ivshmem2-server --socket /tmp/link.sock --max-peers 4 --rw-size 1M "
@@ -291,6 +308,16 @@ static bool parse_socket(Ivshmem2Options *o, GError **error)
     return true;
 }
 
+static bool parse_restart(Ivshmem2Options *o, GError **error)
+{
+    if (opt.supervise && opt.discard) {
+        return ivshmem2_fail(error, IVSHMEM2_ERROR_ARGUMENT,
+                             "--discard does not go with --supervise: end the "
+                             "supervisor and start it again for a new link");
+    }
+    return parse_u32("--grace", opt.grace, 0, MAX_GRACE, &o->grace, error);
+}
+
 static bool parse_values(Ivshmem2Options *o, GError **error)
 {
     if (!parse_u32("--max-peers", opt.max_peers, IVSHMEM2_MIN_PEERS,
@@ -305,6 +332,7 @@ static bool parse_values(Ivshmem2Options *o, GError **error)
                    &o->budget.push_limit, error) ||
         !parse_u32("--handshake-timeout", opt.handshake_timeout, 1,
                    MAX_HANDSHAKE_TIMEOUT, &o->handshake_timeout, error) ||
+        !parse_restart(o, error) ||
         !parse_u32("--ids-per-user", opt.ids_per_user, 1, IVSHMEM2_MAX_PEERS,
                    &o->budget.ids_per_user, error) ||
         !parse_socket(o, error)) {
@@ -363,6 +391,9 @@ bool ivshmem2_options_parse(Ivshmem2Options *o, int argc, char **argv,
             .bind_ids = opt.bind_ids,
         },
         .handshake_timeout = DEFAULT_HANDSHAKE_TIMEOUT,
+        .grace = DEFAULT_GRACE,
+        .supervise = opt.supervise,
+        .discard = opt.discard,
     };
     return o->version || parse_values(o, error);
 }

@@ -23,6 +23,9 @@ typedef struct Ivshmem2Options {
     Ivshmem2LinkConfig link;
     Ivshmem2BudgetConfig budget;
     uint32_t handshake_timeout; /* seconds */
+    uint32_t grace;             /* seconds */
+    bool supervise;             /* be the supervisor of a server */
+    bool discard;               /* what an earlier server left */
 } Ivshmem2Options;
 
 /* Can be called once: the texts live as long as the process. */

@@ -1,5 +1,5 @@
 /*
- * The process at the other end of a connection: its groups, and its end
+ * The process at the other end of a connection: who it is, and its end
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -8,8 +8,12 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -24,9 +28,14 @@
 #define SO_PEERPIDFD 77
 #endif
 
+/* In the flags of proc_pid_stat(5), from Linux's sched.h */
+#define PF_EXITING              0x00000004
+#define PF_SIGNALED             0x00000400
+
 struct Ivshmem2Process {
     pid_t pid;                  /* 0: cannot be seen */
     int pidfd;                  /* or -1 */
+    uint64_t start_time;        /* that was searched for, or 0 */
     Ivshmem2Watch watch;        /* if there is a pidfd, else: */
     Ivshmem2Timer timer;
     Ivshmem2Loop *loop;         /* NULL: not watched */
@@ -34,6 +43,39 @@ struct Ivshmem2Process {
     void (*gone)(void *opaque);
     void *opaque;
 };
+
+/* Of proc_pid_stat(5) */
+typedef struct Stat {
+    uint32_t flags;
+    uint64_t start_time;
+    uint64_t pending;           /* a bit for each signal but the highest */
+} Stat;
+
+/* Linux answers this without waiting for the process. */
+static bool read_stat(pid_t pid, Stat *st)
+{
+    char path[32];
+    char text[1024];            /* twice as much as there can be */
+    const char *rest;
+    ssize_t n;
+    int fd;
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+    ivshmem2_close(&fd);
+    if (n < 0) {
+        return false;
+    }
+    text[n] = 0;
+    /* The second field is the name, in which everything can be. */
+    rest = strrchr(text, ')');
+    return rest &&
+           sscanf(rest + 1, " %*c %*d %*d %*d %*d %*d %" SCNu32 " %*u %*u %*u "
+                  "%*u %*u %*u %*d %*d %*d %*d %*d %*d %" SCNu64 " %*u %*d %*u "
+                  "%*u %*u %*u %*u %*u %" SCNu64, &st->flags,
+                  &st->start_time, &st->pending) == 3;
+}
 
 static bool has_ended(int pidfd)
 {
@@ -87,13 +129,69 @@ Ivshmem2Process *ivshmem2_process_open(int fd, pid_t pid)
     return p;
 }
 
+/* Another process may have the pid.  If that cannot be read, it is the one. */
+static bool has_started(pid_t pid, uint64_t start_time)
+{
+    Stat st;
+
+    return !start_time || !read_stat(pid, &st) || st.start_time == start_time;
+}
+
+Ivshmem2Process *ivshmem2_process_find(pid_t pid, uint64_t start_time)
+{
+    bool visible = pid && start_time;
+    int pidfd = visible ? syscall(SYS_pidfd_open, pid, 0) : -1;
+    Ivshmem2Process *p;
+
+    if (visible && ((pidfd < 0 && errno == ESRCH) ||
+                    !has_started(pid, start_time) ||
+                    (pidfd >= 0 && has_ended(pidfd)))) {
+        ivshmem2_close(&pidfd);
+        return NULL;
+    }
+    p = g_new0(Ivshmem2Process, 1);
+    p->pid = visible ? pid : 0;
+    p->pidfd = pidfd;
+    p->start_time = start_time;
+    return p;
+}
+
+uint64_t ivshmem2_process_start_time(const Ivshmem2Process *p)
+{
+    Stat st;
+
+    /* It still had its pid when this was read, if it lives after that. */
+    return p->pid && read_stat(p->pid, &st) && ivshmem2_process_is_alive(p)
+           ? st.start_time : 0;
+}
+
 /* Without a pidfd, there is only the pid. */
 bool ivshmem2_process_is_alive(const Ivshmem2Process *p)
 {
     if (p->pidfd >= 0) {
         return !has_ended(p->pidfd);
     }
-    return p->pid && (kill(p->pid, 0) == 0 || errno != ESRCH);
+    return p->pid && (kill(p->pid, 0) == 0 || errno != ESRCH) &&
+           has_started(p->pid, p->start_time);
+}
+
+bool ivshmem2_process_is_ending(const Ivshmem2Process *p)
+{
+    Stat st;
+
+    if (!p->pid) {
+        return false;
+    }
+    /* The signal is pending until the process runs. */
+    return !ivshmem2_process_is_alive(p) ||
+           (read_stat(p->pid, &st) &&
+            ((st.flags & (PF_EXITING | PF_SIGNALED)) ||
+             (st.pending >> (SIGKILL - 1) & 1)));
+}
+
+bool ivshmem2_process_is_visible(const Ivshmem2Process *p)
+{
+    return p->pid;
 }
 
 static void process_ready(Ivshmem2Watch *w)

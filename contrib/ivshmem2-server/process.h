@@ -1,5 +1,5 @@
 /*
- * The process at the other end of a connection: its groups, and its end
+ * The process at the other end of a connection: who it is, and its end
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -20,8 +20,24 @@ typedef struct Ivshmem2Process Ivshmem2Process;
  */
 Ivshmem2Process *ivshmem2_process_open(int fd, pid_t pid);
 
+/*
+ * The process with @pid that ivshmem2_process_start_time() said @start_time of,
+ * maybe in another program.  Returns NULL if it is gone.  If either of them is
+ * 0, it cannot be seen.
+ */
+Ivshmem2Process *ivshmem2_process_find(pid_t pid, uint64_t start_time);
+
+/* When it started, see proc_pid_stat(5); 0: cannot be seen, or is gone */
+uint64_t ivshmem2_process_start_time(const Ivshmem2Process *p);
+
 /* @p, not another process that has its pid now; one without pid is not. */
 bool ivshmem2_process_is_alive(const Ivshmem2Process *p);
+
+/* It was killed, for example, but may still have open files. */
+bool ivshmem2_process_is_ending(const Ivshmem2Process *p);
+
+/* There is a way to know whether it lives. */
+bool ivshmem2_process_is_visible(const Ivshmem2Process *p);
 
 /*
  * Call @gone with @opaque, once, when the process is gone.  @loop reports that

@@ -1,6 +1,6 @@
 /*
- * The server's side of the protocol without the I/O: the slots, the messages
- * that a client is sent, and the effects of the messages that it sends
+ * The server's side of the protocol without the I/O: the messages that a client
+ * is sent, and the effects of the messages that it sends
  *
  * Peers are called clients here, as in the protocol: a client may not be a
  * peer yet.
@@ -11,10 +11,7 @@
 #ifndef IVSHMEM2_SERVER_H
 #define IVSHMEM2_SERVER_H
 
-#include <sys/types.h>
-#include "access.h"
-#include "budget.h"
-#include "link.h"
+#include "slots.h"
 
 typedef struct Ivshmem2Server Ivshmem2Server;
 typedef struct Ivshmem2Client Ivshmem2Client;
@@ -24,29 +21,15 @@ typedef struct Ivshmem2Client Ivshmem2Client;
  * ivshmem2_client_new().
  */
 typedef struct Ivshmem2ServerOps {
-    /*
-     * The client left slot @id without a goodbye.  It may still use the
-     * eventfds, so nobody else gets the slot before its process is gone: watch
-     * that process, and call ivshmem2_server_release() then.  Returns what to
-     * pass to unhold(), or NULL if the process is gone already.
-     */
-    void *(*hold)(void *connection, uint32_t id);
-    /* The process need not be watched any more; frees @hold. */
-    void (*unhold)(void *hold);
-    /*
-     * Does the process live that had the client's pid when it connected, or
-     * the one that is watched?  Another one that has this pid now does not
-     * count.
-     */
-    bool (*is_alive)(void *connection);
-    bool (*is_hold_alive)(void *hold);
+    Ivshmem2SlotOps slots;
     /* Another client caused that there is something to send to this one. */
     void (*wake)(void *connection);
 } Ivshmem2ServerOps;
 
-/* @link and @budget are borrowed. */
+/* As ivshmem2_slots_new() */
 Ivshmem2Server *ivshmem2_server_new(Ivshmem2Link *link, Ivshmem2Budget *budget,
-                                    const Ivshmem2ServerOps *ops);
+                                    const Ivshmem2ServerOps *ops,
+                                    void *opaque);
 
 /*
  * From here on, slots stay as they are when their clients are freed: the peers
@@ -57,8 +40,9 @@ void ivshmem2_server_shutdown(Ivshmem2Server *s);
 /* All clients must have been freed. */
 void ivshmem2_server_free(Ivshmem2Server *s);
 
-/* The process that slot @id was held for is gone.  Calls ops->unhold(). */
+/* As ivshmem2_slots_release() and ivshmem2_slots_end_grace() */
 void ivshmem2_server_release(Ivshmem2Server *s, uint32_t id);
+void ivshmem2_server_end_grace(Ivshmem2Server *s, uint32_t id);
 
 /*
  * Go on interrupting peers because of changed states, @budget of them at
@@ -82,12 +66,9 @@ void ivshmem2_client_restrict_consume(Ivshmem2Client *c, GArray *ids);
  */
 void ivshmem2_client_receive(Ivshmem2Client *c, const Ivshmem2Msg *msg);
 
-/*
- * Is the slot that @hello asks for, or with a free choice one of all if none is
- * free, that of a client with a connection which is @closing?
- */
+/* Does @hello have to wait for a slot?  See ivshmem2_slots_must_wait(). */
 bool ivshmem2_client_waits(const Ivshmem2Client *c, const Ivshmem2Hello *hello,
-                           bool (*closing)(void *connection));
+                           bool connections, bool processes);
 
 /* Is there something to send? */
 bool ivshmem2_client_has_next(const Ivshmem2Client *c);

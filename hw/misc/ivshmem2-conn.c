@@ -24,8 +24,8 @@
 #define CONNECT_POLL_MS         5
 /* A connection that has lasted so long is lost for a reason of its own. */
 #define SETTLED_MS              10000
-/* Lines until a connection is settled */
-#define MAX_REPORTS             4
+/* A server with which handshakes succeed is asked at least so often. */
+#define FLAPPING_MS             500
 /* How long QEMU's end waits for a server that does not read */
 #define GOODBYE_MS              200
 
@@ -39,12 +39,24 @@ static uint32_t ivshmem2_conn_id(Ivshmem2Conn *conn)
     return ivshmem2_session_info(conn->session)->id;
 }
 
+/* The session that the connection is for */
+static Ivshmem2Session *ivshmem2_conn_active(const Ivshmem2Conn *conn)
+{
+    return conn->next ?: conn->session;
+}
+
+bool ivshmem2_conn_is_ready(const Ivshmem2Conn *conn)
+{
+    return conn->session && ivshmem2_session_ready(conn->session);
+}
+
 static gboolean ivshmem2_conn_writable(void *unused, GIOCondition cond,
                                    void *opaque)
 {
     Ivshmem2Conn *conn = opaque;
 
     conn->out_watch = 0;
+    conn->out_full = false;
     ivshmem2_conn_pump(conn);
     return G_SOURCE_REMOVE;
 }
@@ -62,6 +74,44 @@ static void ivshmem2_conn_drop_watch(Ivshmem2Conn *conn)
         }
         conn->out_watch = 0;
     }
+    conn->out_full = false;
+}
+
+static void ivshmem2_conn_add_watch(Ivshmem2Conn *conn)
+{
+    if (!conn->out_watch) {
+        conn->out_watch =
+            qemu_chr_fe_add_watch(&conn->chr, G_IO_OUT | G_IO_HUP,
+                                  ivshmem2_conn_writable, conn);
+    }
+}
+
+/* A unix socket is writable as long as three quarters of it are free. */
+static bool ivshmem2_conn_has_room(Ivshmem2Conn *conn)
+{
+    GPollFD pfd = {
+        .fd = ivshmem2_conn_socket(conn)->sioc->fd,
+        .events = G_IO_OUT,
+    };
+
+    return g_poll(&pfd, 1, 0) == 1;
+}
+
+/* The next message, except for one that would take the room of another. */
+static bool ivshmem2_conn_next(Ivshmem2Conn *conn)
+{
+    Ivshmem2Session *session = ivshmem2_conn_active(conn);
+    bool hold = ivshmem2_session_holds_zero(session) &&
+                !ivshmem2_conn_has_room(conn);
+
+    ivshmem2_session_hold_zero(session, hold);
+    if (ivshmem2_session_next(session, &conn->out)) {
+        return true;
+    }
+    if (hold) {
+        ivshmem2_conn_add_watch(conn);
+    }
+    return false;
 }
 
 /*
@@ -72,9 +122,9 @@ void ivshmem2_conn_pump(Ivshmem2Conn *conn)
 {
     int ret;
 
-    while (conn->connected && !conn->out_watch) {
+    while (conn->connected && !conn->out_full) {
         if (conn->out_done == conn->out_size) {
-            if (!ivshmem2_session_next(conn->session, &conn->out)) {
+            if (!ivshmem2_conn_next(conn)) {
                 return;
             }
             trace_ivshmem2_message_send(ivshmem2_conn_id(conn),
@@ -88,9 +138,8 @@ void ivshmem2_conn_pump(Ivshmem2Conn *conn)
         if (ret > 0) {
             conn->out_done += ret;
         } else if (conn->connected) {
-            conn->out_watch =
-                qemu_chr_fe_add_watch(&conn->chr, G_IO_OUT | G_IO_HUP,
-                                      ivshmem2_conn_writable, conn);
+            ivshmem2_conn_add_watch(conn);
+            conn->out_full = conn->out_watch;
             if (!conn->out_watch) {
                 return;
             }
@@ -120,71 +169,109 @@ static void ivshmem2_conn_failed(Ivshmem2Conn *conn, GError *err)
     qemu_bh_schedule(conn->bh);
 }
 
-/*
- * What is reported, without a flood from a server that comes and goes: some
- * lines until a connection is settled, the last of which is true.
- */
-static void ivshmem2_conn_report_loss(Ivshmem2Conn *conn, const char *reason)
+/* The server lets the device wait for too long, after it has connected. */
+static void ivshmem2_conn_handshake_over(void *opaque)
 {
-    if (conn->reports == MAX_REPORTS ||
-        (conn->loss && !strcmp(conn->loss, reason))) {
-        return;
-    }
-    conn->reports++;
-    g_free(conn->loss);
-    conn->loss = g_strdup(reason);
-    warn_report("ivshmem2: peer %u goes on without its server: %s",
-                ivshmem2_conn_id(conn), reason);
+    Ivshmem2Conn *conn = opaque;
+    g_autoptr(GError) err =
+        g_error_new(IVSHMEM2_ERROR, IVSHMEM2_ERROR_TIMEOUT, "its handshake is "
+                    "not complete after %u ms", conn->handshake_ms);
+
+    ivshmem2_conn_failed(conn, err);
 }
 
-static void ivshmem2_conn_report_return(Ivshmem2Conn *conn, bool settled)
+/* -run-with may have changed the user or the root folder since joining. */
+static void ivshmem2_conn_check_way_back(Ivshmem2Conn *conn)
 {
-    /* that it is lost again must still fit in */
-    if (!conn->loss || (!settled && conn->reports + 1 >= MAX_REPORTS)) {
+    SocketChardev *sock = ivshmem2_conn_socket(conn);
+    const UnixSocketAddress *addr = &sock->addr->u.q_unix;
+
+    if (!conn->reconnect_ms || sock->addr->type != SOCKET_ADDRESS_TYPE_UNIX) {
         return;
     }
-    conn->reports++;
-    g_clear_pointer(&conn->loss, g_free);
-    info_report("ivshmem2: peer %u is connected with its server again",
-                ivshmem2_conn_id(conn));
+    if (geteuid() != conn->uid) {
+        warn_report_once("ivshmem2: reconnect-ms is of no use, because QEMU's "
+                         "user has changed, and only the one that joined may "
+                         "resume a session: start QEMU as that user");
+    } else if (!(addr->has_abstract && addr->abstract) &&
+               access(addr->path, W_OK) < 0) {
+        warn_report_once("ivshmem2: reconnect-ms is of no use, because QEMU "
+                         "cannot reach %s any more: %s", addr->path,
+                         strerror(errno));
+    }
 }
 
 static void ivshmem2_conn_settled(void *opaque)
 {
     Ivshmem2Conn *conn = opaque;
 
-    ivshmem2_conn_report_return(conn, true);
-    conn->reports = 0;
+    ivshmem2_report_settled(&conn->report);
+    ivshmem2_conn_check_way_back(conn);
     conn->settled = true;
-    ivshmem2_conn_socket(conn)->reconnect_time_ms = conn->reconnect_ms;
+    conn->back_off_ms = conn->reconnect_ms;
+    /* That the chardev cannot connect would be news again. */
+    ivshmem2_conn_socket(conn)->connect_err_reported = false;
+}
+
+/* Go over to the session of the server, which has taken us in. */
+static void ivshmem2_conn_rejoin(Ivshmem2Conn *conn)
+{
+    g_autoptr(GError) err = NULL;
+    Error *local_err = NULL;
+
+    if (!conn->ops->rejoin(conn->opaque, conn->next, &local_err)) {
+        g_set_error(&err, IVSHMEM2_ERROR, IVSHMEM2_ERROR_SESSION, "cannot go "
+                    "over to another session: %s",
+                    error_get_pretty(local_err));
+        error_free(local_err);
+        ivshmem2_session_goodbye(conn->next);
+        ivshmem2_conn_pump(conn);
+        ivshmem2_conn_failed(conn, err);
+        return;
+    }
+    ivshmem2_session_free(conn->session);
+    conn->session = g_steal_pointer(&conn->next);
+    ivshmem2_report_return(&conn->report, IVSHMEM2_CONNECTION_STATUS_REJOINED);
+}
+
+static void ivshmem2_conn_ready(Ivshmem2Conn *conn)
+{
+    timer_del(conn->handshake_timer);
+    timer_mod(conn->settle_timer,
+              qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + SETTLED_MS);
+    if (conn->next) {
+        ivshmem2_conn_rejoin(conn);
+    } else if (conn->joined) {
+        ivshmem2_report_return(&conn->report,
+                               IVSHMEM2_CONNECTION_STATUS_CONNECTED);
+        conn->ops->resumed(conn->opaque);
+    }
 }
 
 static void ivshmem2_chr_read(void *opaque, const uint8_t *buf, int size)
 {
     Ivshmem2Conn *conn = opaque;
+    Ivshmem2Session *session = ivshmem2_conn_active(conn);
     g_autoptr(GError) err = NULL;
     int fds[IVSHMEM2_MAX_FDS];
     int n = qemu_chr_fe_get_msgfds(&conn->chr, fds, ARRAY_SIZE(fds));
-    bool was_ready = ivshmem2_session_ready(conn->session);
+    bool was_ready = ivshmem2_session_ready(session);
 
     n = ivshmem2_decoder_push_consume(&conn->decoder, buf, size,
                                       fds, MAX(n, 0), &err);
     if (n > 0) {
-        trace_ivshmem2_message_receive(ivshmem2_conn_id(conn),
-                                       conn->decoder.msg.hdr.type);
-        ivshmem2_session_receive(conn->session, &conn->decoder, &err);
+        uint16_t type = conn->decoder.msg.hdr.type;
+
+        trace_ivshmem2_message_receive(ivshmem2_conn_id(conn), type);
+        conn->refused = type == IVSHMEM2_MSG_REFUSED && !was_ready;
+        ivshmem2_session_receive(session, &conn->decoder, &err);
     }
     if (err) {
         ivshmem2_conn_failed(conn, err);
         return;
     }
-    if (!was_ready && ivshmem2_session_ready(conn->session)) {
-        timer_mod(conn->settle_timer,
-                  qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + SETTLED_MS);
-        if (conn->joined) {
-            ivshmem2_conn_report_return(conn, false);
-            conn->resumed(conn->opaque);
-        }
+    if (!was_ready && ivshmem2_session_ready(session)) {
+        ivshmem2_conn_ready(conn);
     }
     ivshmem2_conn_pump(conn);
 }
@@ -194,19 +281,30 @@ static void ivshmem2_chr_read(void *opaque, const uint8_t *buf, int size)
  * which no connection lasts is asked less and less often; one that does not
  * know the session, which is not going to change, once a minute.
  */
-static void ivshmem2_conn_back_off(Ivshmem2Conn *conn)
+static void ivshmem2_conn_back_off(Ivshmem2Conn *conn, bool was_ready)
 {
-    SocketChardev *sock = ivshmem2_conn_socket(conn);
     bool settled = conn->settled;
+    bool rejoin = conn->given_up && !conn->next && !was_ready &&
+                  conn->new_session == IVSHMEM2_NEW_SESSION_REJOIN;
+    int64_t slowest_ms = conn->slowest_reconnect_ms;
+    int64_t wait_ms;
 
     timer_del(conn->settle_timer);
     conn->settled = false;
-    if (!conn->joined || !conn->reconnect_ms || settled) {
+    if (!conn->joined || !conn->reconnect_ms) {
         return;
     }
-    sock->reconnect_time_ms = conn->given_up ? conn->slowest_reconnect_ms :
-        MIN(sock->reconnect_time_ms * 2, conn->slowest_reconnect_ms);
-    sock->reconnect_time_ms = MAX(sock->reconnect_time_ms, conn->reconnect_ms);
+    /* Each attempt to rejoin comes after one to resume. */
+    conn->try_rejoin = rejoin;
+    if (conn->given_up && !rejoin) {
+        conn->back_off_ms = slowest_ms;
+    } else if (!settled && !rejoin) {
+        conn->back_off_ms = MIN(conn->back_off_ms * 2, was_ready ?
+                                MIN(FLAPPING_MS, slowest_ms) : slowest_ms);
+    }
+    wait_ms = rejoin ? 0 : conn->back_off_ms;
+    ivshmem2_conn_socket(conn)->reconnect_time_ms =
+        MAX(wait_ms, conn->reconnect_ms);
 }
 
 /*
@@ -227,6 +325,49 @@ static void ivshmem2_conn_release_socket(Ivshmem2Conn *conn)
     ivshmem2_socket_close(&conn->socket);
 }
 
+static void ivshmem2_conn_opened(Ivshmem2Conn *conn)
+{
+    if (conn->joined) {
+        /* The chardev has had its say, until a connection is settled. */
+        ivshmem2_conn_socket(conn)->connect_err_reported = true;
+        timer_mod(conn->handshake_timer,
+                  qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
+                  conn->handshake_ms);
+        if (conn->try_rejoin) {
+            conn->next = ivshmem2_session_new_like(conn->session);
+        }
+    }
+    ivshmem2_conn_hold_socket(conn);
+    ivshmem2_decoder_reset(&conn->decoder);
+    ivshmem2_session_connected(ivshmem2_conn_active(conn));
+    conn->out_size = 0;
+    conn->out_done = 0;
+    conn->broken = false;
+    conn->refused = false;
+    conn->given_up = false;
+    conn->connected = true;
+    ivshmem2_conn_pump(conn);
+}
+
+static void ivshmem2_conn_closed(Ivshmem2Conn *conn)
+{
+    bool was_ready = ivshmem2_session_ready(ivshmem2_conn_active(conn));
+
+    conn->connected = false;
+    timer_del(conn->handshake_timer);
+    ivshmem2_conn_release_socket(conn);
+    ivshmem2_conn_drop_watch(conn);
+    ivshmem2_session_disconnected(conn->session);
+    ivshmem2_decoder_reset(&conn->decoder);
+    if (!conn->error && !conn->broken) {
+        error_setg(&conn->error, "the server closed the connection");
+        conn->too_late = true;
+    }
+    ivshmem2_conn_back_off(conn, was_ready);
+    g_clear_pointer(&conn->next, ivshmem2_session_free);
+    qemu_bh_schedule(conn->bh);
+}
+
 static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
 {
     Ivshmem2Conn *conn = opaque;
@@ -236,30 +377,12 @@ static void ivshmem2_chr_event(void *opaque, QEMUChrEvent event)
         if (conn->connected) {
             /* once more, for handlers that have been set anew */
             ivshmem2_conn_pump(conn);
-            break;
+        } else {
+            ivshmem2_conn_opened(conn);
         }
-        ivshmem2_conn_hold_socket(conn);
-        ivshmem2_decoder_reset(&conn->decoder);
-        ivshmem2_session_connected(conn->session);
-        conn->out_size = 0;
-        conn->out_done = 0;
-        conn->broken = false;
-        conn->given_up = false;
-        conn->connected = true;
-        ivshmem2_conn_pump(conn);
         break;
     case CHR_EVENT_CLOSED:
-        conn->connected = false;
-        ivshmem2_conn_release_socket(conn);
-        ivshmem2_conn_drop_watch(conn);
-        ivshmem2_session_disconnected(conn->session);
-        ivshmem2_decoder_reset(&conn->decoder);
-        if (!conn->error && !conn->broken) {
-            error_setg(&conn->error, "the server closed the connection");
-            conn->too_late = true;
-        }
-        ivshmem2_conn_back_off(conn);
-        qemu_bh_schedule(conn->bh);
+        ivshmem2_conn_closed(conn);
         break;
     default:
         break;
@@ -275,12 +398,17 @@ static void ivshmem2_conn_bh(void *opaque)
 {
     Ivshmem2Conn *conn = opaque;
 
-    if (conn->error) {
-        ivshmem2_conn_report_loss(conn, error_get_pretty(conn->error));
-        g_clear_pointer(&conn->error, error_free);
-    }
     if (conn->connected && conn->broken) {
         qemu_chr_fe_disconnect(&conn->chr);
+    }
+    if (conn->error) {
+        /* If it is to be tried in another way at once, it is no news yet. */
+        if (!conn->try_rejoin) {
+            ivshmem2_report_loss(&conn->report,
+                                 conn->refused || conn->given_up,
+                                 error_get_pretty(conn->error));
+        }
+        g_clear_pointer(&conn->error, error_free);
     }
 }
 
@@ -308,6 +436,14 @@ static bool ivshmem2_conn_check_chardev(Ivshmem2Conn *conn, Error **errp)
         error_setg(errp, "chardev '%s' listens, but it is the device that "
                    "connects to its server", chr->label);
         error_append_hint(errp, "Leave out 'server=on'.\n");
+        return false;
+    }
+    if (conn->new_session == IVSHMEM2_NEW_SESSION_REJOIN &&
+        !sock->reconnect_time_ms) {
+        error_setg(errp, "new-session=rejoin, but chardev '%s' does not "
+                   "connect again", chr->label);
+        error_append_hint(errp, "Use -chardev socket,id=%s,path=PATH,"
+                          "reconnect-ms=100.\n", chr->label);
         return false;
     }
     return true;
@@ -487,13 +623,37 @@ static void ivshmem2_conn_disconnect(Ivshmem2Conn *conn)
     ivshmem2_conn_release_socket(conn);
 }
 
-bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
-                        uint32_t timeout_ms, bool await_server,
-                        MemReentrancyGuard *guard,
-                        void (*resumed)(void *opaque), void *opaque,
+static void ivshmem2_conn_init(Ivshmem2Conn *conn,
+                               const Ivshmem2ConnJoin *join, DeviceState *dev,
+                               const Ivshmem2ConnOps *ops)
+{
+    conn->reconnect_ms = ivshmem2_conn_socket(conn)->reconnect_time_ms;
+    conn->back_off_ms = conn->reconnect_ms;
+    conn->await_server = join->await_server && conn->reconnect_ms;
+    conn->handshake_ms = join->later_ms;
+    conn->uid = geteuid();
+    conn->socket = -1;
+    conn->ops = ops;
+    conn->opaque = dev;
+    conn->bh = qemu_bh_new_guarded(ivshmem2_conn_bh, conn,
+                                   &dev->mem_reentrancy_guard);
+    conn->settle_timer = timer_new_ms(QEMU_CLOCK_REALTIME,
+                                      ivshmem2_conn_settled, conn);
+    conn->handshake_timer = timer_new_ms(QEMU_CLOCK_REALTIME,
+                                         ivshmem2_conn_handshake_over, conn);
+    conn->session = ivshmem2_session_new(&join->hello);
+    if (conn->new_session == IVSHMEM2_NEW_SESSION_REJOIN) {
+        /* to go back to them if the new ones cannot be mapped */
+        ivshmem2_session_keep_files(conn->session);
+    }
+    ivshmem2_decoder_init(&conn->decoder, IVSHMEM2_SERVER);
+}
+
+bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2ConnJoin *join,
+                        DeviceState *dev, const Ivshmem2ConnOps *ops,
                         Error **errp)
 {
-    int64_t deadline = ivshmem2_deadline(timeout_ms * INT64_C(1000));
+    int64_t deadline = ivshmem2_deadline(join->timeout_ms * INT64_C(1000));
     SocketChardev *sock;
     Error *err = NULL;
     bool idle;
@@ -502,16 +662,7 @@ bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
         return false;
     }
     sock = ivshmem2_conn_socket(conn);
-    conn->reconnect_ms = sock->reconnect_time_ms;
-    conn->await_server = await_server && conn->reconnect_ms;
-    conn->socket = -1;
-    conn->resumed = resumed;
-    conn->opaque = opaque;
-    conn->bh = qemu_bh_new_guarded(ivshmem2_conn_bh, conn, guard);
-    conn->settle_timer = timer_new_ms(QEMU_CLOCK_REALTIME,
-                                      ivshmem2_conn_settled, conn);
-    conn->session = ivshmem2_session_new(hello);
-    ivshmem2_decoder_init(&conn->decoder, IVSHMEM2_SERVER);
+    ivshmem2_conn_init(conn, join, dev, ops);
     idle = sock->state == TCP_CHARDEV_STATE_CONNECTED;
     if (!ivshmem2_conn_connect(conn, deadline, errp)) {
         return false;
@@ -530,6 +681,9 @@ bool ivshmem2_conn_join(Ivshmem2Conn *conn, const Ivshmem2Hello *hello,
         }
     }
     sock->reconnect_time_ms = conn->reconnect_ms;
+    if (conn->joined) {
+        ivshmem2_report_init(&conn->report, dev, ivshmem2_conn_id(conn));
+    }
     error_propagate(errp, err);
     return conn->joined;
 }
@@ -541,7 +695,7 @@ static void ivshmem2_conn_flush(Ivshmem2Conn *conn)
     GPollFD pfd = { .events = G_IO_OUT };
     int left;
 
-    while (conn->connected && conn->out_watch &&
+    while (conn->connected && conn->out_full &&
            (left = ivshmem2_deadline_ms(deadline))) {
         pfd.fd = ivshmem2_conn_socket(conn)->sioc->fd;
         g_poll(&pfd, 1, left);
@@ -557,7 +711,7 @@ void ivshmem2_conn_goodbye(Ivshmem2Conn *conn)
     }
     ivshmem2_conn_socket(conn)->reconnect_time_ms = 0;
     ivshmem2_conn_stop_timer(ivshmem2_conn_socket(conn));
-    ivshmem2_session_goodbye(conn->session);
+    ivshmem2_session_goodbye(ivshmem2_conn_active(conn));
     ivshmem2_conn_pump(conn);
     ivshmem2_conn_flush(conn);
     qemu_chr_fe_set_handlers(&conn->chr, NULL, NULL, NULL, NULL, NULL, NULL,
@@ -567,6 +721,7 @@ void ivshmem2_conn_goodbye(Ivshmem2Conn *conn)
     ivshmem2_conn_drop_watch(conn);
     qemu_bh_cancel(conn->bh);
     timer_del(conn->settle_timer);
+    timer_del(conn->handshake_timer);
 }
 
 void ivshmem2_conn_leave(Ivshmem2Conn *conn)
@@ -574,7 +729,7 @@ void ivshmem2_conn_leave(Ivshmem2Conn *conn)
     if (!conn->session) {
         return;
     }
-    ivshmem2_session_goodbye(conn->session);
+    ivshmem2_session_goodbye(ivshmem2_conn_active(conn));
     ivshmem2_conn_pump(conn);
     ivshmem2_conn_socket(conn)->reconnect_time_ms = conn->reconnect_ms;
     conn->joined = false;       /* no backing off */
@@ -584,11 +739,13 @@ void ivshmem2_conn_leave(Ivshmem2Conn *conn)
     qemu_chr_fe_set_handlers(&conn->chr, NULL, NULL, NULL, NULL, NULL, NULL,
                              true);
     ivshmem2_decoder_reset(&conn->decoder);
+    g_clear_pointer(&conn->next, ivshmem2_session_free);
     g_clear_pointer(&conn->session, ivshmem2_session_free);
     g_clear_pointer(&conn->bh, qemu_bh_delete);
     g_clear_pointer(&conn->settle_timer, timer_free);
+    g_clear_pointer(&conn->handshake_timer, timer_free);
     g_clear_pointer(&conn->error, error_free);
-    g_clear_pointer(&conn->loss, g_free);
-    conn->reports = 0;
+    ivshmem2_report_exit(&conn->report);
+    conn->try_rejoin = false;
     conn->settled = false;
 }

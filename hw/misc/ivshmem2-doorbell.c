@@ -39,11 +39,17 @@ static void ivshmem2_doorbells_del(Ivshmem2Doorbells *d, Ivshmem2IoEventFd *io)
     }
 }
 
-void ivshmem2_doorbells_exit(Ivshmem2Doorbells *d)
+void ivshmem2_doorbells_forget(Ivshmem2Doorbells *d)
 {
     while (d->n_ioeventfds) {
         ivshmem2_doorbells_del(d, &d->ioeventfds[--d->n_ioeventfds]);
     }
+    d->next_ioeventfd = 0;
+}
+
+void ivshmem2_doorbells_exit(Ivshmem2Doorbells *d)
+{
+    ivshmem2_doorbells_forget(d);
     g_clear_pointer(&d->ioeventfds, g_free);
     d->max_ioeventfds = 0;
 }

@@ -28,6 +28,9 @@ typedef struct Ivshmem2Doorbells {
 void ivshmem2_doorbells_init(Ivshmem2Doorbells *d, Ivshmem2IoEventFds *fds,
                              uint32_t id, unsigned ioeventfds);
 
+/* From now on, QEMU sees all doorbells, until it has learnt some anew. */
+void ivshmem2_doorbells_forget(Ivshmem2Doorbells *d);
+
 /* Also without ivshmem2_doorbells_init() before. */
 void ivshmem2_doorbells_exit(Ivshmem2Doorbells *d);
 

@@ -127,6 +127,17 @@ bool ivshmem2_irq_init(Ivshmem2Irq *irq, PCIDevice *pdev,
  */
 void ivshmem2_irq_exit(Ivshmem2Irq *irq);
 
+/*
+ * Going over to another session, in two steps: its eventfds are polled beside
+ * the others, which can fail and then has no effect; then they take the place
+ * of the others.  To give up in between, delete those of the first @vectors.
+ */
+bool ivshmem2_irq_add_session(Ivshmem2Irq *irq, Ivshmem2Session *session,
+                              Error **errp);
+void ivshmem2_irq_del_session(Ivshmem2Irq *irq, Ivshmem2Session *session,
+                              uint32_t vectors);
+void ivshmem2_irq_switch_session(Ivshmem2Irq *irq, Ivshmem2Session *session);
+
 /* Interrupt Control becomes 0. */
 void ivshmem2_irq_reset(Ivshmem2Irq *irq);
 

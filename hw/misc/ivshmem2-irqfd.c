@@ -6,7 +6,9 @@
 
 #include "qemu/osdep.h"
 #include <sys/epoll.h>
+#include "qapi/error.h"
 #include "qemu/error-report.h"
+#include "qemu/lockable.h"
 #include "hw/pci/msix.h"
 #include "ivshmem2-irqfd.h"
 #include "system/arch_init.h"
@@ -159,5 +161,69 @@ void ivshmem2_irq_set_delivery(Ivshmem2Irq *irq, uint32_t vector,
     v->delivery = delivery;
     if (delivery != IVSHMEM2_BY_QEMU && !ivshmem2_irq_attach(irq, vector)) {
         ivshmem2_irq_forget_notifier(irq, vector);
+    }
+}
+
+/*
+ * The eventfds of another session
+ */
+
+static bool ivshmem2_irq_add_eventfd(Ivshmem2Irq *irq, uint32_t vector, int fd)
+{
+    struct epoll_event event = { .events = EPOLLIN, .data.u32 = vector };
+
+    return epoll_ctl(irq->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+bool ivshmem2_irq_add_session(Ivshmem2Irq *irq, Ivshmem2Session *session,
+                              Error **errp)
+{
+    for (uint32_t i = 0; i < irq->n_vectors; i++) {
+        if (!ivshmem2_irq_add_eventfd(irq, i, ivshmem2_session_own_eventfd(
+                                          session, i))) {
+            error_setg_errno(errp, errno, "cannot poll the eventfd of "
+                             "vector %u", i);
+            ivshmem2_irq_del_session(irq, session, i);
+            return false;
+        }
+    }
+    return true;
+}
+
+void ivshmem2_irq_del_session(Ivshmem2Irq *irq, Ivshmem2Session *session,
+                              uint32_t vectors)
+{
+    for (uint32_t i = 0; i < vectors; i++) {
+        epoll_ctl(irq->epoll_fd, EPOLL_CTL_DEL,
+                  ivshmem2_session_own_eventfd(session, i), NULL);
+    }
+}
+
+/* From now on, @fd interrupts @vector, and so does what has arrived before. */
+static void ivshmem2_irq_switch_vector(Ivshmem2Irq *irq, uint32_t vector,
+                                       int fd)
+{
+    Ivshmem2Vector *v = &irq->vectors[vector];
+    bool by_kvm = v->delivery == IVSHMEM2_BY_KVM;
+
+    if (by_kvm) {
+        ivshmem2_irq_set_delivery(irq, vector, IVSHMEM2_BY_QEMU);
+    }
+    ivshmem2_irq_set_polled(irq, vector, false);
+    if (ivshmem2_eventfd_drain(v->eventfd)) {
+        ivshmem2_eventfd_signal(fd);
+    }
+    v->eventfd = fd;
+    if (by_kvm) {
+        ivshmem2_irq_set_delivery(irq, vector, IVSHMEM2_BY_KVM);
+    }
+}
+
+void ivshmem2_irq_switch_session(Ivshmem2Irq *irq, Ivshmem2Session *session)
+{
+    QEMU_LOCK_GUARD(&irq->lock);
+    for (uint32_t i = 0; i < irq->n_vectors; i++) {
+        ivshmem2_irq_switch_vector(irq, i,
+                                   ivshmem2_session_own_eventfd(session, i));
     }
 }

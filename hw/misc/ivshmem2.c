@@ -1,10 +1,11 @@
 /*
  * ivshmem2: the IVSHMEM v2 PCI device (110a:4106)
  *
- * This is the PCI function: configuration space, registers, memory,
- * properties.  Interrupts are received by ivshmem2-irq.c, doorbells that KVM
- * rings are in ivshmem2-doorbell.c, the connection with the server is in
- * ivshmem2-conn.c, the protocol in subprojects/libivshmem2.
+ * This is the PCI function: configuration space, registers, memory.
+ * Properties are in ivshmem2-props.c.  Interrupts are received by
+ * ivshmem2-irq.c, doorbells that KVM rings are in ivshmem2-doorbell.c, the
+ * connection with the server is in ivshmem2-conn.c, the protocol in
+ * subprojects/libivshmem2.
  *
  * Comments name the chapters of docs/specs/ivshmem2.rst and, as "R5", the
  * requirements of its conformance table.
@@ -15,10 +16,8 @@
 #include "qemu/osdep.h"
 #include <sys/mman.h>
 #include "qapi/error.h"
-#include "qapi/visitor-impl.h"
 #include "exec/address-spaces.h"
 #include "exec/translation-block.h"
-#include "qemu/cutils.h"
 #include "qemu/error-report.h"
 #include "qemu/host-utils.h"
 #include "qemu/log.h"
@@ -30,23 +29,13 @@
 #include "hw/misc/ivshmem2-regs.h"
 #include "hw/pci/msi.h"
 #include "hw/pci/msix.h"
-#include "hw/pci/pci_device.h"
-#include "hw/qdev-properties.h"
-#include "hw/qdev-properties-system.h"
 #include "migration/blocker.h"
-#include "system/runstate.h"
 #include "system/runstate-action.h"
 #include "system/system.h"
 #include "system/tcg.h"
-#include "ivshmem2-conn.h"
-#include "ivshmem2-doorbell.h"
-#include "ivshmem2-irq.h"
+#include "ivshmem2-device.h"
 #include "ivshmem2-kvm.h"
-#include "ivshmem2-sections.h"
 #include "trace.h"
-
-#define TYPE_IVSHMEM2 "ivshmem2"
-OBJECT_DECLARE_SIMPLE_TYPE(Ivshmem2State, IVSHMEM2)
 
 /* The first capability: 4-byte aligned, so that it can be read as dwords */
 #define IVSHMEM2_CAP_OFFSET     0x40
@@ -57,52 +46,13 @@ OBJECT_DECLARE_SIMPLE_TYPE(Ivshmem2State, IVSHMEM2)
 #define IVSHMEM2_COLD_PLUG_MS   5000
 #define IVSHMEM2_HOT_PLUG_MS    125     /* the guest stands still */
 
-typedef enum Ivshmem2Registers {
-    IVSHMEM2_REGISTERS_MMIO,
-    IVSHMEM2_REGISTERS_IO,
-} Ivshmem2Registers;
-
-struct Ivshmem2State {
-    PCIDevice parent_obj;
-
-    /* properties */
-    uint32_t wanted_id;
-    uint32_t handshake_timeout_ms;
-    OnOffAuto msix;
-    uint8_t max_ioeventfds;
-    Ivshmem2Registers registers;
-    bool has_base_address;
-    uint64_t base_address;
-
-    Ivshmem2Conn conn;          /* its chr is a property, too */
-    Ivshmem2Welcome info;       /* constant once realized */
-
-    /* the shared memory, as mapped and as seen by the guest */
-    uint8_t *memory;
-    Ivshmem2Sections sections;
-
-    /* registers */
-    MemoryRegion regs;
-    uint32_t state;
-
-    Ivshmem2IoEventFds ioeventfds;
-    Ivshmem2Doorbells doorbells;
-    Stat64 sent;
-    MemoryRegion msix_table;    /* in front of PCI core's */
-    Ivshmem2Irq irq;            /* with properties */
-
-    Error *migration_blocker;
-    Notifier shutdown;
-    VMChangeStateEntry *vm_change;
-};
-
 /*
  * Registers ("Register Region")
  */
 
-static void ivshmem2_publish_state(Ivshmem2State *s)
+void ivshmem2_publish_state(Ivshmem2State *s, uint8_t *memory)
 {
-    uint32_t *table = (uint32_t *)s->memory;
+    uint32_t *table = (uint32_t *)memory;
 
     qatomic_store_release(&table[s->info.id], cpu_to_le32(s->state));
 }
@@ -114,7 +64,7 @@ static void ivshmem2_set_state(Ivshmem2State *s, uint32_t state)
         return;
     }
     s->state = state;
-    ivshmem2_publish_state(s);
+    ivshmem2_publish_state(s, s->memory);
     ivshmem2_session_state_changed(s->conn.session, s->state);
     ivshmem2_conn_pump(&s->conn);
 }
@@ -253,17 +203,26 @@ static const MemoryRegionOps ivshmem2_regs_ops = {
  * Joining the link
  */
 
-/* The session was resumed after a lost connection. */
+/*
+ * The session was resumed after a lost connection.  A server that believed the
+ * peer gone has zeroed its entry, and told the others; one that was only away
+ * has not, and there is nothing to tell.
+ */
 static void ivshmem2_resumed(void *opaque)
 {
     Ivshmem2State *s = opaque;
+    uint32_t *table = (uint32_t *)s->memory;
 
-    /* The server zeroes the entry of a peer that it believes gone. */
-    ivshmem2_publish_state(s);
-    if (s->state) {
+    if (qatomic_read(&table[s->info.id]) != cpu_to_le32(s->state)) {
+        ivshmem2_publish_state(s, s->memory);
         ivshmem2_session_state_changed(s->conn.session, s->state);
     }
 }
+
+static const Ivshmem2ConnOps ivshmem2_conn_ops = {
+    .resumed = ivshmem2_resumed,
+    .rejoin = ivshmem2_rejoin,
+};
 
 static void ivshmem2_init_hello(Ivshmem2State *s, Ivshmem2Hello *hello)
 {
@@ -288,19 +247,21 @@ static bool ivshmem2_join(Ivshmem2State *s, Error **errp)
 {
     g_autoptr(GError) err = NULL;
     bool hotplug = DEVICE(s)->hotplugged;
-    uint32_t timeout_ms = s->handshake_timeout_ms ?:
-        hotplug ? IVSHMEM2_HOT_PLUG_MS : IVSHMEM2_COLD_PLUG_MS;
-    Ivshmem2Hello hello;
+    Ivshmem2ConnJoin join = {
+        .timeout_ms = s->handshake_timeout_ms ?:
+            hotplug ? IVSHMEM2_HOT_PLUG_MS : IVSHMEM2_COLD_PLUG_MS,
+        /* then the guest does not wait */
+        .later_ms = s->handshake_timeout_ms ?: IVSHMEM2_COLD_PLUG_MS,
+        .await_server = !hotplug || s->handshake_timeout_ms,
+    };
 
     if (s->msix == ON_OFF_AUTO_ON && !msi_nonbroken) {
         error_setg(errp, "msix=on, but this machine has no MSI-X");
         return false;
     }
-    ivshmem2_init_hello(s, &hello);
-    if (!ivshmem2_conn_join(&s->conn, &hello, timeout_ms,
-                            !hotplug || s->handshake_timeout_ms,
-                            &DEVICE(s)->mem_reentrancy_guard,
-                            ivshmem2_resumed, s, errp)) {
+    ivshmem2_init_hello(s, &join.hello);
+    if (!ivshmem2_conn_join(&s->conn, &join, DEVICE(s), &ivshmem2_conn_ops,
+                            errp)) {
         return false;
     }
     s->memory = ivshmem2_session_map(s->conn.session, &err);
@@ -602,6 +563,7 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
 {
     ERRP_GUARD();
     Ivshmem2State *s = IVSHMEM2(pdev);
+    g_autofree char *path = object_get_canonical_path(OBJECT(pdev));
     AddressSpace *as = s->registers == IVSHMEM2_REGISTERS_IO
         ? ivshmem2_ports_space(pdev) : &address_space_memory;
 
@@ -610,8 +572,9 @@ static void ivshmem2_realize(PCIDevice *pdev, Error **errp)
                    "no I/O space; use registers=mmio");
         return;
     }
-    error_setg(&s->migration_blocker, "ivshmem2 devices cannot be migrated: "
-               "unplug the device, migrate, and plug it in again");
+    error_setg(&s->migration_blocker, "ivshmem2 device '%s' cannot be migrated "
+               "or saved: unplug it, migrate, and plug it in with the same "
+               "peer-id", pdev->qdev.id ?: path);
     if (migrate_add_blocker(&s->migration_blocker, errp) < 0) {
         return;
     }
@@ -660,153 +623,8 @@ static void ivshmem2_reset_hold(Object *obj, ResetType type)
 }
 
 /*
- * Properties
+ * Type
  */
-
-static void ivshmem2_get_peer_id(Object *obj, Visitor *v, const char *name,
-                                 void *opaque, Error **errp)
-{
-    Ivshmem2State *s = IVSHMEM2(obj);
-    g_autofree char *any = g_strdup("any");
-
-    if (s->info.max_peers) {
-        visit_type_uint32(v, name, &s->info.id, errp);
-    } else if (s->wanted_id == IVSHMEM2_ID_ANY) {
-        visit_type_str(v, name, &any, errp);
-    } else {
-        visit_type_uint32(v, name, &s->wanted_id, errp);
-    }
-}
-
-/* A string from the command line, perhaps a number from QMP */
-static bool ivshmem2_visit_id(Visitor *v, const char *name, char **text,
-                              uint32_t *id, Error **errp)
-{
-    g_autofree GenericAlternate *alt = NULL;
-    bool ok;
-
-    if (!v->start_alternate) {
-        /* as for -global, where everything is a string */
-        return visit_type_str(v, name, text, errp);
-    }
-    if (!visit_start_alternate(v, name, &alt, sizeof(*alt), errp)) {
-        return false;
-    }
-    ok = alt->type == QTYPE_QNUM ? visit_type_uint32(v, name, id, errp)
-                                 : visit_type_str(v, name, text, errp);
-    visit_end_alternate(v, (void **)&alt);
-    return ok;
-}
-
-static void ivshmem2_set_peer_id(Object *obj, Visitor *v, const char *name,
-                                 void *opaque, Error **errp)
-{
-    Ivshmem2State *s = IVSHMEM2(obj);
-    g_autofree char *text = NULL;
-    uint32_t id;
-
-    if (DEVICE(s)->realized) {
-        error_setg(errp, "the ID of a peer cannot change");
-        return;
-    }
-    if (!ivshmem2_visit_id(v, name, &text, &id, errp)) {
-        return;
-    }
-    if (text && !strcmp(text, "any")) {
-        s->wanted_id = IVSHMEM2_ID_ANY;
-        return;
-    }
-    if ((text && qemu_strtoui(text, NULL, 0, &id) < 0) ||
-        id >= IVSHMEM2_MAX_PEERS) {
-        error_setg(errp, "peer-id is 'any' or a number from 0 to %u",
-                   IVSHMEM2_MAX_PEERS - 1);
-        return;
-    }
-    s->wanted_id = id;
-}
-
-static const char *const ivshmem2_registers_names[] = {
-    [IVSHMEM2_REGISTERS_MMIO] = "mmio",
-    [IVSHMEM2_REGISTERS_IO] = "io",
-};
-
-static const QEnumLookup ivshmem2_registers_lookup = {
-    .array = ivshmem2_registers_names,
-    .size = ARRAY_SIZE(ivshmem2_registers_names),
-};
-
-static int ivshmem2_get_registers(Object *obj, Error **errp)
-{
-    return IVSHMEM2(obj)->registers;
-}
-
-static void ivshmem2_set_registers(Object *obj, int value, Error **errp)
-{
-    if (DEVICE(obj)->realized) {
-        error_setg(errp, "the form of the registers cannot change");
-        return;
-    }
-    IVSHMEM2(obj)->registers = value;
-}
-
-static void ivshmem2_get_base_address(Object *obj, Visitor *v,
-                                      const char *name, void *opaque,
-                                      Error **errp)
-{
-    /* 0 if there is none: that is where RAM or firmware is */
-    visit_type_size(v, name, &IVSHMEM2(obj)->base_address, errp);
-}
-
-static void ivshmem2_set_base_address(Object *obj, Visitor *v,
-                                      const char *name, void *opaque,
-                                      Error **errp)
-{
-    Ivshmem2State *s = IVSHMEM2(obj);
-
-    if (DEVICE(s)->realized) {
-        error_setg(errp, "the address of the shared memory cannot change");
-        return;
-    }
-    s->has_base_address = visit_type_size(v, name, &s->base_address, errp);
-}
-
-static bool ivshmem2_get_connected(Object *obj, Error **errp)
-{
-    Ivshmem2State *s = IVSHMEM2(obj);
-
-    return s->conn.session && ivshmem2_session_ready(s->conn.session);
-}
-
-static void ivshmem2_get_counter(Object *obj, Visitor *v, const char *name,
-                                 void *opaque, Error **errp)
-{
-    uint64_t value = stat64_get(opaque);
-
-    visit_type_uint64(v, name, &value, errp);
-}
-
-static void ivshmem2_add_counter(Object *obj, const char *name,
-                                 Stat64 *counter)
-{
-    object_property_add(obj, name, "uint64", ivshmem2_get_counter, NULL, NULL,
-                        counter);
-}
-
-static void ivshmem2_instance_init(Object *obj)
-{
-    Ivshmem2State *s = IVSHMEM2(obj);
-
-    s->wanted_id = IVSHMEM2_ID_ANY;
-    object_property_add_uint32_ptr(obj, "max-peers", &s->info.max_peers,
-                                   OBJ_PROP_FLAG_READ);
-    object_property_add_uint32_ptr(obj, "vectors", &s->info.vectors,
-                                   OBJ_PROP_FLAG_READ);
-    object_property_add_uint16_ptr(obj, "protocol", &s->info.protocol,
-                                   OBJ_PROP_FLAG_READ);
-    ivshmem2_add_counter(obj, "interrupts-sent", &s->sent);
-    ivshmem2_add_counter(obj, "interrupts-received", &s->irq.received);
-    ivshmem2_add_counter(obj, "interrupts-dropped", &s->irq.dropped);
-}
 
 static void ivshmem2_instance_finalize(Object *obj)
 {
@@ -817,24 +635,6 @@ static void ivshmem2_instance_finalize(Object *obj)
         munmap(s->memory, ivshmem2_total_size(&s->info));
     }
 }
-
-static const Property ivshmem2_properties[] = {
-    DEFINE_PROP_CHR("chardev", Ivshmem2State, conn.chr),
-    DEFINE_PROP_ON_OFF_AUTO("msix", Ivshmem2State, msix, ON_OFF_AUTO_AUTO),
-    DEFINE_PROP_BOOL("ioeventfd", Ivshmem2State, irq.use_ioeventfd, true),
-    DEFINE_PROP_UINT8("max-ioeventfds", Ivshmem2State, max_ioeventfds, 32),
-    DEFINE_PROP_BOOL("x-irqfd", Ivshmem2State, irq.use_irqfd, true),
-    /*
-     * Giving a vector to KVM and taking it back can cost milliseconds.  After
-     * this many interrupts in a row, the guest is unlikely to write Interrupt
-     * Control or the mask all the time.
-     */
-    DEFINE_PROP_UINT8("x-irqfd-after", Ivshmem2State, irq.irqfd_after, 64),
-    DEFINE_PROP_UINT32("handshake-timeout-ms", Ivshmem2State,
-                       handshake_timeout_ms, 0),
-    DEFINE_PROP_UINT32("x-slowest-reconnect-ms", Ivshmem2State,
-                       conn.slowest_reconnect_ms, 60000),
-};
 
 static void ivshmem2_class_init(ObjectClass *klass, void *data)
 {
@@ -851,26 +651,7 @@ static void ivshmem2_class_init(ObjectClass *klass, void *data)
     rc->phases.hold = ivshmem2_reset_hold;
     dc->desc = "Inter-VM shared memory, version 2";
     set_bit(DEVICE_CATEGORY_MISC, dc->categories);
-    device_class_set_props(dc, ivshmem2_properties);
-    object_class_property_add(klass, "peer-id", "uint32|any",
-                              ivshmem2_get_peer_id, ivshmem2_set_peer_id,
-                              NULL, NULL);
-    object_class_property_set_description(klass, "peer-id",
-                                          "ID on the link, or 'any'");
-    object_class_property_add_enum(klass, "registers", "mmio|io",
-                                   &ivshmem2_registers_lookup,
-                                   ivshmem2_get_registers,
-                                   ivshmem2_set_registers);
-    object_class_property_set_description(klass, "registers",
-                                          "BAR 0 is memory or I/O ports");
-    object_class_property_add(klass, "base-address", "size",
-                              ivshmem2_get_base_address,
-                              ivshmem2_set_base_address, NULL, NULL);
-    object_class_property_set_description(klass, "base-address",
-                                          "of the shared memory, instead of "
-                                          "BAR 2");
-    object_class_property_add_bool(klass, "connected",
-                                   ivshmem2_get_connected, NULL);
+    ivshmem2_class_init_properties(klass);
 }
 
 static const TypeInfo ivshmem2_types[] = {

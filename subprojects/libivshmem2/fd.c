@@ -55,30 +55,47 @@ static gpointer close_queued(gpointer queue)
     for (;;) {
         int fd = GPOINTER_TO_INT(g_async_queue_pop(queue)) - 1;
 
+        /* tells the thread sanitizer, which does not know GLib's queues */
+        g_atomic_int_get(&n_disposals);
         close(fd);
         g_atomic_int_add(&n_disposals, -1);
     }
     return NULL;
 }
 
+/* Without a thread they stay open, until the next try to start one. */
+static void start_closer(GAsyncQueue *queue)
+{
+    static gint started;
+    GThread *thread;
+
+    if (g_atomic_int_get(&started) ||
+        !g_atomic_int_compare_and_exchange(&started, 0, 1)) {
+        return;
+    }
+    thread = g_thread_try_new("ivshmem2-closer", close_queued, queue, NULL);
+    if (thread) {
+        g_thread_unref(thread);
+    } else {
+        g_atomic_int_set(&started, 0);
+    }
+}
+
+/* Several threads may use the library: no lock, as one could wait for it. */
 void ivshmem2_dispose(int *fd)
 {
-    static GMutex lock;
     static GAsyncQueue *queue;
-    static GThread *thread;
 
     if (*fd < 0) {
         return;
     }
     g_atomic_int_inc(&n_disposals);
-    g_mutex_lock(&lock);
-    queue = queue ? queue : g_async_queue_new();
-    /* Without a thread they stay open, until the next try to start one. */
-    thread = thread ? thread
-             : g_thread_try_new("ivshmem2-closer", close_queued, queue, NULL);
+    if (g_once_init_enter(&queue)) {
+        g_once_init_leave(&queue, g_async_queue_new());
+    }
+    start_closer(queue);
     /* 0 would be NULL, which is not for queues */
     g_async_queue_push(queue, GINT_TO_POINTER(*fd + 1));
-    g_mutex_unlock(&lock);
     *fd = -1;
 }
 

@@ -150,6 +150,11 @@ uint64_t ivshmem2_eventfd_drain(int fd);
  * bytes.
  */
 bool ivshmem2_welcome_check(const Ivshmem2Welcome *w, GError **error);
+
+/* Does @w promise the same place on the same kind of link as @wanted? */
+bool ivshmem2_welcome_check_shape(const Ivshmem2Welcome *w,
+                                  const Ivshmem2Welcome *wanted,
+                                  GError **error);
 uint64_t ivshmem2_rw_offset(const Ivshmem2Welcome *w);
 uint64_t ivshmem2_output_offset(const Ivshmem2Welcome *w, uint32_t id);
 uint64_t ivshmem2_total_size(const Ivshmem2Welcome *w);
@@ -167,6 +172,12 @@ typedef struct Ivshmem2Session Ivshmem2Session;
 Ivshmem2Session *ivshmem2_session_new(const Ivshmem2Hello *hello);
 void ivshmem2_session_free(Ivshmem2Session *s);
 
+/*
+ * A session that joins anew, with the ID of @old, a link of the same shape; the
+ * WELCOME of any other link is an error.  @old is not changed.
+ */
+Ivshmem2Session *ivshmem2_session_new_like(const Ivshmem2Session *old);
+
 /* A connection was made: say HELLO, and resume if there was one before. */
 void ivshmem2_session_connected(Ivshmem2Session *s);
 
@@ -182,6 +193,15 @@ bool ivshmem2_session_receive(Ivshmem2Session *s, Ivshmem2Decoder *d,
 
 /* Is there a message to send?  If so, it is in @msg, in host byte order. */
 bool ivshmem2_session_next(Ivshmem2Session *s, Ivshmem2Msg *msg);
+
+/*
+ * The caller may hold back the announcement that the state is 0, as long as the
+ * socket is not almost empty.  So there is always room to announce another one.
+ */
+void ivshmem2_session_hold_zero(Ivshmem2Session *s, bool hold);
+
+/* Is there such an announcement to be sent, or held back? */
+bool ivshmem2_session_holds_zero(const Ivshmem2Session *s);
 
 /* Would ivshmem2_session_next() return true? */
 bool ivshmem2_session_has_next(const Ivshmem2Session *s);
@@ -206,6 +226,13 @@ void ivshmem2_session_keep_files(Ivshmem2Session *s);
  * munmap().
  */
 void *ivshmem2_session_map(Ivshmem2Session *s, GError **error);
+
+/*
+ * The same at @base, which ivshmem2_session_map() has returned for a session of
+ * the same shape, and over its memory.  The descriptors must have been kept.
+ * If this fails, some sections may have been mapped.
+ */
+bool ivshmem2_session_map_over(Ivshmem2Session *s, void *base, GError **error);
 
 /*
  * Copy @length bytes at @offset of the mapped memory, which must be inside of

@@ -7,6 +7,7 @@
 #ifndef LIBIVSHMEM2_PEER_H
 #define LIBIVSHMEM2_PEER_H
 
+#include <sys/un.h>
 #include "libivshmem2.h"
 
 /*
@@ -19,9 +20,15 @@ typedef struct Ivshmem2PeerOps {
                  GError **error);
     /* An interrupt was taken from the eventfd of @vector. */
     void (*taken)(Ivshmem2Peer *peer, uint32_t vector);
-    /* peer->service_fd is ready; false with @error set if the link is gone */
-    bool (*service)(Ivshmem2Peer *peer, GError **error);
+    /*
+     * peer->service_fd is ready.  Returns 0, or what ivshmem2_peer_wait() is
+     * to return: 2, or -1 with @error set if the link is gone.
+     */
+    int (*service)(Ivshmem2Peer *peer, GError **error);
     bool (*connected)(const Ivshmem2Peer *peer);
+    /* The functions of these names; NULL: never anything, none */
+    bool (*pending)(const Ivshmem2Peer *peer);
+    Ivshmem2Event (*event)(Ivshmem2Peer *peer, GError **reason);
     /* Copy bytes of the memory, from @offset on, to @buf. */
     bool (*read)(const Ivshmem2Peer *peer, uint64_t offset, void *buf,
                  size_t length, GError **error);
@@ -72,7 +79,17 @@ void *ivshmem2_map_device(const char *folder, size_t size,
 void *ivshmem2_map_fixed(uint64_t address, size_t size,
                          Ivshmem2MemoryType *type, char **note, GError **error);
 
-/* Watch service_fd for these epoll events; 0: stop watching it. */
-void ivshmem2_peer_watch_service(Ivshmem2Peer *peer, uint32_t events);
+/* Bytes of a socket's path that the system allows */
+#define IVSHMEM2_MAX_SOCKET_PATH    \
+    (sizeof(((struct sockaddr_un *)0)->sun_path) - 1)
+
+/*
+ * Connect to the server's socket @path.  Waits until @deadline for a server
+ * that does not accept; 0: does not wait.  Returns a descriptor, or -errno.
+ */
+int ivshmem2_connect(const char *path, int64_t deadline);
+
+/* Set @error to why ivshmem2_connect() failed, and what to do about it. */
+void ivshmem2_fail_connect(const char *path, int cause, GError **error);
 
 #endif /* LIBIVSHMEM2_PEER_H */

@@ -12,8 +12,8 @@
  * constants or only read shared memory: ivshmem2_peer_info(),
  * ivshmem2_peer_memory_note(), ivshmem2_peer_rw(), ivshmem2_peer_output(),
  * ivshmem2_peer_state_table(), ivshmem2_peer_state(), ivshmem2_peer_read(),
- * ivshmem2_peer_fd().  After fork(), only one of the two processes may go on
- * to use the peer.
+ * ivshmem2_peer_fd(), ivshmem2_peer_connection_fd().  After fork(), only one
+ * of the two processes may go on to use the peer.
  *
  * Errors: functions that can fail take a GError ** as their last argument,
  * which may be NULL.  The domain is IVSHMEM2_ERROR, the code is an
@@ -88,6 +88,8 @@ typedef struct Ivshmem2Peer Ivshmem2Peer;
 
 /* Ivshmem2SocketOptions.flags: what ivshmem2_peer_read() needs on the host */
 #define IVSHMEM2_SOCKET_KEEP_FILES  UINT64_C(1)
+/* ivshmem2_peer_wait() also returns when ivshmem2_peer_event() has an event */
+#define IVSHMEM2_SOCKET_EVENTS      UINT64_C(2)
 
 /*
  * Always initialize it with IVSHMEM2_SOCKET_OPTIONS_INIT, then set the fields
@@ -103,22 +105,32 @@ typedef struct Ivshmem2SocketOptions {
     /* For connecting and the handshake together; -1: no limit */
     int32_t timeout_ms;
     uint64_t flags;             /* IVSHMEM2_SOCKET_..., or 0 */
+    /*
+     * See "Losing the server".  The pause between attempts to resume starts at
+     * resume_ms, at least 1, and doubles up to resume_slowest_ms.
+     * resume_ms -1: do not resume.
+     */
+    int32_t resume_ms;
+    int32_t resume_slowest_ms;
 } Ivshmem2SocketOptions;
 
 #define IVSHMEM2_SOCKET_OPTIONS_INIT                                        \
-    { sizeof(Ivshmem2SocketOptions), NULL, IVSHMEM2_PEER_ID_ANY, 5000, 0 }
+    { sizeof(Ivshmem2SocketOptions), NULL, IVSHMEM2_PEER_ID_ANY, 5000, 0,   \
+      100, 5000 }
 
 /*
  * Join a link from the host.
  *
  * @path: of the server's unix socket, no longer than the system allows for
- *     such addresses (107 bytes)
+ *     such addresses (107 bytes).  To resume, the peer connects to the same
+ *     path again, also after the program has changed its directory.
  * @options: or NULL for the defaults
  *
- * The process needs descriptors for the eventfds that the server hands out
- * when a peer joins: raise RLIMIT_NOFILE before where a link has many peers
- * and vectors.  With IVSHMEM2_SOCKET_KEEP_FILES it needs two more and, with
- * output sections, one for each possible peer, until the peer is closed.
+ * The process needs four descriptors, and those for the eventfds that the
+ * server hands out when a peer joins, and resumes: raise RLIMIT_NOFILE before
+ * where a link has many peers and vectors.  With IVSHMEM2_SOCKET_KEEP_FILES it
+ * needs two more and, with output sections, one for each possible peer, until
+ * the peer is closed.
  *
  * Returns the peer, to be released with ivshmem2_peer_close(), or NULL with
  * @error set: ARGUMENT (@path is too long, @options are not initialized), IO,
@@ -192,7 +204,8 @@ Ivshmem2Peer *ivshmem2_peer_open_pci_mapped(const char *address,
 /*
  * Leave the link: set the state to 0 ("State Register"), tell the server, and
  * release the peer and all its memory and descriptors.  Takes a second at
- * most where the server does not answer.  @peer may be NULL.
+ * most where the server does not answer, and does not wait without a
+ * connection.  @peer may be NULL.
  */
 void ivshmem2_peer_close(Ivshmem2Peer *peer);
 
@@ -224,12 +237,84 @@ typedef struct Ivshmem2PeerInfo {
 const Ivshmem2PeerInfo *ivshmem2_peer_info(const Ivshmem2Peer *peer);
 
 /*
- * Is the server (host) or the device (guest) still there?  Looks at the
- * connection, and does not wait.  Without a server, memory and the doorbells
- * of peers that are known go on working, and state changes interrupt those
- * peers only.
+ * Losing the server
+ *
+ * A peer on the host outlives its server.  Without a connection, memory, this
+ * peer's interrupts and the doorbells of peers that are known go on working,
+ * and state changes interrupt those peers only.  What needs the server is kept
+ * until there is one: each doorbell once, however often it is rung, and whether
+ * the state has changed.
+ *
+ * Meanwhile the peer tries to resume: to connect again with the same session
+ * and the same ID, after which all is as before.  The first attempt is made at
+ * once, the next one after 0.1 seconds; then the pause doubles up to 5 seconds,
+ * and is 12 times as long, a minute, after a refusal that will hardly change:
+ * by a server of another session for example, which has other memory.  Then the
+ * peer goes on alone; to share the new memory, close it and join anew.
+ * Ivshmem2SocketOptions has these times.  An attempt may take timeout_ms, and
+ * twice as long after each one that was too slow, up to 12 times; so long at
+ * once where a server has not read anything yet.
+ *
+ * All this happens in the calls of ivshmem2_peer_wait(),
+ * ivshmem2_peer_event(), ivshmem2_peer_ring() and ivshmem2_peer_set_state(),
+ * which do not wait for it, so a program that calls none of them does not
+ * resume; the descriptors are readable when there is something to do.
+ * The server accepts only the process that joined: after fork(), if that one
+ * still lives, the child cannot resume.
+ */
+
+/*
+ * Is there a connection with the server (host) or the device (guest)?  Looks
+ * at it, and does not wait.  While a peer tries to resume there is none.
  */
 bool ivshmem2_peer_connected(const Ivshmem2Peer *peer);
+
+/*
+ * Do doorbells that only the server can ring wait for it (host), because there
+ * is no connection or because it does not read?  In the second case they may be
+ * other messages.  If the server never takes them, nobody is interrupted.
+ */
+bool ivshmem2_peer_pending(const Ivshmem2Peer *peer);
+
+/* What happened to the connection with the server.  Later versions add some. */
+typedef enum Ivshmem2Event {
+    IVSHMEM2_EVENT_NONE         = 0,
+    /* The connection is gone, for this reason. */
+    IVSHMEM2_EVENT_DISCONNECTED = 1,
+    /* The peer has resumed. */
+    IVSHMEM2_EVENT_CONNECTED    = 2,
+    /*
+     * An attempt to resume failed for this reason, which may last: the server
+     * refused it, is none, or cannot be reached.  Only once for each code until
+     * the peer has resumed.
+     */
+    IVSHMEM2_EVENT_REFUSED      = 3,
+} Ivshmem2Event;
+
+/*
+ * Go on with the conversation with the server, without waiting, and take the
+ * oldest event.
+ *
+ * @reason: where to put why, as an error to be freed with g_error_free(), with
+ *     DISCONNECTED and REFUSED; else NULL is put there.  @reason may be NULL.
+ *     The codes are those of Ivshmem2Error: CLOSED and IO where the server has
+ *     died, SHUTDOWN where it has ended in order, SESSION from a server of
+ *     another session, or when another connection of this process has resumed
+ *     this session.
+ *
+ * Returns the event, or NONE.  DISCONNECTED replaces events that have not been
+ * taken, so there are never many.  In a guest, there are none.
+ */
+Ivshmem2Event ivshmem2_peer_event(Ivshmem2Peer *peer, GError **reason);
+
+/*
+ * A descriptor that is readable (POLLIN) while ivshmem2_peer_event() has
+ * something to do and, with IVSHMEM2_SOCKET_EVENTS, while there is an event.
+ * It is for programs that wait for the connection only: ivshmem2_peer_fd() is
+ * readable then, too.  Owned by @peer: do nothing but wait for it.  -1 in a
+ * guest.  Any thread.
+ */
+int ivshmem2_peer_connection_fd(const Ivshmem2Peer *peer);
 
 /*
  * Memory ("Shared Memory Region Layout")
@@ -308,9 +393,13 @@ bool ivshmem2_peer_set_state(Ivshmem2Peer *peer, uint32_t state,
  * to memory before is visible to that peer when it is interrupted.  Does not
  * wait.  It is no error if nobody uses the ID @target at the moment.
  *
+ * On the host, the server rings peers that are not known yet.  If there is no
+ * connection, it does so after this peer has resumed; ivshmem2_peer_pending()
+ * tells.
+ *
  * Returns true; or false with @error set: ARGUMENT (the link has no such ID or
- * vector), CLOSED (host: the server is gone, and only the server has the
- * eventfd).
+ * vector), CLOSED (host: only the server can ring, and this peer does not
+ * resume, or was refused.  The doorbell is kept all the same).
  */
 bool ivshmem2_peer_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
                         GError **error);
@@ -328,8 +417,9 @@ bool ivshmem2_peer_ring(Ivshmem2Peer *peer, uint32_t target, uint32_t vector,
  * Without a server it waits on, because other peers can still ring.
  *
  * Returns 1 if there was an interrupt, which is taken with that; 0 if the time
- * is over; -1 with @error set: ARGUMENT (@only is out of range), IO, CLOSED
- * (guest: the device is being removed).
+ * is over; 2, only with IVSHMEM2_SOCKET_EVENTS, if there is an event to be
+ * taken with ivshmem2_peer_event(); -1 with @error set: ARGUMENT (@only is out
+ * of range), IO, CLOSED (guest: the device is being removed).
  */
 int ivshmem2_peer_wait(Ivshmem2Peer *peer, int only, int *vector,
                        int timeout_ms, GError **error);

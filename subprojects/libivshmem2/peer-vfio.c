@@ -132,13 +132,14 @@ static void vfio_taken(Ivshmem2Peer *peer, uint32_t vector)
     }
 }
 
-static bool vfio_service(Ivshmem2Peer *peer, GError **error)
+static int vfio_service(Ivshmem2Peer *peer, GError **error)
 {
     VfioPeer *p = (VfioPeer *)peer;
 
     p->removed = true;
-    return ivshmem2_fail(error, IVSHMEM2_ERROR_CLOSED, "%s is being removed",
-                         p->address);
+    ivshmem2_fail(error, IVSHMEM2_ERROR_CLOSED, "%s is being removed",
+                  p->address);
+    return -1;
 }
 
 static bool vfio_connected(const Ivshmem2Peer *peer)

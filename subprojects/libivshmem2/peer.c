@@ -54,14 +54,6 @@ bool ivshmem2_peer_complete(Ivshmem2Peer *peer, GError **error)
            watch_fd(peer, peer->service_fd, SERVICE, error);
 }
 
-void ivshmem2_peer_watch_service(Ivshmem2Peer *peer, uint32_t events)
-{
-    struct epoll_event event = { .events = events, .data.u32 = SERVICE };
-
-    epoll_ctl(peer->epoll_fd, events ? EPOLL_CTL_MOD : EPOLL_CTL_DEL,
-              peer->service_fd, &event);
-}
-
 void ivshmem2_peer_close(Ivshmem2Peer *peer)
 {
     if (peer) {
@@ -83,6 +75,25 @@ const Ivshmem2PeerInfo *ivshmem2_peer_info(const Ivshmem2Peer *peer)
 bool ivshmem2_peer_connected(const Ivshmem2Peer *peer)
 {
     return peer->ops->connected(peer);
+}
+
+bool ivshmem2_peer_pending(const Ivshmem2Peer *peer)
+{
+    return peer->ops->pending && peer->ops->pending(peer);
+}
+
+Ivshmem2Event ivshmem2_peer_event(Ivshmem2Peer *peer, GError **reason)
+{
+    if (reason) {
+        *reason = NULL;
+    }
+    return peer->ops->event ? peer->ops->event(peer, reason)
+                            : IVSHMEM2_EVENT_NONE;
+}
+
+int ivshmem2_peer_connection_fd(const Ivshmem2Peer *peer)
+{
+    return peer->ops->event ? peer->service_fd : -1;
 }
 
 const char *ivshmem2_peer_memory_note(const Ivshmem2Peer *peer)
@@ -203,8 +214,10 @@ int ivshmem2_peer_wait(Ivshmem2Peer *peer, int only, int *vector,
             return -1;
         }
         if (ret > 0 && what == SERVICE) {
-            if (!peer->ops->service(peer, error)) {
-                return -1;
+            int outcome = peer->ops->service(peer, error);
+
+            if (outcome) {
+                return outcome;
             }
         } else if (ret > 0 && ivshmem2_eventfd_drain(peer->eventfds[what])) {
             if (peer->ops->taken) {

@@ -41,12 +41,14 @@ typedef enum Phase {
 struct Ivshmem2Session {
     Ivshmem2Hello hello;
     Ivshmem2Welcome info;
+    Ivshmem2Welcome wanted;     /* max_peers not 0: the link's shape */
     Phase phase;
     bool established;           /* the first handshake is complete */
     uint32_t state;             /* of this peer, after the last change */
     bool say_changed;           /* the server is to interrupt the others */
     bool state_rung;            /* without it, all that we can reach know it */
     bool say_announced;         /* the server is to know what the others do */
+    bool hold_zero;             /* but not yet that the state is 0 */
     bool say_goodbye;
 
     /* owned until mapped or, with keep_files, until the end */
@@ -68,81 +70,6 @@ struct Ivshmem2Session {
     unsigned in_flight_start;
     unsigned n_in_flight;
 };
-
-/* Layout */
-
-bool ivshmem2_welcome_check(const Ivshmem2Welcome *w, GError **error)
-{
-    uint64_t n = w->max_peers;
-    uint64_t page = w->page_size;
-
-    if (n < IVSHMEM2_MIN_PEERS || n > IVSHMEM2_MAX_PEERS) {
-        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
-                             "the link has %u peers at most, but %u to %u are "
-                             "possible", w->max_peers, IVSHMEM2_MIN_PEERS,
-                             IVSHMEM2_MAX_PEERS);
-    }
-    if (w->id >= n) {
-        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
-                             "ID %u is out of range, the link has %u peers at "
-                             "most", w->id, w->max_peers);
-    }
-    if (w->features != IVSHMEM2_F_MSIX && w->features != IVSHMEM2_F_INTX) {
-        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
-                             "interrupt features 0x%x are not exactly one of "
-                             "MSI-X and INTx", w->features);
-    }
-    if (w->vectors < 1 || w->vectors > (w->features == IVSHMEM2_F_INTX ?
-                                        1 : IVSHMEM2_MAX_VECTORS)) {
-        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
-                             "%u vectors are not possible", w->vectors);
-    }
-    if (page < IVSHMEM2_MIN_PAGE_SIZE || page > IVSHMEM2_MAX_PAGE_SIZE ||
-        page & (page - 1)) {
-        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
-                             "page size %u is not possible", w->page_size);
-    }
-    if (w->state_table_size % page || w->rw_size % page ||
-        w->output_size % page) {
-        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
-                             "section sizes are not multiples of the link's "
-                             "page size %u", w->page_size);
-    }
-    if (w->state_table_size < n * sizeof(uint32_t)) {
-        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
-                             "a State Table of %u bytes is too small for %u "
-                             "peers", w->state_table_size, w->max_peers);
-    }
-    if (w->output_size && n > IVSHMEM2_MAX_OUTPUTS) {
-        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
-                             "output sections for %u peers, %u are possible",
-                             w->max_peers, IVSHMEM2_MAX_OUTPUTS);
-    }
-    if (w->rw_size > IVSHMEM2_MAX_SIZE ||
-        w->output_size > IVSHMEM2_MAX_SIZE / n ||
-        ivshmem2_total_size(w) > IVSHMEM2_MAX_SIZE) {
-        return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
-                             "the sections are larger than %llu bytes "
-                             "together",
-                             (unsigned long long)IVSHMEM2_MAX_SIZE);
-    }
-    return true;
-}
-
-uint64_t ivshmem2_rw_offset(const Ivshmem2Welcome *w)
-{
-    return w->state_table_size;
-}
-
-uint64_t ivshmem2_output_offset(const Ivshmem2Welcome *w, uint32_t id)
-{
-    return w->state_table_size + w->rw_size + w->output_size * id;
-}
-
-uint64_t ivshmem2_total_size(const Ivshmem2Welcome *w)
-{
-    return ivshmem2_output_offset(w, w->max_peers);
-}
 
 /* Pairs of ID and vector */
 
@@ -184,6 +111,16 @@ Ivshmem2Session *ivshmem2_session_new(const Ivshmem2Hello *hello)
     return s;
 }
 
+Ivshmem2Session *ivshmem2_session_new_like(const Ivshmem2Session *old)
+{
+    Ivshmem2Session *s = ivshmem2_session_new(&old->hello);
+
+    s->hello.id = old->info.id;
+    s->wanted = old->info;
+    s->keep_files = old->keep_files;
+    return s;
+}
+
 static void close_all(int **fds, uint32_t *n)
 {
     for (uint32_t i = 0; i < *n; i++) {
@@ -222,9 +159,20 @@ static void drop_all(Ivshmem2Session *s)
     ivshmem2_bits_clear(&s->waiting);
 }
 
+/* The last one to close a file of memory frees it, which takes its time. */
+static void dispose_of_memory(Ivshmem2Session *s)
+{
+    ivshmem2_dispose(&s->state_fd);
+    ivshmem2_dispose(&s->rw_fd);
+    for (uint32_t i = 0; i < s->n_outputs; i++) {
+        ivshmem2_dispose(&s->output_fds[i]);
+    }
+}
+
 void ivshmem2_session_free(Ivshmem2Session *s)
 {
     if (s) {
+        dispose_of_memory(s);
         drop_all(s);
         g_hash_table_destroy(s->eventfds);
         g_array_free(s->state_fds, true);
@@ -311,6 +259,10 @@ static bool check_new_session(const Ivshmem2Session *s,
 {
     long page_size = sysconf(_SC_PAGE_SIZE);
 
+    if (s->wanted.max_peers &&
+        !ivshmem2_welcome_check_shape(w, &s->wanted, error)) {
+        return false;
+    }
     if (s->hello.id != IVSHMEM2_ID_ANY && s->hello.id != w->id) {
         return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
                              "the server gave us ID %u instead of %u", w->id,
@@ -361,6 +313,7 @@ static bool handle_welcome(Ivshmem2Session *s, Ivshmem2Decoder *d,
 {
     const Ivshmem2Welcome *w = &d->msg.welcome;
 
+    d->msg.welcome.reserved = 0;
     if (w->version < s->hello.version_min ||
         w->version > s->hello.version_max) {
         return ivshmem2_fail(error, IVSHMEM2_ERROR_PROTOCOL,
@@ -609,12 +562,27 @@ bool ivshmem2_session_receive(Ivshmem2Session *s, Ivshmem2Decoder *d,
 
 /* Messages to the server */
 
+static bool announces(const Ivshmem2Session *s)
+{
+    return s->say_announced && (s->state || !s->hold_zero);
+}
+
+bool ivshmem2_session_holds_zero(const Ivshmem2Session *s)
+{
+    return s->phase == PHASE_READY && s->say_announced && !s->state;
+}
+
+void ivshmem2_session_hold_zero(Ivshmem2Session *s, bool hold)
+{
+    s->hold_zero = hold;
+}
+
 bool ivshmem2_session_has_next(const Ivshmem2Session *s)
 {
     return s->phase == PHASE_HELLO ||
            (s->phase > PHASE_HELLO && s->say_goodbye) ||
            (s->phase == PHASE_READY &&
-            (s->say_changed || s->say_announced ||
+            (s->say_changed || announces(s) ||
              (s->n_in_flight < MAX_IN_FLIGHT && s->waiting.n_set)));
 }
 
@@ -668,8 +636,7 @@ bool ivshmem2_session_next(Ivshmem2Session *s, Ivshmem2Msg *msg)
         msg->hdr.type = IVSHMEM2_MSG_HELLO;
         msg->hello = s->hello;
         s->phase = PHASE_WELCOME;
-    } else if ((s->say_changed || s->say_announced) &&
-               s->phase == PHASE_READY) {
+    } else if ((s->say_changed || announces(s)) && s->phase == PHASE_READY) {
         next_state(s, msg);
     } else if (s->say_goodbye) {
         msg->hdr.type = IVSHMEM2_MSG_GOODBYE;
@@ -829,6 +796,15 @@ void *ivshmem2_session_map(Ivshmem2Session *s, GError **error)
         drop_memory(s);
     }
     return base;
+}
+
+bool ivshmem2_session_map_over(Ivshmem2Session *s, void *base, GError **error)
+{
+    if (!map_sections(s, base, error)) {
+        return false;
+    }
+    madvise(base, ivshmem2_total_size(&s->info), MADV_DONTDUMP);
+    return true;
 }
 
 /*

@@ -9,7 +9,11 @@
 #include <sys/resource.h>
 #include "libivshmem2-util.h"
 
-G_DEFINE_QUARK(ivshmem2_error_quark, ivshmem2_error)
+/* For any thread, which G_DEFINE_QUARK() is only if races do no harm. */
+GQuark ivshmem2_error_quark(void)
+{
+    return g_quark_from_static_string("ivshmem2_error");
+}
 
 bool ivshmem2_fail(GError **error, Ivshmem2Error code, const char *fmt, ...)
 {

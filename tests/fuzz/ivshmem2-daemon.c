@@ -731,7 +731,7 @@ void fuzz_daemon(FuzzInput *in)
     g_assert_nonnull(g.link);
     g.budget = ivshmem2_budget_new(&g.limits);
     g.daemon = ivshmem2_daemon_new(g.link, g.budget, listen_fd,
-                                   HANDSHAKE_TIMEOUT, NULL);
+                                   HANDSHAKE_TIMEOUT, 0, NULL);
     g_assert_nonnull(g.daemon);
     for (unsigned i = 0; i < N_CLIENTS; i++) {
         g.players[i].conn.fd = -1;

@@ -20,6 +20,7 @@ const FuzzTarget fuzz_targets[] = {
     { "session", fuzz_session, 2500 },
     { "server", fuzz_server, 10000 },
     { "daemon", fuzz_daemon, 3000 },
+    { "adopt", fuzz_adopt, 5000 },
     { NULL, NULL, 0 },
 };
 

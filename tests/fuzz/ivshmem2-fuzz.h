@@ -31,6 +31,7 @@ typedef struct FuzzTarget {
 /* The last one has no name. */
 extern const FuzzTarget fuzz_targets[];
 
+void fuzz_adopt(FuzzInput *in);
 void fuzz_codec(FuzzInput *in);
 void fuzz_daemon(FuzzInput *in);
 void fuzz_server(FuzzInput *in);

@@ -3,8 +3,9 @@
  *
  * Slots, holds and broadcasts: many clients of a few processes that start and
  * end, after which another process has the pid, and of two users.  Connections
- * can outlive the process that made them.  After every step, all slots are
- * compared with a model of who owns them.
+ * can outlive the process that made them.  Servers are killed, and the next one
+ * adopts the link.  After every step, all slots are compared with a model of
+ * who owns them.
  *
  * Input: the link, its limits and how it ends, and then the steps.
  *
@@ -12,16 +13,8 @@
  */
 
 #include "hw/misc/ivshmem2-regs.h"
-#include "ivshmem2-fuzz.h"
+#include "ivshmem2-model.h"
 #include <poll.h>
-#include "server.h"
-
-#define N_CLIENTS       8
-#define N_PROCESSES     4
-#define N_USERS         2
-#define MAX_PEERS       5
-/* A client that behaves, in the first slot; its process does not end. */
-#define HONEST          0
 
 typedef enum Op {
     OP_CONNECT,
@@ -41,54 +34,10 @@ typedef enum Op {
     OP_RELEASE,                 /* what is held for processes that ended */
     OP_SIGNAL,                  /* an eventfd, without the server */
     OP_AIO,                     /* others use it up, or not any more */
+    OP_RESTART,                 /* the server; some clients are back at once */
+    OP_END_GRACE,               /* of a slot whose occupant did not come back */
     N_OPS,
 } Op;
-
-/* The process and the user behind a connection */
-typedef struct Identity {
-    unsigned process;
-    unsigned generation;        /* how many had its pid before */
-    unsigned user;
-} Identity;
-
-typedef struct Player {
-    Ivshmem2Client *c;
-    bool open;
-    Identity who;
-    unsigned ids;               /* a bit for each one that it may take */
-    uint32_t id;                /* where it may write its state */
-    bool welcome;               /* was told so */
-} Player;
-
-/* A slot that its last occupant left without a goodbye */
-typedef struct Hold {
-    uint32_t id;
-    Identity who;
-} Hold;
-
-typedef struct Game {
-    Ivshmem2Link *link;
-    Ivshmem2BudgetConfig limits;
-    Ivshmem2Budget *budget;
-    Ivshmem2Server *server;
-    uint32_t max_peers;
-    Player players[N_CLIENTS];
-    bool dead[N_PROCESSES];     /* or not started yet */
-    unsigned generations[N_PROCESSES];
-    Hold *holds[MAX_PEERS];
-    /* of each slot, after the last step */
-    const Player *occupants[MAX_PEERS];
-    uint32_t states[MAX_PEERS];
-    bool held[MAX_PEERS];
-    Identity held_for[MAX_PEERS];
-    unsigned users[MAX_PEERS];  /* a bit for each one that had it */
-    unsigned last_users[MAX_PEERS];     /* the bit of the last one, or 0 */
-    bool owed[MAX_PEERS];       /* an interrupt by the broadcast */
-    bool known[MAX_PEERS];      /* its last announced state is not 0 */
-} Game;
-
-/* Only one game is played at a time, so the server's calls find it here. */
-static Game *game;
 
 static const Ivshmem2LinkConfig links[] = {
     { .max_peers = 2, .vectors = 1, .intx = true, .output_size = 4096 },
@@ -97,139 +46,6 @@ static const Ivshmem2LinkConfig links[] = {
     { .max_peers = 5, .vectors = 2, .rw_size = 4096,
       .protocol = IVSHMEM2_PROTOCOL_VIRTIO, .backend_id = 1 },
 };
-
-/* Processes.  The server cannot see the last one. */
-
-static pid_t pid_of(unsigned process)
-{
-    return process == N_PROCESSES - 1 ? 0 : 100 + process;
-}
-
-/* The honest one is of a user of its own. */
-static uid_t uid_of(const Identity *who)
-{
-    return who->process == HONEST ? 999 : 1000 + who->user;
-}
-
-static bool lives(const Identity *who)
-{
-    return !game->dead[who->process] &&
-           who->generation == game->generations[who->process];
-}
-
-/* May @new have what @old has or had?  Only if they are one, and live. */
-static bool is_same(const Identity *old, const Identity *new)
-{
-    return old->process == new->process && pid_of(new->process) &&
-           old->generation == new->generation && old->user == new->user &&
-           lives(new);
-}
-
-static void *hold_slot(void *connection, uint32_t id)
-{
-    Player *p = connection;
-    Hold *hold;
-
-    g_assert_null(game->holds[id]);
-    g_assert_cmpint(ivshmem2_client_pid(p->c), ==, pid_of(p->who.process));
-    if (!lives(&p->who)) {
-        return NULL;
-    }
-    hold = g_new(Hold, 1);
-    *hold = (Hold) { .id = id, .who = p->who };
-    game->holds[id] = hold;
-    return hold;
-}
-
-static void unhold_slot(void *opaque)
-{
-    Hold *hold = opaque;
-
-    g_assert_true(game->holds[hold->id] == hold);
-    game->holds[hold->id] = NULL;
-    g_free(hold);
-}
-
-static bool is_alive(void *connection)
-{
-    Player *p = connection;
-
-    return lives(&p->who);
-}
-
-static bool is_hold_alive(void *opaque)
-{
-    Hold *hold = opaque;
-
-    return lives(&hold->who);
-}
-
-static void wake(void *connection)
-{
-    Player *p = connection;
-
-    g_assert_true(p->open);
-    g_assert_true(ivshmem2_client_has_next(p->c));
-}
-
-static const Ivshmem2ServerOps ops = {
-    .hold = hold_slot,
-    .unhold = unhold_slot,
-    .is_alive = is_alive,
-    .is_hold_alive = is_hold_alive,
-    .wake = wake,
-};
-
-/* The server learns of ends some time later, or it waits if there is no pid. */
-static void release(Game *g)
-{
-    for (uint32_t id = 0; id < g->max_peers; id++) {
-        const Hold *hold = g->holds[id];
-
-        if (hold && (!lives(&hold->who) || !pid_of(hold->who.process))) {
-            ivshmem2_server_release(g->server, id);
-            g_assert_null(g->holds[id]);
-        }
-    }
-}
-
-/* Interrupts */
-
-static bool was_interrupted(Game *g, uint32_t id)
-{
-    fuzz_settle();
-    return g->link->eventfds[id] &&
-           ivshmem2_eventfd_drain(g->link->eventfds[id][0]);
-}
-
-/* Interrupts from before do not count. */
-static void owe_to_all_but(Game *g, uint32_t source)
-{
-    for (uint32_t id = 0; id < g->max_peers; id++) {
-        if (was_interrupted(g, id)) {
-            g->owed[id] = false;
-        }
-        if (id != source) {
-            g->owed[id] = g->occupants[id];
-        }
-    }
-}
-
-static void run_broadcast(Game *g, unsigned budget)
-{
-    bool more;
-
-    fuzz_enter();
-    more = ivshmem2_server_broadcast(g->server, budget);
-    fuzz_leave();
-    if (more) {
-        return;
-    }
-    for (uint32_t id = 0; id < g->max_peers; id++) {
-        g_assert_true(!g->owed[id] || was_interrupted(g, id));
-        g->owed[id] = false;
-    }
-}
 
 /* Clients */
 
@@ -263,8 +79,8 @@ static void connect_it(Game *g, Player *p, unsigned process, unsigned user)
             .ids = UINT_MAX,
             .id = IVSHMEM2_ID_ANY,
         };
-        p->c = ivshmem2_client_new(g->server, pid_of(process), uid_of(&p->who),
-                                   p);
+        p->c = ivshmem2_client_new(g->server, model_pid(process),
+                                   model_uid(&p->who), p);
     }
 }
 
@@ -327,7 +143,7 @@ static void tell(Game *g, Player *p, const Ivshmem2Msg *msg)
     ivshmem2_client_receive(p->c, msg);
     fuzz_leave();
     if (was_peer && msg->hdr.type == IVSHMEM2_MSG_STATE_CHANGED) {
-        owe_to_all_but(g, id);
+        model_owe(g, id);
         g->known[id] = ivshmem2_link_state(g->link, id);
     } else if (was_peer && msg->hdr.type == IVSHMEM2_MSG_STATE_ANNOUNCED) {
         g->known[id] = msg->announcement.state;
@@ -364,6 +180,7 @@ static void greet(Game *g, Player *p, const Ivshmem2Msg *msg)
     if (!p->open) {
         return;
     }
+    p->resumes = resumes;
     old_id = ivshmem2_client_id(p->c);
     for (id = 0; id < g->max_peers; id++) {
         before[id] = signalled(g, id);
@@ -422,7 +239,8 @@ static void ring(Game *g, Player *p, FuzzInput *in, uint32_t first_id)
         msg.target.id = fuzz_u32(in);
         msg.target.vector = fuzz_u32(in);
     }
-    empty = msg.target.id < g->max_peers && !g->occupants[msg.target.id];
+    empty = msg.target.id < g->max_peers && !g->occupants[msg.target.id] &&
+            !(g->holds[msg.target.id] && g->holds[msg.target.id]->grace);
     before = empty ? signalled(g, msg.target.id) : 0;
     tell(g, p, &msg);
     /* nobody is there */
@@ -447,87 +265,12 @@ static void close_it(Game *g, Player *p)
 static void write_state(Game *g, Player *p, uint32_t state)
 {
     bool held = p->id < g->max_peers && g->holds[p->id] &&
-                is_same(&g->holds[p->id]->who, &p->who);
+                model_is_same(&g->holds[p->id]->who, &p->who);
 
-    if (p->id != IVSHMEM2_ID_ANY && lives(&p->who) &&
+    if (p->id != IVSHMEM2_ID_ANY && model_lives(&p->who) &&
         (held || (p->open && ivshmem2_client_id(p->c) == p->id))) {
         g->link->table[p->id] = GUINT32_TO_LE(state);
     }
-}
-
-static const Player *find_occupant(const Game *g, uint32_t id)
-{
-    const Player *found = NULL;
-
-    for (unsigned i = 0; i < N_CLIENTS; i++) {
-        const Player *p = &g->players[i];
-
-        if (p->open && ivshmem2_client_id(p->c) == id) {
-            g_assert_null(found);
-            found = p;
-        }
-    }
-    return found;
-}
-
-/* @now has the slot that @before had in the last step; either may be NULL. */
-static void check_change(Game *g, uint32_t id, const Player *before,
-                         const Player *now)
-{
-    if (now) {
-        /* what others have, or what is held for them, cannot be taken */
-        g_assert_true(!before || is_same(&before->who, &now->who));
-        g_assert_true(!g->held[id] || is_same(&g->held_for[id], &now->who));
-        g_assert_true(now->ids >> id & 1);
-        g->last_users[id] = 1U << now->who.user;
-        g->users[id] |= g->last_users[id];
-    }
-    g->owed[id] = false;
-    if (g->states[id] || g->known[id]) {
-        owe_to_all_but(g, id);
-    }
-    /* of one that resumes, or 0 */
-    g->known[id] = ivshmem2_link_state(g->link, id);
-}
-
-static void check_limits(const Game *g)
-{
-    for (unsigned user = 0; user < N_USERS; user++) {
-        unsigned n = 0;
-
-        for (uint32_t id = HONEST + 1; id < g->max_peers; id++) {
-            n += (g->occupants[id] && g->occupants[id]->who.user == user) ||
-                 (g->holds[id] && g->holds[id]->who.user == user);
-        }
-        g_assert_true(!g->limits.ids_per_user || n <= g->limits.ids_per_user);
-    }
-}
-
-/* Invariants */
-static void check(Game *g)
-{
-    const Player *honest = &g->players[HONEST];
-
-    for (uint32_t id = 0; id < g->max_peers; id++) {
-        const Player *before = g->occupants[id];
-
-        g->occupants[id] = find_occupant(g, id);
-        if (g->occupants[id] != before) {
-            check_change(g, id, before, g->occupants[id]);
-        }
-    }
-    check_limits(g);
-    for (uint32_t id = 0; id < g->max_peers; id++) {
-        g->states[id] = ivshmem2_link_state(g->link, id);
-        g->held[id] = g->holds[id];
-        if (g->held[id]) {
-            g->held_for[id] = g->holds[id]->who;
-        }
-        g_assert_true(!g->occupants[id] || !g->holds[id]);
-        g_assert_true(g->occupants[id] || g->holds[id] || !g->states[id]);
-    }
-    g_assert_true(g->occupants[0] == honest);
-    g_assert_true(ivshmem2_client_is_ready(honest->c));
 }
 
 /* The honest one rings itself. */
@@ -537,9 +280,9 @@ static void check_honest(Game *g)
     Ivshmem2Msg msg = { .hdr.type = IVSHMEM2_MSG_RING };
     const int *fds;
 
-    was_interrupted(g, 0);
+    model_interrupted(g, 0);
     tell(g, honest, &msg);
-    g_assert_true(was_interrupted(g, 0));
+    g_assert_true(model_interrupted(g, 0));
     g_assert_true(ivshmem2_client_has_next(honest->c));
     ivshmem2_client_next(honest->c, &msg, &fds);
     g_assert_cmpuint(msg.hdr.type, ==, IVSHMEM2_MSG_EVENTFDS);
@@ -547,49 +290,99 @@ static void check_honest(Game *g)
     g_assert_cmpint(fds[0], ==, g->link->eventfds[0][0]);
 }
 
-static bool has_hold(const Game *g, const Player *p)
-{
-    for (uint32_t id = 0; id < g->max_peers; id++) {
-        if (g->holds[id] && is_same(&g->holds[id]->who, &p->who) &&
-            (p->ids >> id & 1)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Is there a free slot that no other user had? */
-static bool has_clean(const Game *g, const Player *p)
-{
-    for (uint32_t id = 0; id < g->max_peers; id++) {
-        if (!g->occupants[id] && !g->holds[id] && (p->ids >> id & 1) &&
-            !(g->users[id] & ~(1U << p->who.user))) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* With any ID, unless it has joined before */
 static void join(Game *g, Player *p)
 {
     FuzzInput none = { .size = 0 };
     bool was_peer = ivshmem2_client_id(p->c) != IVSHMEM2_ID_ANY;
-    bool held = has_hold(g, p);
-    bool clean = has_clean(g, p);
+    bool held = model_has_hold(g, p);
+    bool clean = model_has_clean(g, p);
     uint32_t id;
 
     hello(g, p, &none);
     id = ivshmem2_client_id(p->c);
     if (!was_peer && id != IVSHMEM2_ID_ANY) {
-        /* what check() saw last is what was before */
+        /* what model_check() saw last is what was before */
         if (held) {
-            g_assert_true(g->held[id] && is_same(&g->held_for[id], &p->who));
+            g_assert_true(g->held[id] &&
+                          model_is_same(&g->held_for[id].who, &p->who));
         } else if (clean) {
             g_assert_false(g->last_users[id] & ~(1U << p->who.user));
         }
     }
     listen_to_it(g, p, UINT_MAX);
+}
+
+/* Restarts */
+
+/* @p had a slot when the server was killed, and comes back. */
+static void come_back(Game *g, Player *p)
+{
+    Ivshmem2Msg msg = fuzz_hello(&(FuzzInput) { .size = 0 }, 2,
+                                 &g->link->welcome);
+    uint32_t id = p->id;
+
+    msg.hello.id = id;
+    connect_it(g, p, p->who.process, p->who.user);
+    greet(g, p, &msg);
+    g_assert_cmpuint(ivshmem2_client_id(p->c), ==, id);
+    listen_to_it(g, p, UINT_MAX);
+    g_assert_true(ivshmem2_client_is_ready(p->c));
+}
+
+static void start_server(Game *g)
+{
+    g->budget = ivshmem2_budget_new(&g->limits);
+    g->server = ivshmem2_server_new(g->link, g->budget, &model_ops, g);
+}
+
+/* All that it leaves to the next one is in the link. */
+static void stop_server(Game *g)
+{
+    ivshmem2_server_shutdown(g->server);
+    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        close_it(g, &g->players[i]);
+    }
+    ivshmem2_server_free(g->server);
+    ivshmem2_budget_free(g->budget);
+}
+
+/* A bit of @back for each client that is back at once; the honest one is. */
+static void restart(Game *g, unsigned back)
+{
+    bool had_slot[N_CLIENTS];
+
+    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        const Player *p = &g->players[i];
+
+        had_slot[i] = p->open && p->welcome && model_lives(&p->who) &&
+                      ivshmem2_client_id(p->c) == p->id;
+    }
+    stop_server(g);
+    g->link->adopted = true;
+    start_server(g);
+    model_check_adoption(g);
+    for (unsigned i = 0; i < N_CLIENTS; i++) {
+        if (had_slot[i] && (i == HONEST || (back >> i & 1))) {
+            come_back(g, &g->players[i]);
+        }
+    }
+}
+
+static void end_grace(Game *g, uint32_t id)
+{
+    if (id < g->max_peers && g->holds[id] && g->holds[id]->grace) {
+        bool tell = ivshmem2_link_state(g->link, id) || g->known[id];
+
+        g->holds[id]->grace = false;
+        ivshmem2_server_end_grace(g->server, id);
+        g_assert_cmpuint(ivshmem2_link_state(g->link, id), ==, 0);
+        g->owed[id] = false;
+        g->known[id] = 0;
+        if (tell) {
+            model_owe(g, id);
+        }
+    }
 }
 
 static void signal_eventfd(Game *g, uint32_t id, uint32_t vector)
@@ -609,14 +402,20 @@ static void change_world(Game *g, FuzzInput *in, Op op)
         g->dead[1 + fuzz_u8(in) % (N_PROCESSES - 1)] = true;
         break;
     case OP_BROADCAST:
-        run_broadcast(g, fuzz_u8(in));
+        model_broadcast(g, fuzz_u8(in));
         break;
     case OP_RELEASE:
-        release(g);
+        model_release(g);
         break;
     case OP_SIGNAL:
         id = fuzz_u8(in);
         signal_eventfd(g, id, fuzz_u8(in));
+        break;
+    case OP_RESTART:
+        restart(g, fuzz_u8(in));
+        break;
+    case OP_END_GRACE:
+        end_grace(g, fuzz_u8(in));
         break;
     case OP_AIO:
         fuzz_system.no_aio = fuzz_u8(in) & 1;
@@ -685,21 +484,27 @@ static void check_empty(Game *g)
     for (unsigned i = HONEST + 1; i < N_PROCESSES; i++) {
         g->dead[i] = true;
     }
-    release(g);
-    check(g);
+    for (uint32_t id = 1; id < g->max_peers; id++) {
+        end_grace(g, id);
+    }
+    model_release(g);
+    model_check(g);
     for (uint32_t id = 1; id < g->max_peers; id++) {
         const uint8_t bytes[] = { 1, id };
         FuzzInput in = { .data = bytes, .size = sizeof(bytes) };
         Player *p = &g->players[id];
 
-        connect_it(g, p, 1, id % N_USERS);
+        unsigned user = id % N_USERS;
+        unsigned before = g->limits.bind_ids ? g->users[id] : 0;
+        bool expected = !(before & ~(1U << user)) &&
+                        (before || !g->limits.ids_per_user ||
+                         model_count_ids(g, user) < g->limits.ids_per_user);
+
+        connect_it(g, p, 1, user);
         hello(g, p, &in);
         listen_to_it(g, p, UINT_MAX);
-        /* the users take turns */
-        g_assert_cmpint(ivshmem2_client_is_ready(p->c), ==,
-                        !g->limits.ids_per_user ||
-                        (id - 1) / N_USERS < g->limits.ids_per_user);
-        check(g);
+        g_assert_cmpint(ivshmem2_client_is_ready(p->c), ==, expected);
+        model_check(g);
     }
 }
 
@@ -711,29 +516,27 @@ void fuzz_server(FuzzInput *in)
     Game g = {
         .max_peers = config.max_peers,
         .limits.ids_per_user = choice >> 1 & 3,
+        .limits.bind_ids = choice >> 3 & 1,
     };
 
-    game = &g;
+    model_game = &g;
     g.link = ivshmem2_link_new(&config, NULL);
     g_assert_nonnull(g.link);
-    g.budget = ivshmem2_budget_new(&g.limits);
-    g.server = ivshmem2_server_new(g.link, g.budget, &ops);
+    start_server(&g);
     connect_it(&g, &g.players[HONEST], HONEST, 0);
     join(&g, &g.players[HONEST]);
+    model_check(&g);
     while (in->size) {
         step(&g, in, fuzz_u8(in) % N_OPS);
-        check(&g);
+        model_check(&g);
     }
     check_honest(&g);
-    if (shutdown) {
-        ivshmem2_server_shutdown(g.server);
-    } else {
+    if (!shutdown) {
         check_empty(&g);
+        for (unsigned i = 0; i < N_CLIENTS; i++) {
+            close_it(&g, &g.players[i]);
+        }
     }
-    for (unsigned i = 0; i < N_CLIENTS; i++) {
-        close_it(&g, &g.players[i]);
-    }
-    ivshmem2_server_free(g.server);
-    ivshmem2_budget_free(g.budget);
+    stop_server(&g);
     ivshmem2_link_free(g.link);
 }

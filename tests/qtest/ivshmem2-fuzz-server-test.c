@@ -35,6 +35,7 @@ typedef struct Liar {
     uint32_t seed;              /* of the next connection */
     int rounds;                 /* connections; after them it is honest */
     int done;                   /* connections that are over */
+    bool forgets;               /* the session, now and then */
     int listen_fd;
     int stop_fd;                /* eventfd */
     GThread *thread;
@@ -292,6 +293,29 @@ static int make_handshake(Lie *lies, uint32_t max_peers)
     return n;
 }
 
+/*
+ * The device has said HELLO.  A liar may have told it of a session that an
+ * honest server does not know.
+ */
+static bool forget(Liar *l, int fd, const Ivshmem2Msg *msg, bool good)
+{
+    static const uint8_t none[IVSHMEM2_UUID_SIZE];
+    const uint8_t *session = msg->hello.session;
+    bool known = !memcmp(session, TEST_PACKET_SESSION, sizeof(none));
+    TestPacket p = { .msg.hdr.type = IVSHMEM2_MSG_REFUSED,
+                     .msg.refusal.code = IVSHMEM2_REFUSAL_SESSION };
+    Lie lie;
+
+    if (!l->forgets || !memcmp(session, none, sizeof(none)) ||
+        (known && (good || one_in(l->rand, 2)))) {
+        return false;
+    }
+    test_packet_finish(&p);
+    lie = lie_of(p);
+    send_lie(l->rand, fd, &lie, true);
+    return true;
+}
+
 /* From HELLO to the end of a connection, or of the server */
 static void serve_until_end(Liar *l, int fd, int own, uint32_t max_peers,
                             bool good_handshake, bool good, int patience_ms)
@@ -309,7 +333,8 @@ static void serve_until_end(Liar *l, int fd, int own, uint32_t max_peers,
             n = g_rand_int_range(rand, 0, n + 1);
         }
     }
-    if ((good_handshake || !one_in(rand, 16)) && !hear(l, fd, &msg, -1)) {
+    if ((good_handshake || !one_in(rand, 16)) &&
+        (!hear(l, fd, &msg, -1) || forget(l, fd, &msg, good))) {
         return;
     }
     for (int i = 0; i < n; i++) {
@@ -526,10 +551,10 @@ static void *resume_thread(void *opaque)
     return NULL;
 }
 
-/* A device in use, with a server that comes and goes and lies meanwhile */
-static void test_resume(void *obj, void *opaque, QGuestAllocator *alloc)
+/* A device in use, with a server that comes and goes and lies meanwhile. */
+static void use_and_lose(void *obj, TestLink *link, QGuestAllocator *alloc,
+                         const char *new_session)
 {
-    TestLink *link = opaque;
     QPCIBus *bus = obj;
     unsigned fds = test_link_count_fds(bus->qts);
     uint32_t seed = first_seed();
@@ -540,6 +565,8 @@ static void test_resume(void *obj, void *opaque, QGuestAllocator *alloc)
     QIvshmem2 d = {};
 
     g_test_message("seeds from %u to %u", seed, seed + n - 1);
+    l->forgets = !strcmp(new_session, "rejoin");
+    qdict_put_str(props, "new-session", new_session);
     qdict_put_int(props, "x-slowest-reconnect-ms", 1);
     l->thread = g_thread_new("liar", resume_thread, l);
     g_assert_null(test_link_plug(bus->qts, "lied-to", link->socket, 1,
@@ -563,10 +590,22 @@ static void test_resume(void *obj, void *opaque, QGuestAllocator *alloc)
     test_packet_plug_well(bus, link, alloc, fds);
 }
 
+static void test_resume(void *obj, void *link, QGuestAllocator *alloc)
+{
+    use_and_lose(obj, link, alloc, "detach");
+}
+
+/* The same, but it goes over to other sessions. */
+static void test_rejoin(void *obj, void *link, QGuestAllocator *alloc)
+{
+    use_and_lose(obj, link, alloc, "rejoin");
+}
+
 static void register_ivshmem2_fuzz_server_test(void)
 {
     test_link_add("ivshmem2/fuzz/server-plug", "pci-bus", test_plug, NULL);
     test_link_add("ivshmem2/fuzz/server-resume", "pci-bus", test_resume, NULL);
+    test_link_add("ivshmem2/fuzz/server-rejoin", "pci-bus", test_rejoin, NULL);
 }
 
 libqos_init(register_ivshmem2_fuzz_server_test);

@@ -19,6 +19,8 @@
 
 #define POWER_SLOT      (1 << 3 | 3)    /* of the pc machine */
 #define POWER_BASE      0x600
+#define RESET_CONTROL   0xcf9
+#define PANIC           0x505
 
 /*
  * Ends of QEMU
@@ -27,6 +29,16 @@
 static void end_sigterm(QTestState *qts)
 {
     kill(qtest_pid(qts), SIGTERM);
+}
+
+static void end_sigint(QTestState *qts)
+{
+    kill(qtest_pid(qts), SIGINT);
+}
+
+static void end_sighup(QTestState *qts)
+{
+    kill(qtest_pid(qts), SIGHUP);
 }
 
 static void end_quit(QTestState *qts)
@@ -55,6 +67,33 @@ static void end_powerdown(QTestState *qts)
     end_guest(qts);
 }
 
+/* The machine is off, and stays there until QEMU is told to end. */
+static void end_guest_quit(QTestState *qts)
+{
+    end_guest(qts);
+    qtest_qmp_eventwait(qts, "STOP");
+    end_quit(qts);
+}
+
+/* The guest resets the machine, which ends. */
+static void end_reset(QTestState *qts)
+{
+    qtest_outb(qts, RESET_CONTROL, 6);
+}
+
+static void end_panic(QTestState *qts)
+{
+    qtest_outb(qts, PANIC, 1);
+}
+
+/* The machine is paused until QEMU is told to end. */
+static void end_panic_quit(QTestState *qts)
+{
+    end_panic(qts);
+    qtest_qmp_eventwait(qts, "STOP");
+    end_quit(qts);
+}
+
 /* The device leaves, QEMU stays. */
 static void end_device(QTestState *qts)
 {
@@ -75,9 +114,17 @@ static const struct {
 } ends[] = {
     { "SIGTERM", end_sigterm, "" },
     { "SIGTERM, paused", end_sigterm, "-S" },
+    { "SIGINT", end_sigint, "" },
+    { "SIGHUP", end_sighup, "" },
     { "quit", end_quit, "" },
     { "quit, paused", end_quit, "-S" },
+    { "quit, incoming", end_quit, "-incoming defer" },
     { "guest", end_guest, "" },
+    { "guest, then quit", end_guest_quit, "-no-shutdown" },
+    { "reset", end_reset, "-no-reboot" },
+    { "panic", end_panic, "-device pvpanic" },
+    { "panic, then quit", end_panic_quit,
+      "-device pvpanic -action panic=pause" },
     { "system_powerdown", end_powerdown, "" },
     { "device_del", end_device, "", true },
 };

@@ -360,6 +360,48 @@ bool test_link_get_bool(QTestState *qts, const char *id, const char *name)
     return value;
 }
 
+char *test_link_get_str(QTestState *qts, const char *id, const char *name)
+{
+    QDict *response = get_property(qts, id, name);
+    char *value = g_strdup(qdict_get_str(response, "return"));
+
+    qobject_unref(response);
+    return value;
+}
+
+bool test_link_says(QTestState *qts, const char *id, const char *name,
+                    const char *words)
+{
+    g_autofree char *text = test_link_get_str(qts, id, name);
+
+    return strstr(text, words);
+}
+
+void test_link_expect_event(QTestState *qts, const char *id,
+                            const char *status, const char *words)
+{
+    g_autofree char *path = g_strdup_printf("/machine/peripheral/%s", id);
+    QDict *event = qtest_qmp_eventwait_ref(qts, "IVSHMEM2_CONNECTION");
+    QDict *data = qdict_get_qdict(event, "data");
+    const char *reason = qdict_get_try_str(data, "reason");
+
+    g_test_message("%s: %s", qdict_get_str(data, "status"), reason ?: "");
+    g_assert_cmpstr(qdict_get_str(data, "id"), ==, id);
+    g_assert_cmpstr(qdict_get_str(data, "path"), ==, path);
+    g_assert_cmpuint(qdict_get_int(data, "peer-id"), ==,
+                     test_link_get(qts, id, "peer-id"));
+    g_assert_cmpstr(qdict_get_str(data, "status"), ==, status);
+    g_assert_true(words ? reason && strstr(reason, words) : !reason);
+    qobject_unref(event);
+}
+
+void test_link_expect_no_event(QTestState *qts)
+{
+    /* what was sent before its answer is seen */
+    qobject_unref(qtest_qmp(qts, "{ 'execute': 'query-status' }"));
+    g_assert_null(qtest_qmp_event_ref(qts, "IVSHMEM2_CONNECTION"));
+}
+
 /* Returns their number, and if @say, lists them in the test's output. */
 static unsigned look_at_fds(QTestState *qts, bool say)
 {

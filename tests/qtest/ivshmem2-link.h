@@ -87,6 +87,21 @@ QIvshmem2 *test_link_plug_device(QIvshmem2 *d, const char *id,
 /* Properties of device @id */
 uint64_t test_link_get(QTestState *qts, const char *id, const char *name);
 bool test_link_get_bool(QTestState *qts, const char *id, const char *name);
+char *test_link_get_str(QTestState *qts, const char *id, const char *name);
+
+/* Is @words in this property? */
+bool test_link_says(QTestState *qts, const char *id, const char *name,
+                    const char *words);
+
+/*
+ * The next event IVSHMEM2_CONNECTION of device @id has this status, and a
+ * reason with @words unless they are NULL.
+ */
+void test_link_expect_event(QTestState *qts, const char *id,
+                            const char *status, const char *words);
+
+/* There was no further one. */
+void test_link_expect_no_event(QTestState *qts);
 
 /* Descriptors of QEMU */
 unsigned test_link_count_fds(QTestState *qts);

@@ -149,6 +149,7 @@ static bool say_welcome(TestServer *s, int fd, uint32_t id)
 {
     TestPacket p = test_packet_welcome(id, s->max_peers);
 
+    s->table = s->table ?: p.fds[0];
     return test_server_say(s, fd, STEP_WELCOME, &p);
 }
 
@@ -169,6 +170,21 @@ static bool say_eventfds(TestServer *s, int fd, uint32_t id)
 
     memcpy(s->eventfds, p.fds, sizeof(s->eventfds));
     return test_server_say(s, fd, STEP_EVENTFDS, &p);
+}
+
+/* A device that resumes ignores them. */
+static bool say_other_eventfds(TestServer *s, int fd)
+{
+    for (uint32_t id = 1; qatomic_read(&s->push) && id < s->max_peers; id++) {
+        TestPacket p = test_packet_eventfds(id);
+
+        g_assert_cmpuint(id, <=, TEST_SERVER_OTHERS);
+        s->others[id - 1] = s->others[id - 1] ?: p.fds[0];
+        if (!test_server_say(s, fd, STEP_COUNT, &p)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /* Returns true if the handshake is complete. */
@@ -198,7 +214,7 @@ static bool serve(TestServer *s, int fd)
                         sizeof(hello.hello.session)));
     id = hello.hello.id == IVSHMEM2_ID_ANY ? 0 : le32_to_cpu(hello.hello.id);
     return say_welcome(s, fd, id) && say_outputs(s, fd, id) &&
-           say_eventfds(s, fd, id) &&
+           say_eventfds(s, fd, id) && say_other_eventfds(s, fd) &&
            test_server_say(s, fd, STEP_READY, &ready);
 }
 

@@ -60,16 +60,22 @@ typedef struct TestCase {
     const char *peer_id;
 } TestCase;
 
+/* With @push, links have at most so many other peers. */
+#define TEST_SERVER_OTHERS  8
+
 typedef struct TestServer {
     TestLink *link;
     const TestCase *script;
     uint32_t max_peers;
     bool keep;                  /* keep the connection, once it is ready */
     bool resumes;               /* the last HELLO had our session */
+    bool push;                  /* send the eventfds of all other peers, too */
     int listen_fd;
     int stop_fd;                /* eventfd */
     int fd;                     /* the connection that is ready */
     int eventfds[VECTORS];
+    int others[TEST_SERVER_OTHERS]; /* with @push: vector 0 of IDs 1 ... */
+    int table;                  /* the first State Table that was sent, or 0 */
     TestPacket last;
     GThread *thread;
 } TestServer;

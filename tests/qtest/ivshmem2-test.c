@@ -1110,11 +1110,13 @@ static void test_migration(void *obj, void *link, QGuestAllocator *alloc)
     g_autofree char *text = NULL;
 
     g_assert_nonnull(strstr(qdict_get_str(error, "desc"),
-                            "ivshmem2 devices cannot be migrated: unplug the "
-                            "device, migrate, and plug it in again"));
+                            "ivshmem2 device '" QIVSHMEM2_ID "' cannot be "
+                            "migrated or saved: unplug it, migrate, and plug "
+                            "it in with the same peer-id"));
     qobject_unref(error);
     text = qtest_hmp(d->qts, "savevm one");
-    g_assert_nonnull(strstr(text, "ivshmem2 devices cannot be migrated"));
+    g_assert_nonnull(strstr(text, "ivshmem2 device '" QIVSHMEM2_ID
+                            "' cannot be migrated"));
 
     /* it works as the error advises */
     test_link_unplug(d->qts, QIVSHMEM2_ID, QIVSHMEM2_SLOT);
@@ -1137,7 +1139,7 @@ static void test_only_migratable(void *obj, void *opaque,
     QPCIBus *bus = obj;
 
     test_link_plug_fails(bus->qts, "no", link->socket, 0, NULL,
-                         "ivshmem2 devices cannot be migrated");
+                         "ivshmem2 device 'no' cannot be migrated");
 }
 
 /* The optional forms, O1 and O2 */

@@ -614,10 +614,10 @@ static void test_bad_options(void)
 
     link_start(&l, "--max-peers 2");
     newer.size += 8;
-    flags.flags = 2;
+    flags.flags = 4;
     assert_options_refused(&l, &none, "IVSHMEM2_SOCKET_OPTIONS_INIT");
     assert_options_refused(&l, &newer, "IVSHMEM2_SOCKET_OPTIONS_INIT");
-    assert_options_refused(&l, &flags, "unknown flags 0x2");
+    assert_options_refused(&l, &flags, "unknown flags 0x4");
     a = ivshmem2_peer_open_socket(l.socket, NULL, NULL);
     g_assert_nonnull(a);
     ivshmem2_peer_close(a);

@@ -54,15 +54,21 @@ static bool is_hold_alive(void *hold)
     return !ended_13;
 }
 
+static uint64_t start_time(void *connection)
+{
+    return 1;
+}
+
 static void wake(void *connection)
 {
 }
 
 static const Ivshmem2ServerOps ops = {
-    .hold = hold_slot,
-    .unhold = unhold_slot,
-    .is_alive = is_alive,
-    .is_hold_alive = is_hold_alive,
+    .slots.hold = hold_slot,
+    .slots.unhold = unhold_slot,
+    .slots.is_alive = is_alive,
+    .slots.is_hold_alive = is_hold_alive,
+    .slots.start_time = start_time,
     .wake = wake,
 };
 
@@ -80,7 +86,7 @@ static void setup_with(Fixture *f, uint32_t max_peers,
     f->link = ivshmem2_link_new(&config, &error);
     g_assert_no_error(error);
     f->budget = ivshmem2_budget_new(limits);
-    f->server = ivshmem2_server_new(f->link, f->budget, &ops);
+    f->server = ivshmem2_server_new(f->link, f->budget, &ops, NULL);
     f->clients = g_new0(Ivshmem2Client *, max_peers);
 }
 

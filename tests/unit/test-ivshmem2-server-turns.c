@@ -101,7 +101,7 @@ static void host_begin(Host *h, uint32_t max_peers)
     h->link = ivshmem2_link_new(&config, &error);
     h->budget = ivshmem2_budget_new(&(Ivshmem2BudgetConfig) { 0 });
     g_assert_true(ivshmem2_listen(&h->listener, h->path, 0600, -1, &error));
-    h->d = ivshmem2_daemon_new(h->link, h->budget, h->listener.fd, 10,
+    h->d = ivshmem2_daemon_new(h->link, h->budget, h->listener.fd, 10, 0,
                                &error);
     g_assert_no_error(error);
 }

@@ -488,6 +488,129 @@ static void test_resume_other(Fixture *f, gconstpointer opaque)
     }
 }
 
+/* Going over to another session */
+
+/* A server of another session, and one that tries to join it */
+static Fixture other_session(Fixture *f)
+{
+    Fixture other = *f;
+
+    other.s = ivshmem2_session_new_like(f->s);
+    other.memory = make_memory(65536, MEMORY_SEALS);
+    other.memory_read_only = reopen_read_only(other.memory);
+    other.welcome.session[0] ^= 1;
+    return other;
+}
+
+static void forget_other(Fixture *other)
+{
+    ivshmem2_session_free(other->s);
+    ivshmem2_close(&other->memory);
+    ivshmem2_close(&other->memory_read_only);
+}
+
+static void test_like(Fixture *f, gconstpointer opaque)
+{
+    const uint8_t none[IVSHMEM2_UUID_SIZE] = { 0 };
+    g_autoptr(GError) error = NULL;
+    uint64_t size = ivshmem2_total_size(&f->welcome);
+    Ivshmem2Msg msg;
+    Fixture other;
+    char *memory;
+
+    ivshmem2_session_keep_files(f->s);
+    go_to(f, AFTER_READY);
+    memory = ivshmem2_session_map(f->s, &error);
+    g_assert_no_error(error);
+    memory[0] = 'a';
+    ivshmem2_session_disconnected(f->s);
+
+    other = other_session(f);
+    ivshmem2_session_connected(other.s);
+    assert_says(&other, IVSHMEM2_MSG_HELLO, &msg);
+    g_assert_cmpuint(msg.hello.id, ==, OWN_ID);
+    g_assert_cmpuint(msg.hello.vectors, ==, N_VECTORS);
+    g_assert_cmpstr(msg.hello.name, ==, "test");
+    g_assert_cmpmem(msg.hello.session, sizeof(none), none, sizeof(none));
+    go_to(&other, AFTER_READY);
+    g_assert_true(ivshmem2_session_map_over(other.s, memory, &error));
+    g_assert_cmpint(memory[0], ==, 0);
+    memory[0] = 'b';
+    g_assert_cmpint(pread(other.memory, &memory[1], 1, 0), ==, 1);
+    g_assert_cmpint(memory[1], ==, 'b');
+    /* and back */
+    g_assert_true(ivshmem2_session_map_over(f->s, memory, &error));
+    g_assert_cmpint(memory[0], ==, 'a');
+    munmap(memory, size);
+    forget_other(&other);
+}
+
+static void test_like_shape(Fixture *f, gconstpointer opaque)
+{
+    static const struct {
+        size_t offset;
+        const char *words;
+    } fields[] = {
+        { offsetof(Ivshmem2Welcome, id), "its ID is 3 instead of 1" },
+        { offsetof(Ivshmem2Welcome, protocol), "protocol type" },
+        { offsetof(Ivshmem2Welcome, vectors), "number of vectors" },
+        { offsetof(Ivshmem2Welcome, max_peers), "maximum of peers" },
+        /* from 8 KiB to 40 KiB, and so on */
+        { offsetof(Ivshmem2Welcome, rw_size) + 1, "size of the R/W section" },
+        { offsetof(Ivshmem2Welcome, output_size) + 1,
+          "size of output sections" },
+        { offsetof(Ivshmem2Welcome, state_table_size) + 1,
+          "size of the State Table" },
+    };
+
+    go_to(f, AFTER_READY);
+    ivshmem2_session_disconnected(f->s);
+    for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
+        bool bytes = fields[i].offset % 2;
+        g_autoptr(GError) error = NULL;
+        Fixture other = other_session(f);
+        Ivshmem2Msg msg;
+
+        ((uint8_t *)&other.welcome)[fields[i].offset] ^= bytes ? 0x80 : 2;
+        ivshmem2_session_connected(other.s);
+        assert_says(&other, IVSHMEM2_MSG_HELLO, &msg);
+        g_assert_false(tell_welcome(&other, &error));
+        assert_error(error, IVSHMEM2_ERROR_SESSION, fields[i].words);
+        forget_other(&other);
+    }
+}
+
+/* That the state is 0 can wait, and nothing else. */
+static void test_hold_zero(Fixture *f, gconstpointer opaque)
+{
+    Ivshmem2Msg msg;
+
+    join_with(f, N_PEERS, 1);
+    g_assert_false(ivshmem2_session_holds_zero(f->s));
+    ivshmem2_session_hold_zero(f->s, true);
+    change_state(f, 5, N_PEERS - 1);
+    g_assert_false(ivshmem2_session_holds_zero(f->s));
+    assert_announces(f, 5);
+    change_state(f, 0, N_PEERS - 1);
+    g_assert_true(ivshmem2_session_holds_zero(f->s));
+    assert_says_nothing(f);
+    ivshmem2_session_ring(f->s, 3, 1, NULL);
+    assert_rings(f, 3, 1);
+    assert_says_nothing(f);
+    change_state(f, 6, N_PEERS - 1);
+    assert_announces(f, 6);
+    change_state(f, 0, N_PEERS - 1);
+    assert_says_nothing(f);
+    ivshmem2_session_hold_zero(f->s, false);
+    assert_announces(f, 0);
+    change_state(f, 7, N_PEERS - 1);
+    assert_announces(f, 7);
+    change_state(f, 0, N_PEERS - 1);
+    ivshmem2_session_hold_zero(f->s, true);
+    ivshmem2_session_goodbye(f->s);
+    assert_says(f, IVSHMEM2_MSG_GOODBYE, &msg);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -511,5 +634,8 @@ int main(int argc, char **argv)
     session_add("lost-early", NULL, test_lost_early);
     session_add("resume", NULL, test_resume);
     session_add("resume-other", NULL, test_resume_other);
+    session_add("like", NULL, test_like);
+    session_add("like-shape", NULL, test_like_shape);
+    session_add("hold-zero", NULL, test_hold_zero);
     return g_test_run();
 }
