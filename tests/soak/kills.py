@@ -115,18 +115,25 @@ class Kills:
                                   4 * self.other(guest).id)[0]
 
     def await_back(self, began):
-        """Waits until the log says that all are back."""
-        wanted = {actor.id for actor in self.world.present()}
+        """Waits until the log says that all are back; returns when each of
+        them was, and when the server was ready."""
+        wanted = {'ready', *map(str, self.world.present())}
         server = self.world.server
         at = server.log_read
+        when = {}
         while True:
             with server.log_path.open() as log:
                 log.seek(at)
-                back = re.findall(r'is back as ID (\d+)', log.read())
-            if wanted <= {int(peer_id) for peer_id in back}:
-                return
-            if time.monotonic() > began + ANSWER_TIMEOUT:
-                raise Finding(f'only IDs {back} are back after '
+                text = log.read()
+            back = re.findall(r"'(\w+)' .* is back as ID", text)
+            back += ['ready'] * ('info: ready' in text)
+            now = time.monotonic() - began
+            for name in back:
+                when.setdefault(name, f'{now:.3f}')
+            if wanted <= set(back):
+                return when
+            if now > ANSWER_TIMEOUT:
+                raise Finding(f'only {back} are back after '
                               f'{ANSWER_TIMEOUT} s')
             time.sleep(PAUSE)
 
@@ -153,10 +160,13 @@ class Kills:
         sender, target = self.random.sample(self.hosts, 2)
         sender.send(target, self.number, self.number)
         world.sent(sender, target, self.number)
-        self.await_back(began)
+        when = self.await_back(began)
         took = time.monotonic() - began
         self.times.append(took)
-        self.late += took > RECONNECT
+        if took > RECONNECT:
+            self.late += 1
+            print(f'# kill {self.number}: back after', *(
+                f'{name} {at} s' for name, at in when.items()), flush=True)
         self.next = began + LIFE
         self.alone = min(self.alone, self.played(self.a) - before)
         self.stop_rally()
