@@ -337,6 +337,13 @@ static bool connection_must_wait(Connection *c)
     return c->blocked;
 }
 
+/* A client that has closed its connection already is not to have a slot. */
+static bool connection_is_abandoned(const Connection *c)
+{
+    return c->conn.in.msg.hdr.type == IVSHMEM2_MSG_HELLO &&
+           (connection_poll(c, 0) & POLLHUP);
+}
+
 /* Returns false if there is nothing more to read. */
 static bool connection_receive(Connection *c, bool *closed)
 {
@@ -349,6 +356,10 @@ static bool connection_receive(Connection *c, bool *closed)
         if (ret > 0 && !connection_enter(c)) {
             return false;
         }
+    }
+    if (ret > 0 && connection_is_abandoned(c)) {
+        *closed = true;
+        return false;
     }
     if (ret > 0 && connection_must_wait(c)) {
         return false;

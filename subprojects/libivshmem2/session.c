@@ -702,7 +702,8 @@ void ivshmem2_session_state_changed(Ivshmem2Session *s, uint32_t state)
     } else {
         s->say_changed = true;
         s->state_rung = false;
-        if (s->phase == PHASE_OFF) {
+        /* a handshake can take as long as the server likes */
+        if (s->phase != PHASE_READY) {
             ring_known_peers(s);
         }
     }

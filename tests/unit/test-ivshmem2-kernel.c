@@ -217,18 +217,21 @@ static void leave_socket(Link *l)
 }
 
 static const Case server_cases[] = {
-    CASE("", "cannot create the State Table: ", REFUSE(memfd_create, EMFILE)),
+    CASE("", "cannot create the record: ", REFUSE(memfd_create, EMFILE)),
     CASE("", "cannot make a State Table of 4096 bytes: ",
-         REFUSE(ftruncate, EFBIG)),
+         REFUSE_ARG(ftruncate, EFBIG, 1, 4096)),
     CASE("--rw-size 8K", "cannot make a R/W section of 8192 bytes: ",
          REFUSE_ARG(ftruncate, EFBIG, 1, 8192)),
     CASE("--output-size 8K", "cannot make a output section of 8192 bytes: ",
          REFUSE_ARG(ftruncate, EFBIG, 1, 8192)),
-    CASE("", "cannot seal the State Table: ", REFUSE(fchmod, EPERM)),
-    CASE("", "cannot seal the State Table: ",
+    CASE("", "cannot seal the record: ", REFUSE(fchmod, EPERM)),
+    CASE("", "cannot seal the record: ",
          REFUSE_ARG(fcntl, EPERM, 1, F_ADD_SEALS)),
-    CASE("", "cannot map the State Table: ",
+    CASE("", "cannot map the record: ",
          REFUSE_ARG(mmap, ENOMEM, 3, MAP_SHARED)),
+    /* for 16 peers */
+    CASE("", "cannot map the State Table: ",
+         REFUSE_ARG(mmap, ENOMEM, 1, 64)),
     CASE("", "eventfd", REFUSE(eventfd2, EMFILE)),
     CASE("", "cannot create an epoll instance: ",
          REFUSE(epoll_create1, EMFILE)),
@@ -299,9 +302,9 @@ static const Case client_cases[] = {
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)),
     CASE("info", "cannot map the State Table of 4096 bytes: ",
          REFUSE_ARG(mmap, ENOMEM, 3, MAP_SHARED | MAP_FIXED)),
-    CASE("info", "cannot wait for interrupts: ",
+    CASE("info", "cannot wait for the server: ",
          REFUSE(epoll_create1, EMFILE)),
-    CASE("info", "cannot wait for interrupts: ", REFUSE(epoll_ctl, ENOSPC)),
+    CASE("info", "cannot wait for the server: ", REFUSE(epoll_ctl, ENOSPC)),
     CASE("info", "cannot connect to ", REFUSE(socket, EMFILE)),
 #ifdef SYS_epoll_wait
     CASE("--timeout 0.1 watch", "cannot wait for interrupts: ",

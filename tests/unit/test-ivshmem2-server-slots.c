@@ -656,6 +656,27 @@ static void test_goodbye_to_a_stopped_server(void)
     server_end(&s);
 }
 
+/* Nobody is there any more to have the slot, although the process lives. */
+static void test_hello_and_close(void)
+{
+    Ivshmem2Msg hello = make_hello(1);
+    Server s;
+    Client a, b;
+
+    server_init(&s);
+    server_start(&s, "--max-peers 3");
+    g_assert_cmpint(kill(s.pid, SIGSTOP), ==, 0);
+    client_connect(&a, &s);
+    client_say(&a, &hello);
+    client_close(&a);
+    client_connect_by_child(&b, &s, 0, false);
+    client_say(&b, &hello);
+    g_assert_cmpint(kill(s.pid, SIGCONT), ==, 0);
+    client_complete(&b);
+    client_leave(&b);
+    server_end(&s);
+}
+
 /* As many requests as the kernel takes: a goodbye has no room any more. */
 static void fill_socket(Client *c)
 {
@@ -751,6 +772,7 @@ int main(int argc, char **argv)
     g_test_add_func("/ivshmem2/server/goodbye-early", test_goodbye_early);
     g_test_add_func("/ivshmem2/server/goodbye-to-a-stopped-server",
                     test_goodbye_to_a_stopped_server);
+    g_test_add_func("/ivshmem2/server/hello-and-close", test_hello_and_close);
     g_test_add_func("/ivshmem2/server/no-room-for-goodbye",
                     test_no_room_for_goodbye);
     g_test_add_func("/ivshmem2/server/hold", test_hold);

@@ -359,6 +359,9 @@ static void test_state_some(Fixture *f, gconstpointer opaque)
     change_state(f, 6, 3);
     ivshmem2_session_disconnected(f->s);
     g_assert_cmpuint(ivshmem2_eventfd_drain(f->event_fd), ==, 0);
+    /* a server that does not complete the handshake is none */
+    go_to(f, AFTER_HELLO);
+    change_state(f, 7, 3);
     go_to(f, AFTER_READY);
     assert_asks(f);
 }
