@@ -11,17 +11,20 @@
 # AUTHOR=PERSON     for patches: the author, if git does not know who wrote them
 # SECONDS=N         for fuzz: time for all fuzzers together (60)
 # RUNS=N            for fuzz: inputs for each fuzzer, without a time limit
+# MINUTES=N         for soak: how long (1)
+# SEED=TEXT         for soak: repeat the steps of this seed
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
 export BUILD ?= build
 SECONDS ?= 60
+MINUTES ?= 1
 
 # An option of both tests/run and tests/fuzz/run
 only = $(if $(ONLY),--only '$(ONLY)')
 
 .PHONY: help setup qemu tools install guest demo check conformance check-asan \
-        coverage fuzz bench bench-scale checkpatch patches clean distclean
+        coverage fuzz soak bench bench-scale checkpatch patches clean distclean
 
 help: ## print this list
 	@sed -n 's/^# \([A-Z_]*=.*\)/  \1/p' Makefile
@@ -52,6 +55,10 @@ fuzz: ## fuzz the host tools with libFuzzer
 	@scripts/build-tools fuzz
 	@scripts/env tests/fuzz/run --seconds $(SECONDS) $(if $(RUNS),--runs $(RUNS)) \
 	    $(only)
+
+soak: qemu tools ## random peers on one link, to see that nothing is lost
+	@scripts/env tests/system/soak --minutes $(MINUTES) \
+	    $(if $(SEED),--seed '$(SEED)')
 
 coverage: qemu guest ## run all tests, report the lines and branches they reach
 	@scripts/build-tools coverage

@@ -89,6 +89,7 @@ def environment():
         qemu=path('QTEST_QEMU_BINARY'),
         server=path('IVSHMEM2_SERVER'),
         client=path('IVSHMEM2_CLIENT'),
+        soak_peer=path('TOOLS_BUILD') / 'ivshmem2-soak-peer',
         bench=path('TOOLS_BUILD') / 'bench')
 
 

@@ -20,7 +20,12 @@
  *   left VECTOR                        the number of interrupts not yet taken
  *   await VECTOR SPACE OFFSET SIZE VALUE
  *                                      take interrupts until it is this value
+ *   until SPACE OFFSET SIZE VALUE      the last round, if it is this value
  *   forget                             drop all interrupts not yet taken
+ *   watch VECTOR SPACE OFFSET COUNT    from now on, the handler of this vector
+ *                                      copies COUNT 32-bit words from here, at
+ *                                      most 16; this copies them once
+ *   seen VECTOR                        put the copy into the answer
  *   poll SPACE OFFSET SIZE VALUE       read until it is this value; no halting
  *   fill SPACE OFFSET COUNT VALUE      write COUNT 64-bit words
  *   sum SPACE OFFSET COUNT             read and add COUNT 64-bit words
@@ -102,6 +107,7 @@ typedef struct __attribute__((packed)) TaskState {
 } TaskState;
 
 uint64_t interrupts[256];               /* counted by start.S */
+Watch watches[256];                     /* copied by start.S */
 uint64_t idt[256][2];
 static TaskState tss;
 
@@ -120,6 +126,7 @@ static struct {
     uint64_t written;
 } second;
 
+static bool last_round;
 static uint64_t times[MAX_TIMES];
 static unsigned n_times;
 static uint64_t last_stamp;
@@ -129,16 +136,22 @@ static Step steps[MAX_STEPS];
 static char answer[1024];
 static size_t answer_len;
 
+/* The handler of a vector is its stub of 16 bytes in this table */
+static void set_handler(int vector, char *table)
+{
+    uint64_t entry = (uint64_t)table + 16 * vector;
+
+    /* 64-bit interrupt gate */
+    STORE(&idt[vector][0], (entry & 0xffff) | 8 << 16 | 0x8eull << 40 |
+                           (entry & 0xffff0000) << 32);
+}
+
 void setup_tables(void)
 {
     uint64_t base = (uint64_t)&tss;
 
     for (int i = 0; i < 256; i++) {
-        uint64_t entry = (uint64_t)stubs + 16 * i;
-
-        /* 64-bit interrupt gate */
-        idt[i][0] = (entry & 0xffff) | 8 << 16 | 0x8eull << 40 |
-                    (entry & 0xffff0000) << 32;
+        set_handler(i, stubs);
     }
     tss.rsp0 = (uint64_t)kernel_stack;
     gdt[5] = (sizeof(tss) - 1) | (base & 0xffffff) << 16 | 0x89ull << 40 |
@@ -536,6 +549,45 @@ static bool run_await(const uint64_t *args)
     }
 }
 
+static bool run_until(const uint64_t *args)
+{
+    if (!space_valid(args[0])) {
+        return false;
+    }
+    last_round |= space_read(args[0], args[1], args[2]) == args[3];
+    return true;
+}
+
+static bool run_watch(const uint64_t *args)
+{
+    uint8_t vector = args[0];
+    Watch *watch = &watches[vector];
+
+    if (!space_is_memory(args[1])) {
+        return false;
+    }
+    if (args[3] > WATCH_WORDS) {
+        return fail("watch: too many words");
+    }
+    watch->source = space_pointer(args[1], args[2]);
+    STORE(&watch->count, args[3]);
+    set_handler(vector, watch_stubs);
+    for (uint64_t i = 0; i < args[3]; i++) {
+        STORE(&watch->words[i], LOAD(&watch->source[i]));
+    }
+    return true;
+}
+
+static bool run_seen(const uint64_t *args)
+{
+    Watch *watch = &watches[(uint8_t)args[0]];
+
+    for (uint64_t i = 0; i < watch->count; i++) {
+        say_number(LOAD(&watch->words[i]));
+    }
+    return true;
+}
+
 static bool run_forget(const uint64_t *unused)
 {
     (void)unused;
@@ -780,6 +832,9 @@ static const Command commands[] = {
     { "left", 1, run_left },
     { "await", 5, run_await },
     { "forget", 0, run_forget },
+    { "until", 4, run_until },
+    { "watch", 4, run_watch },
+    { "seen", 1, run_seen },
     { "poll", 4, run_poll },
     { "fill", 4, run_fill },
     { "sweep", 5, run_sweep },
@@ -884,8 +939,9 @@ static void run_line(void)
     if (!n) {
         return;
     }
+    last_round = false;
     for (uint64_t i = 1; run_round(n, i) && i != repeat; i++) {
-        if (!repeat && line_waits()) {
+        if (last_round || (!repeat && line_waits())) {
             return;
         }
     }

@@ -29,6 +29,12 @@
 
 #define STACK_SIZE          16384
 
+/* struct Watch */
+#define WATCH_SIZE          80
+#define WATCH_SOURCE        0
+#define WATCH_COUNT         8
+#define WATCH_COPY          16
+
         .section .note.pvh, "a", @note
         .balign 4
         .long 4, 8, 18          /* XEN_ELFNOTE_PHYS32_ENTRY */
@@ -135,6 +141,36 @@ stubs:
         .endif
         .set vector, vector + 1
         .endr
+
+/* The same for vectors with a watch; it is the vector of an interrupt */
+        .balign 16
+        .globl watch_stubs
+watch_stubs:
+        .set vector, 0
+        .rept 256
+        .balign 16
+        pushq $vector
+        jmp watch
+        .set vector, vector + 1
+        .endr
+
+watch:
+        pushq %rcx
+        pushq %rsi
+        pushq %rdi
+        movq 24(%rsp), %rdi
+        incq interrupts(, %rdi, 8)
+        imulq $WATCH_SIZE, %rdi
+        addq $watches, %rdi
+        movq WATCH_SOURCE(%rdi), %rsi
+        movq WATCH_COUNT(%rdi), %rcx
+        addq $WATCH_COPY, %rdi
+        cld
+        rep movsl
+        popq %rdi
+        popq %rsi
+        popq %rcx
+        addq $8, %rsp
 
 end_of_interrupt:
         pushq %rax
