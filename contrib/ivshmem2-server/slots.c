@@ -270,6 +270,18 @@ static void adopt_user(Ivshmem2Slots *s, Slot *slot)
     }
 }
 
+/*
+ * On links where peers need the server to tell the others, a change since the
+ * end of the predecessor is told at once: perhaps the peer has left.
+ */
+static void adopt_state(Ivshmem2Slots *s, uint32_t id)
+{
+    if (!s->link->config.pushes && in_grace(&s->slots[id]) &&
+        ivshmem2_link_state(s->link, id) != s->slots[id].record->last_state) {
+        ivshmem2_slots_state_changed(s, id);
+    }
+}
+
 /* As the record says.  Returns whether it is in use. */
 static bool adopt_slot(Ivshmem2Slots *s, uint32_t id, void *opaque)
 {
@@ -284,6 +296,7 @@ static bool adopt_slot(Ivshmem2Slots *s, uint32_t id, void *opaque)
     }
     if (hold) {
         set_hold(s, slot, hold);
+        adopt_state(s, id);
     } else {
         free_slot(s, id);
     }

@@ -45,6 +45,27 @@ static void test_back(void)
     teardown(&f);
 }
 
+/* A peer may have left while no server was there, in a process that lives. */
+static void test_changed_before(void)
+{
+    Fixture f;
+
+    for (int pushes = 0; pushes < 2; pushes++) {
+        begin(&f);
+        f.link->config.pushes = pushes;
+        set_state(&f, 1, 0);
+        restart(&f);
+        /* where peers reach each other, it has told them itself */
+        g_assert_true(was_interrupted(&f, 0) == !pushes);
+        g_assert_false(was_interrupted(&f, 1));
+        join(&f, VICTIM, 1, SESSION);
+        g_assert_true(was_interrupted(&f, 0) == pushes);
+        restart(&f);
+        g_assert_false(was_interrupted(&f, 0));
+        teardown(&f);
+    }
+}
+
 /* A process that is gone before or after the successor starts */
 static void test_gone(void)
 {
@@ -350,6 +371,8 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/ivshmem2/server-successor/back", test_back);
+    g_test_add_func("/ivshmem2/server-successor/changed-before",
+                    test_changed_before);
     g_test_add_func("/ivshmem2/server-successor/gone", test_gone);
     g_test_add_func("/ivshmem2/server-successor/grace-over", test_grace_over);
     g_test_add_func("/ivshmem2/server-successor/held", test_held);
