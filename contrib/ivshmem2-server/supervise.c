@@ -154,6 +154,17 @@ static void unblock_signals(void)
     signal(SIGPIPE, SIG_DFL);
 }
 
+/* One that comes before the server looks for signals ends it in order, too. */
+static void leave_sigterm_to_server(void)
+{
+    sigset_t child;
+
+    unblock_signals();
+    sigemptyset(&child);
+    sigaddset(&child, SIGTERM);
+    sigprocmask(SIG_BLOCK, &child, NULL);
+}
+
 /* In the child.  Does not return. */
 static void be_server(Supervisor *s, int fd, pid_t supervisor)
 {
@@ -172,7 +183,7 @@ static void be_server(Supervisor *s, int fd, pid_t supervisor)
         set_number(IVSHMEM2_SUPERVISOR_ENV, IVSHMEM2_LISTEN_FDS_START + n);
         set_number("FDSTORE", s->room);
         g_unsetenv("NOTIFY_SOCKET");
-        unblock_signals();
+        leave_sigterm_to_server();
         execv(s->program, s->argv);
         g_printerr("ivshmem2-server: cannot run %s, running what was there "
                    "before: %s\n", s->program, g_strerror(errno));
