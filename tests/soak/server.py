@@ -17,7 +17,6 @@ START_TIMEOUT = 10
 SUPERVISED = '--supervise', '--grace', 5
 
 # Lines of its log that a soak causes
-# 15: it is upgraded before it is ready
 KILLED = (r'the server \(pid \d+\) was ended by signal 9',)
 EXPECTED = r"runs as the server's user: the kernel does not keep such peers",
 
