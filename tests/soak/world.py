@@ -68,7 +68,7 @@ class World:
         self.lives = 0              # peers that came and went
         self.baseline = {}          # pid -> census
 
-    # Who is there
+    # Actors that are there
 
     def actors(self):
         return [*self.guests, *self.hosts, *self.crowd]

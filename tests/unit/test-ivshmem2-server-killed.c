@@ -281,7 +281,7 @@ static void test_killed_in(gconstpointer opaque)
     for (guint i = 0; all && i < all->len; i++) {
         const Snapshot *s = &g_array_index(all, Snapshot, i);
 
-        /* Who does not count as a peer has no state. */
+        /* An ID that is not occupied has no state. */
         g_assert_true(s->slots[1].use == IVSHMEM2_SLOT_OCCUPIED ||
                       !s->table[1]);
         if (is_claimed_throughout(step)) {
