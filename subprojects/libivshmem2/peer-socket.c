@@ -129,16 +129,39 @@ static bool has_news(const SocketPeer *p)
 
 /* The conversation */
 
+static bool has_room(const SocketPeer *p)
+{
+    struct pollfd pfd = { .fd = p->conn.fd, .events = POLLOUT };
+
+    return poll(&pfd, 1, 0) == 1;
+}
+
+/* That the state is 0 must not take the last room: it may change again. */
+static bool next_message(SocketPeer *p, Ivshmem2Msg *msg)
+{
+    ivshmem2_session_hold_zero(p->session,
+                               ivshmem2_session_holds_zero(p->session) &&
+                               !has_room(p));
+    return ivshmem2_session_next(p->session, msg);
+}
+
 static bool send_all(SocketPeer *p, GError **error)
 {
     Ivshmem2Msg msg;
     int ret = ivshmem2_transport_flush(&p->conn, error);
 
     /* clients send no descriptors, so it is never BUSY */
-    while (ret == 1 && ivshmem2_session_next(p->session, &msg)) {
+    while (ret == 1 && next_message(p, &msg)) {
         ret = ivshmem2_transport_send(&p->conn, &msg, NULL, error);
     }
     return ret >= 0;
+}
+
+/* Is there something that waits for room? */
+static bool needs_room(const SocketPeer *p)
+{
+    return ivshmem2_transport_is_sending(&p->conn) ||
+           ivshmem2_session_holds_zero(p->session);
 }
 
 static bool receive_some(SocketPeer *p, GError **error)
@@ -241,7 +264,7 @@ static bool converse_until(SocketPeer *p, bool handshake, int64_t deadline,
         if (!left_ms) {
             return fail_too_late(error);
         }
-        pfd.events |= ivshmem2_transport_is_sending(&p->conn) ? POLLOUT : 0;
+        pfd.events |= needs_room(p) ? POLLOUT : 0;
         poll(&pfd, 1, left_ms);
     }
 }
@@ -253,7 +276,7 @@ static void update_watch(SocketPeer *p)
 {
     struct epoll_event event = {
         .events = EPOLLIN |
-            (ivshmem2_transport_is_sending(&p->conn) ? EPOLLOUT : 0),
+            (needs_room(p) ? EPOLLOUT : 0),
     };
     int64_t ns = has_news(p) ? 1 : MAX(p->due_us, 0) * 1000;
     struct itimerspec when = {

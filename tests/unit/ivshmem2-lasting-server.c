@@ -216,6 +216,7 @@ static bool handle_message(Process *p, Connection *c, const Ivshmem2Msg *msg)
         }
         return true;
     case IVSHMEM2_MSG_STATE_ANNOUNCED:
+        say(l, announced, msg->announcement.state);
         count(&l->script->announcements);
         return go_on(c, l, STEP_ANNOUNCED) || c->stalled;
     default:
@@ -240,6 +241,9 @@ static bool serve_connection(Process *p, Connection *c)
         if (c->stalled) {
             return true;
         }
+    }
+    if (ret < 0) {
+        count(&p->link->script->closed);
     }
     return ret == 0;
 }

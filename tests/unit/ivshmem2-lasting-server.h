@@ -51,7 +51,9 @@ typedef struct Script {
     int rings;
     int changes;                /* STATE_CHANGED */
     int announcements;
+    int announced;              /* the last state of them */
     int goodbyes;
+    int closed;                 /* connections, by their clients */
 } Script;
 
 typedef struct Lasting {

@@ -297,6 +297,38 @@ static void test_peer_killed_real(void)
     link_end(&l.server);
 }
 
+/*
+ * The server does not read.  Whenever the peer ends, what the server finds
+ * afterwards must not be that the state is 0 if the others know another one.
+ */
+static void test_room(void)
+{
+    for (int first = 0; first < 2; first++) {
+        Ivshmem2Peer *a;
+        Lasting l;
+
+        lasting_init(&l, true);
+        lasting_start(&l);
+        a = lasting_join(&l, 0, 0, 50);
+        /* so that another one is the first that has no room */
+        if (first) {
+            set_state(a, 5);
+            await_said(&l, announcements, 1);
+        }
+        kill(l.server.pid, SIGSTOP);
+        for (int i = 1; i <= 20001 + first; i++) {
+            set_state(a, (i + first) % 2 * 5);
+        }
+        cut_connections(l.server.pid);
+        kill(l.server.pid, SIGCONT);
+        await_said(&l, closed, 1);
+        g_assert_cmpint(said(&l, announced), ==, 5);
+        g_assert_cmpint(said(&l, announcements), <, 20000);
+        ivshmem2_peer_close(a);
+        lasting_end(&l);
+    }
+}
+
 /* Without a connection, and in the middle of a handshake, closing waits not. */
 static void test_close(void)
 {
@@ -418,6 +450,7 @@ static const ClientTest tests[] = {
     { "/ivshmem2/resume/server-slow", test_server_slow },
     { "/ivshmem2/resume/server-dies", test_server_dies },
     { "/ivshmem2/resume/peer-killed", test_peer_killed },
+    { "/ivshmem2/resume/room", test_room },
     { "/ivshmem2/resume/close", test_close },
     { "/ivshmem2/resume/goodbye", test_goodbye },
     { "/ivshmem2/resume/leaks", test_leaks },
