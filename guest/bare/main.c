@@ -55,15 +55,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include "start.h"
+#include "machine.h"
 #include "trampoline.h"
-
-/* For memory that an interrupt handler, a device or another machine changes */
-#define LOAD(p)         __atomic_load_n(p, __ATOMIC_ACQUIRE)
-#define STORE(p, value) __atomic_store_n(p, value, __ATOMIC_RELEASE)
 
 enum space {
     SPACE_BARS,
@@ -71,17 +64,6 @@ enum space {
     SPACE_IO,
     SPACE_MEMORY,
 };
-
-#define COM1            0x3f8
-#define COM1_IRQ        4
-#define COM1_VECTOR     0x20
-#define SPURIOUS_VECTOR 0xff
-#define APIC            0xfee00000ul
-#define APIC_COMMAND    0x300
-#define TO_OTHERS       0xc4000
-#define INIT            0x500
-#define STARTUP         0x600
-#define IOAPIC          0xfec00000ul
 
 #define MAX_TIMES       32768
 
@@ -100,19 +82,7 @@ typedef struct Command {
     bool (*run)(const uint64_t *args);
 } Command;
 
-typedef struct __attribute__((packed)) TaskState {
-    uint32_t reserved;
-    uint64_t rsp0;
-    uint8_t unused[92];
-} TaskState;
-
-uint64_t interrupts[256];               /* counted by start.S */
-Watch watches[256];                     /* copied by start.S */
-uint64_t idt[256][2];
-static TaskState tss;
-
 static uint64_t taken[256];
-static uint64_t serial_seen;
 static uint64_t bars[6];
 static bool bar_has_ports[6];
 static uint32_t config;                 /* address of the device's function */
@@ -135,139 +105,6 @@ static char line[1024];
 static Step steps[MAX_STEPS];
 static char answer[1024];
 static size_t answer_len;
-
-/* The handler of a vector is its stub of 16 bytes in this table */
-static void set_handler(int vector, char *table)
-{
-    uint64_t entry = (uint64_t)table + 16 * vector;
-
-    /* 64-bit interrupt gate */
-    STORE(&idt[vector][0], (entry & 0xffff) | 8 << 16 | 0x8eull << 40 |
-                           (entry & 0xffff0000) << 32);
-}
-
-void setup_tables(void)
-{
-    uint64_t base = (uint64_t)&tss;
-
-    for (int i = 0; i < 256; i++) {
-        set_handler(i, stubs);
-    }
-    tss.rsp0 = (uint64_t)kernel_stack;
-    gdt[5] = (sizeof(tss) - 1) | (base & 0xffffff) << 16 | 0x89ull << 40 |
-             (base & 0xff000000) << 32;
-}
-
-/*
- * Services of start.S
- */
-
-static inline void halt_unless(uint64_t *a, uint64_t a_was,
-                               uint64_t *b, uint64_t b_was)
-{
-    asm volatile("ud2" : : "a" (0), "D" (a), "S" (a_was), "d" (b),
-                 "c" (b_was) : "memory", "cc");
-}
-
-static uint32_t in(uint16_t port, unsigned size)
-{
-    uint32_t value = 1;
-
-    asm volatile("ud2" : "+a" (value) : "d" (port), "c" (size)
-                 : "memory", "cc");
-    return value;
-}
-
-static void out(uint16_t port, unsigned size, uint32_t value)
-{
-    unsigned number = 2;
-
-    asm volatile("ud2" : "+a" (number) : "d" (port), "c" (size), "D" (value)
-                 : "memory", "cc");
-}
-
-static uint64_t read_msr(uint32_t number)
-{
-    uint64_t low = 3, high;
-
-    asm volatile("ud2" : "+a" (low), "=d" (high) : "c" (number)
-                 : "memory", "cc");
-    return high << 32 | (uint32_t)low;
-}
-
-static void write_msr(uint32_t number, uint64_t value)
-{
-    unsigned service = 4;
-
-    asm volatile("ud2" : "+a" (service) : "c" (number), "D" (value)
-                 : "rdx", "memory", "cc");
-}
-
-static void flush_page_tables(void)
-{
-    unsigned service = 5;
-
-    asm volatile("ud2" : "+a" (service) : : "memory", "cc");
-}
-
-/*
- * Serial line
- */
-
-static void put_char(char c)
-{
-    while (!(in(COM1 + 5, 1) & 0x20)) {
-        /* QEMU's serial port is ready unless its chardev is not read */
-    }
-    out(COM1, 1, c);
-}
-
-static void put_text(const char *text)
-{
-    while (*text) {
-        put_char(*text++);
-    }
-}
-
-static bool char_waits(void)
-{
-    return in(COM1 + 5, 1) & 0x01;
-}
-
-static void get_line(void)
-{
-    size_t len = 0;
-    char c;
-
-    do {
-        serial_seen = LOAD(&interrupts[COM1_VECTOR]);
-        while (!char_waits()) {
-            halt_unless(&interrupts[COM1_VECTOR], serial_seen,
-                        &interrupts[COM1_VECTOR], serial_seen);
-            serial_seen = LOAD(&interrupts[COM1_VECTOR]);
-        }
-        c = in(COM1, 1);
-        if (len < sizeof(line) - 1 && c != '\n') {
-            line[len++] = c;
-        }
-    } while (c != '\n');
-    line[len] = '\0';
-}
-
-/* Has the next line begun to arrive? Then the current program has to end. */
-static bool line_waits(void)
-{
-    uint64_t now = LOAD(&interrupts[COM1_VECTOR]);
-
-    if (now == serial_seen) {
-        return false;
-    }
-    if (char_waits()) {
-        return true;
-    }
-    serial_seen = now;
-    return false;
-}
 
 /*
  * Text
@@ -511,8 +348,7 @@ static bool run_take(const uint64_t *args)
             taken[vector] = now;
             return false;
         }
-        halt_unless(&interrupts[vector], now,
-                    &interrupts[COM1_VECTOR], serial_seen);
+        wait_for_interrupt(vector, now);
     }
     return true;
 }
@@ -544,8 +380,7 @@ static bool run_await(const uint64_t *args)
             say_number(value);
             return false;
         }
-        halt_unless(&interrupts[vector], taken[vector],
-                    &interrupts[COM1_VECTOR], serial_seen);
+        wait_for_interrupt(vector, taken[vector]);
     }
 }
 
@@ -658,11 +493,6 @@ static bool run_copy(const uint64_t *args)
     }
     space_write(args[2], args[3], 4, space_read(args[0], args[1], 4));
     return true;
-}
-
-static void apic_write(uint32_t offset, uint32_t value)
-{
-    STORE((uint32_t *)(APIC + offset), value);
 }
 
 /* Entered by start.S, and left to halt for good */
@@ -951,28 +781,6 @@ static void run_line(void)
  * Start and end
  */
 
-static void ioapic_write(uint32_t index, uint32_t value)
-{
-    STORE((uint32_t *)IOAPIC, index);
-    STORE((uint32_t *)(IOAPIC + 0x10), value);
-}
-
-static void setup_interrupts(void)
-{
-    /* the local APIC, which also gets logical ID 1 */
-    apic_write(0xe0, 0xffffffff);
-    apic_write(0xd0, 1 << 24);
-    apic_write(0x80, 0);
-    apic_write(0xf0, 0x100 | SPURIOUS_VECTOR);
-    /* the serial port: no FIFO, an interrupt for each character */
-    ioapic_write(0x11 + 2 * COM1_IRQ, 0);
-    ioapic_write(0x10 + 2 * COM1_IRQ, COM1_VECTOR);
-    out(COM1 + 2, 1, 0);
-    out(COM1 + 3, 1, 0x03);
-    out(COM1 + 4, 1, 0x0b);
-    out(COM1 + 1, 1, 0x01);
-}
-
 void fatal(uint64_t vector, const uint64_t *stack)
 {
     answer_len = 0;
@@ -994,7 +802,7 @@ int main(void)
     setup_interrupts();
     put_text("\nready\n");
     for (;;) {
-        get_line();
+        get_line(line, sizeof(line));
         run_line();
         put_text(answer);
         put_char('\n');
