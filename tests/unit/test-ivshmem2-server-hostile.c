@@ -291,6 +291,10 @@ static void test_half_close(void)
 
         client_connect(&c, &w.s);
         client_say(&c, &hello);
+        if (how == SHUT_RDWR) {
+            /* a HELLO of a client that is gone already would be ignored */
+            client_hear_any(&c);
+        }
         shutdown(c.transport.fd, how);
         server_wait_fds(&w.s, w.n_fds + 1);
         client_close(&c);
