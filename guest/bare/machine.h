@@ -75,7 +75,7 @@ static inline void flush_page_tables(void)
     asm volatile("ud2" : "+a" (service) : : "memory", "cc");
 }
 
-/* The handler of a vector is its stub of 16 bytes in this table. */
+/* The handler of a vector is its 16 bytes of code in this table. */
 void set_handler(int vector, char *table);
 
 void apic_write(uint32_t offset, uint32_t value);
